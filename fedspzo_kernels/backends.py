@@ -1,0 +1,72 @@
+"""Which backend serves which device, decided once at import, and why another one is not there.
+
+`FEDSPZO_BACKEND=reference|cpu|cuda|triton` asks for one; without it the fastest one there is
+serves each device.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+REQUEST = "FEDSPZO_BACKEND"
+NAMES = ("reference", "cpu", "cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's state: `reason` says what it does or why it is not there."""
+
+    available: bool
+    reason: str
+
+
+_backends: dict[str, Backend] = {}
+
+
+def load() -> None:
+    """Load the compiled backends that are there and wanted. Called once, at import."""
+    wanted = os.environ.get(REQUEST, "")
+    if wanted not in ("", *NAMES):
+        raise ValueError(f"{REQUEST} is {wanted!r}; set one of {', '.join(NAMES)}, or unset it")
+    _backends["reference"] = Backend(True, "plain torch, any device")
+    _backends["cpu"] = _load_library("_C", skip=wanted not in ("", "cpu"))
+    _backends["cuda"] = Backend(False, "not part of this version")
+    _backends["triton"] = Backend(False, "not part of this version")
+    if wanted and not _backends[wanted].available:
+        raise RuntimeError(
+            f"{REQUEST} is {wanted!r}, but that backend is not there:"
+            f" {_backends[wanted].reason}; unset it or install the backend"
+        )
+
+
+def _load_library(stem: str, *, skip: bool) -> Backend:
+    if skip:
+        return Backend(False, f"{REQUEST}={os.environ[REQUEST]} asks for another one")
+    for path in sorted(Path(__file__).parent.glob(f"{stem}.*so")):
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            return Backend(False, f"{path.name} does not load: {error}")
+        return Backend(True, f"{path.name}, on CPU tensors")
+    return Backend(False, "not compiled: installed without a C++ compiler")
+
+
+def info() -> dict[str, object]:
+    """What there is: backends with reasons, the CPU's instruction set, threads, the GPU.
+
+    Returns:
+        A dict with keys `torch`, `backends` (name to `Backend`), `cpu_capability` (None without
+        the compiled backend), `threads` and `gpu` (its name, or None).
+    """
+    compiled = _backends["cpu"].available
+    return {
+        "torch": torch.__version__,
+        "backends": dict(_backends),
+        "cpu_capability": torch.ops.fedspzo.cpu_capability() if compiled else None,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

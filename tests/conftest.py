@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from kernel_backends import CAPABILITIES, REFERENCE, Op, compiled, why_not
+
+
+@pytest.fixture(params=CAPABILITIES)
+def fast(request: pytest.FixtureRequest) -> Op:
+    """Each compiled implementation of the op."""
+    reason = why_not(request.param)
+    if reason:
+        pytest.skip(reason)
+    return compiled(request.param)
+
+
+@pytest.fixture(params=["reference", *CAPABILITIES])
+def backend(request: pytest.FixtureRequest) -> Op:
+    """Each implementation of the op, the reference among them."""
+    if request.param == "reference":
+        return REFERENCE
+    reason = why_not(request.param)
+    if reason:
+        pytest.skip(reason)
+    return compiled(request.param)
