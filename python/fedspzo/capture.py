@@ -1,0 +1,238 @@
+"""Capture and replay: the first block's layers run once, then return their output at once.
+
+In *capture* the layers run and a copy of the last one's output is kept, call by call; in *replay*
+every one of them returns that output. Only the instances' `forward` is shadowed, so hooks still
+fire and no model is rewritten.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
+
+_ABSENT = object()
+
+
+class Replay:
+    """Shadows the `forward` of consecutive layers inside a `with` block.
+
+    Args:
+        layers: the modules, in the order in which the model calls them. Empty: does nothing.
+
+    `mode` is "run" (the model as it is), "capture" or "replay"; set it before each evaluation with
+    `capture()` or `replay()` and verify the evaluation with `check()`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = tuple(layers)
+        self.mode = "run"
+        self._outputs: list[Any] = []  # of the last layer, in call order
+        self._calls = 0
+        self._shadowed: list[tuple[nn.Module, Any]] = []
+
+    def __enter__(self) -> Replay:
+        for layer in self.layers:
+            # accelerate, among others, keeps a forward of its own in this slot
+            self._shadowed.append((layer, layer.__dict__.get("forward", _ABSENT)))
+            layer.forward = self._shadow(layer.forward, last=layer is self.layers[-1])
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._shadowed:
+            layer, forward = self._shadowed.pop()
+            if forward is _ABSENT:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward
+        self.mode = "run"
+        self._outputs.clear()
+
+    def capture(self) -> None:
+        """Run the layers in the next evaluation and keep what they return."""
+        self.mode, self._calls = "capture", 0
+        self._outputs.clear()
+
+    def replay(self) -> None:
+        """Return what was captured in the next evaluation."""
+        self.mode, self._calls = "replay", 0
+
+    def check(self) -> None:
+        """Raise if the evaluation since `capture()` or `replay()` did not use the layers alike.
+
+        Raises:
+            RuntimeError: the model never ran the layers, or not as often as when captured.
+        """
+        if not self.layers:
+            return
+        if self._calls == 0:
+            raise RuntimeError(
+                "the closure's loss did not run the first block's layers; compute it with the"
+                " model that was split, and let the model call its layers as modules"
+            )
+        if self._calls != len(self._outputs):
+            raise RuntimeError(
+                f"the closure ran the model {self._calls} times in a replayed evaluation and"
+                f" {len(self._outputs)} times before; every call of a step must see the same data"
+            )
+
+    def _shadow(self, forward: Callable[..., Any], *, last: bool) -> Callable[..., Any]:
+        def shadow(*args: Any, **kwargs: Any) -> Any:
+            if self.mode != "replay":
+                output = forward(*args, **kwargs)
+                if last and self.mode == "capture":
+                    self._outputs.append(_copy(output))
+                    self._calls += 1
+                return output
+            if self._calls >= len(self._outputs):
+                raise RuntimeError(
+                    f"the closure runs the model more than the {len(self._outputs)} times it did"
+                    " when the first block was captured; every call of a step must see the same"
+                    " data"
+                )
+            output = self._outputs[self._calls]
+            self._calls += last
+            return _copy(output) if last else output
+
+        return shadow
+
+
+def _copy(output: Any) -> Any:
+    """Copy the tensors of a layer's output: block 2 may change its input in place."""
+    return tree_map_only(Tensor, torch.clone, output)
+
+
+class Touched(TorchDispatchMode):
+    """Records which of some tensors the operations inside the `with` block read or write.
+
+    It looks at the memory that each operation is given, so it sees parameters that are used
+    outside their own module's forward too. Recording ends when `until`, if given, returns for
+    the first time.
+
+    Args:
+        tensors: name to tensor.
+        until: a module.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], until: nn.Module | None = None) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.done = False
+        self._spans = sorted(
+            (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name)
+            for name, t in tensors.items()
+        )
+        self._starts = [start for start, _, _ in self._spans]
+        self._until = until
+        self._hook: Any = None
+
+    def __enter__(self) -> Touched:
+        if self._until is not None:
+            self._hook = self._until.register_forward_hook(self._end, always_call=False)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        super().__exit__(*exc_info)
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _end(self, *_: Any) -> None:
+        self.done = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.done:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self._record(leaf.data_ptr())
+        return func(*args, **(kwargs or {}))
+
+    def _record(self, address: int) -> None:
+        i = bisect_right(self._starts, address) - 1
+        if i >= 0 and address < self._spans[i][1]:
+            self.names.add(self._spans[i][2])
+
+
+@contextmanager
+def evaluating(model: nn.Module | None) -> Iterator[None]:
+    """Clear every submodule's `training` flag (dropout off), and put each one back.
+
+    The flags are written directly: `model.eval()` may do more, such as merging adapters.
+    """
+    modules = [] if model is None else [m for m in model.modules() if m.training]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+class _NoModules(ModuleTracker):
+    """Counts for the whole alone.
+
+    Without gradients the tracker's hooks fail where a parameter is a module's input (DeBERTa).
+    """
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+def _flop_counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    return counter
+
+
+def measure(replay: Replay, second: Mapping[str, Tensor], evaluate: Callable[[], Tensor]) -> float:
+    """Check that a model works as it was split, and measure block 2's share of its cost.
+
+    Evaluates once in full and once replayed, at the weights as they are.
+
+    Args:
+        replay: entered, with at least one layer.
+        second: block 2's parameters by name.
+        evaluate: returns the loss, always of the same data.
+
+    Returns:
+        The replayed evaluation's floating point operations over the full one's, in (0, 1].
+
+    Raises:
+        RuntimeError: block 2's parameters are used before the cut, or the losses differ.
+    """
+    replay.capture()
+    with Touched(second, until=replay.layers[-1]) as early, _flop_counter() as full:
+        loss = evaluate()
+    replay.check()
+    if early.names:
+        raise RuntimeError(
+            f"block 2's parameters {sorted(early.names)} are used before the cut; pass"
+            " example=BATCH to blocks.split, so that it can see where they are used"
+        )
+    replay.replay()
+    with _flop_counter() as part:
+        again = evaluate()
+    replay.check()
+    # On a CPU forward passes repeat to the bit; other devices may add in another order.
+    tolerance = 0.0 if loss.device.type == "cpu" else 1e-3
+    if loss.isfinite() and not torch.isclose(again, loss, rtol=tolerance, atol=0.0):
+        raise RuntimeError(
+            f"the loss is {loss.item()} in full and {again.item()} with the first block replayed."
+            " Either the closure's data or dropout change from call to call, or block 2 uses more"
+            " than the last output of block 1's layers: then cut elsewhere, or pass"
+            " Blocks.single(model)"
+        )
+    total = full.get_total_flops()
+    return max(part.get_total_flops(), 1) / total if total else 1.0

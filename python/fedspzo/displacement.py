@@ -1,0 +1,133 @@
+"""Where a block's weights stand: the terms on top of them, and the way back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+from torch import Tensor
+
+import fedspzo_kernels
+
+Rounding = Literal["nearest", "stochastic"]
+
+_key = cache(fedspzo_kernels.parameter_key)
+
+
+class Displacement:
+    """A block's weights on their way through a step, always one `restore()` from its start.
+
+    In place, a move adds the difference between where the weights stand and where they go, in one
+    op, so a way back is exact to the rounding of in-place arithmetic. Exact, a snapshot of the
+    weights is kept from the start and every move begins at it.
+
+    Args:
+        group: (name, tensor) pairs; the tensors are changed in place.
+        exact: keep a snapshot, on the tensors' devices.
+    """
+
+    def __init__(self, group: Sequence[tuple[str, Tensor]], *, exact: bool) -> None:
+        self._tensors = [tensor for _, tensor in group]
+        self._keys = [_key(name) for name, _ in group]
+        self._terms: dict[int, float] = {}
+        self._snapshot = [t.detach().clone() for t in self._tensors] if exact else None
+
+    def move(
+        self,
+        target: Mapping[int, float],
+        *,
+        rounding: Rounding = "nearest",
+        rounding_seed: int | None = None,
+    ) -> None:
+        """Go to the step's start plus `target`, seed to coefficient."""
+        if target == self._terms and rounding == "nearest":
+            return
+        if self._snapshot is None:
+            delta = {seed: -coefficient for seed, coefficient in self._terms.items()}
+            for seed, coefficient in target.items():
+                delta[seed] = delta.get(seed, 0.0) + coefficient
+            delta = {seed: c for seed, c in delta.items() if c != 0}
+        else:
+            self._copy_back()
+            delta = dict(target)
+        if delta:
+            fedspzo_kernels.perturb_(
+                self._tensors,
+                self._keys,
+                list(delta),
+                list(delta.values()),
+                rounding=rounding,
+                rounding_seed=rounding_seed,
+            )
+        self._terms = dict(target)
+
+    def decay(self, factor: float) -> None:
+        """Multiply the weights at the step's start by `factor`, and go there."""
+        self.move({})
+        for tensor in self._snapshot or self._tensors:
+            tensor.mul_(factor)
+
+    def settle(self) -> None:
+        """Make where the weights stand the place to return to."""
+        self._terms, self._snapshot = {}, None
+
+    def restore(self) -> None:
+        """Return to the step's start: bit for bit if exact, else to the rounding of the moves."""
+        if self._snapshot is None:
+            self.move({})
+        else:
+            self._copy_back()
+
+    def _copy_back(self) -> None:
+        for tensor, start in zip(self._tensors, self._snapshot or (), strict=True):
+            tensor.copy_(start)
+
+
+class HeldInterrupts:
+    """Holds Ctrl-C back inside a `with` block, except inside `released()`.
+
+    Weights that are being moved are never left between two states; the interrupt comes at the
+    next `released()`, or at the block's end. Does nothing outside the main thread, where Python
+    delivers no signals.
+    """
+
+    def __init__(self) -> None:
+        self._outer: Callable[..., Any] | None = None
+        self._pending: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> HeldInterrupts:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._outer = handler
+            signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outer is not None:
+            signal.signal(signal.SIGINT, self._outer)
+            self._deliver(self._outer)
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let Ctrl-C through."""
+        if self._outer is None:
+            yield
+            return
+        try:
+            signal.signal(signal.SIGINT, self._outer)
+            self._deliver(self._outer)
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._hold)
+
+    def _hold(self, *received: Any) -> None:
+        self._pending = received
+
+    def _deliver(self, handler: Callable[..., Any]) -> None:
+        received, self._pending = self._pending, None
+        if received is not None:
+            handler(*received)

@@ -1,0 +1,238 @@
+"""The estimators: at which points the loss is evaluated, and what the losses say.
+
+A step takes P1 directions z1 of block 1 and, for each, P2 directions z2 of block 2. Every estimator
+turns the losses at some points theta + s eps z, s in {+1, 0, -1}, into one *projected gradient* g a
+direction; block b's step is the mean of g z over its directions.
+
+`balanced` is fedspzo's own: neither block's estimate contains the other's noise. `coupled` is our
+reading of FedSPZO's abstract (arXiv 2502.10239), `mezo` is MeZO's (arXiv 2305.17333).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .seeds import step_seeds
+
+Offset = tuple[int, int]  # (direction, sign); sign 0: the weights as they are
+Point = tuple[Offset, ...]  # one offset a block
+Losses = Mapping[Point, float]
+Differences = tuple[float, list[float]]  # for a direction of block 1, for its directions of block 2
+
+HERE: Offset = (0, 0)
+
+
+def side(p: int) -> int:
+    """The sign of block 1's perturbation while block 2's direction p is evaluated: s alternates."""
+    return -1 if p % 2 else +1
+
+
+# Each estimator is two functions of block 1's direction `a` and of its block 2 directions `ps`:
+# the points, in the order that moves the weights least, and the differences l(...) - l(...) that
+# still have to be divided by eps.
+
+
+def _balanced_one_points(a: int, ps: range) -> Iterator[Point]:
+    for s in (+1, -1):
+        yield (a, s), HERE
+        for p in ps:
+            if side(p) == s:
+                yield (a, s), (p, +1)
+
+
+def _balanced_one(loss: Losses, a: int, ps: range) -> Differences:
+    base = {s: loss[(a, s), HERE] for s in (+1, -1)}
+    return (base[+1] - base[-1]) / 2, [loss[(a, side(p)), (p, +1)] - base[side(p)] for p in ps]
+
+
+def _balanced_two_points(a: int, ps: range) -> Iterator[Point]:
+    for s in (+1, -1):
+        for p in ps:
+            if side(p) == s:
+                yield (a, s), (p, +1)
+                yield (a, s), (p, -1)
+
+
+def _balanced_two(loss: Losses, a: int, ps: range) -> Differences:
+    plus = {p: loss[(a, side(p)), (p, +1)] for p in ps}
+    minus = {p: loss[(a, side(p)), (p, -1)] for p in ps}
+    means = {s: _mean([(plus[p] + minus[p]) / 2 for p in ps if side(p) == s]) for s in (+1, -1)}
+    return (means[+1] - means[-1]) / 2, [(plus[p] - minus[p]) / 2 for p in ps]
+
+
+def _coupled_points(a: int, ps: range) -> Iterator[Point]:
+    for s in (+1, -1):
+        for p in ps[::s]:  # backwards on the way down: the turn is one term, -2 eps
+            yield (a, s), (p, s)
+
+
+def _coupled(loss: Losses, a: int, ps: range) -> Differences:
+    difference = [(loss[(a, +1), (p, +1)] - loss[(a, -1), (p, -1)]) / 2 for p in ps]
+    return _mean(difference), difference
+
+
+def _coupled_loo(loss: Losses, a: int, ps: range) -> Differences:
+    mean, difference = _coupled(loss, a, ps)
+    n = len(difference)
+    # d - (sum - d) / (n - 1): the direction's difference less the mean of the others'
+    return mean, [(d - mean) * n / (n - 1) for d in difference]
+
+
+_TWO_BLOCKS: dict[
+    tuple[str, str],
+    tuple[
+        Callable[[int, range], Iterator[Point]],
+        Callable[[Losses, int, range], Differences],
+        int,  # the fewest directions of block 2 it is defined for
+    ],
+] = {
+    ("balanced", "one"): (_balanced_one_points, _balanced_one, 1),
+    ("balanced", "two"): (_balanced_two_points, _balanced_two, 2),
+    ("coupled", "two"): (_coupled_points, _coupled, 1),
+    ("coupled-loo", "two"): (_coupled_points, _coupled_loo, 2),
+}
+NAMES = ("balanced", "coupled", "coupled-loo", "mezo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """An estimator with its numbers of perturbations.
+
+    Attributes:
+        name: "balanced", "coupled", "coupled-loo" or "mezo".
+        sides: "one" or "two"; the coupled estimators are two-sided.
+        perturbations: (P1, P2): P2 directions of block 2 for each of P1 of block 1. For "mezo"
+            one number a block, all alike: every block moves along one direction of the whole.
+
+    Raises:
+        ValueError: a value out of range, naming it and the remedy.
+    """
+
+    name: str
+    sides: str
+    perturbations: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        counts = self.perturbations
+        if self.name not in NAMES:
+            raise ValueError(f"estimator is {self.name!r}; pass one of {', '.join(NAMES)}")
+        if self.sides not in ("one", "two"):
+            raise ValueError(f"sides is {self.sides!r}; pass 'one' or 'two'")
+        for count in counts:
+            check_perturbations(count)
+        if self.name == "mezo":
+            if len(set(counts)) != 1:
+                raise ValueError(
+                    f"perturbations are {counts}, but 'mezo' moves all blocks along the same"
+                    " directions; pass one int"
+                )
+            return
+        if len(counts) != 2:
+            raise ValueError(
+                f"estimator {self.name!r} needs two blocks, but there are {len(counts)}; pass"
+                " blocks.split(model), or estimator='mezo'"
+            )
+        if (self.name, self.sides) not in _TWO_BLOCKS:
+            raise ValueError(f"sides is {self.sides!r}, but {self.name!r} is two-sided; pass 'two'")
+        fewest = _TWO_BLOCKS[self.name, self.sides][2]
+        if counts[1] < fewest:
+            raise ValueError(
+                f"perturbations of block 2 is {counts[1]}, but {self.name!r} {self.sides}-sided"
+                f" needs at least {fewest}"
+            )
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """How many directions each block has in a step."""
+        if self.name == "mezo":
+            return self.perturbations
+        p1, p2 = self.perturbations
+        return p1, p1 * p2
+
+    def seeds(self, seed: int, step: int) -> tuple[tuple[int, ...], ...]:
+        """The directions' seeds, block by block, in step `step` of the optimizer's `seed`."""
+        if self.name == "mezo":
+            return step_seeds(seed, step, self.directions[:1]) * len(self.perturbations)
+        return step_seeds(seed, step, self.directions)
+
+    def points(self) -> list[Point]:
+        """The points of one step, in the order in which to evaluate them."""
+        if self.name == "mezo":
+            blocks, count = len(self.perturbations), self.perturbations[0]
+            signs = (+1, -1) if self.sides == "two" else (+1,)
+            here = [] if self.sides == "two" else [(HERE,) * blocks]
+            return here + [((p, s),) * blocks for p in range(count) for s in signs]
+        points = _TWO_BLOCKS[self.name, self.sides][0]
+        return [point for a, ps in self._repeats() for point in points(a, ps)]
+
+    def gradients(self, loss: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
+        """The projected gradients, block by block and direction by direction.
+
+        Args:
+            loss: the loss at each of `points()`.
+            eps: each block's perturbation scale.
+        """
+        if self.name == "mezo":
+            blocks, count = len(self.perturbations), self.perturbations[0]
+            if self.sides == "two":
+                d = [
+                    (loss[((p, +1),) * blocks] - loss[((p, -1),) * blocks]) / 2
+                    for p in range(count)
+                ]
+            else:
+                d = [loss[((p, +1),) * blocks] - loss[(HERE,) * blocks] for p in range(count)]
+            return tuple([x / e for x in d] for e in eps)
+        differences = _TWO_BLOCKS[self.name, self.sides][1]
+        first: list[float] = []
+        second: list[float] = []
+        for a, ps in self._repeats():
+            d1, d2 = differences(loss, a, ps)
+            first.append(d1 / eps[0])
+            second.extend(d / eps[1] for d in d2)
+        return first, second
+
+    def loss(self, loss: Losses) -> float:
+        """The step's loss: the mean where the last block is as it is, else over all points."""
+        here = [value for point, value in loss.items() if point[-1] == HERE]
+        return _mean(here or list(loss.values()))
+
+    def _repeats(self) -> list[tuple[int, range]]:
+        p1, p2 = self.perturbations
+        return [(a, range(a * p2, (a + 1) * p2)) for a in range(p1)]
+
+
+def check_perturbations(count: object) -> None:
+    """Raise ValueError unless `count` is an int of at least 1."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"perturbations is {count!r}; pass an int of at least 1")
+
+
+def coefficients(gradients: Sequence[float], lr: float) -> tuple[float, ...]:
+    """What a block's update adds along each direction: `-lr g / P`, rounded to float32.
+
+    Args:
+        gradients: the projected gradients of the block's P directions.
+        lr: the block's learning rate.
+    """
+    return to_float32([-lr * g / len(gradients) for g in gradients])
+
+
+def to_float32(values: Sequence[float]) -> tuple[float, ...]:
+    """The nearest float32 values, as Python floats; infinite beyond float32's range."""
+    return tuple(torch.tensor(values, dtype=torch.float64).to(torch.float32).tolist())
+
+
+def default_perturbations(second_share: float) -> int:
+    """P2 by the rule C1 / C2, rounded to an even number, at least 2.
+
+    Args:
+        second_share: C2, block 2's share of the cost of a forward pass, in (0, 1].
+    """
+    return max(2, 2 * round((1 - second_share) / second_share / 2))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,347 @@
+"""SPZO: zeroth-order steps on the two blocks of a network, as a torch optimizer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .blocks import Blocks
+from .capture import Replay, evaluating, measure
+from .displacement import Displacement, HeldInterrupts, Rounding
+from .estimator import Estimator, Point, coefficients, default_perturbations, to_float32
+from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
+from .seeds import SEED_LIMIT, step_rounding_seed
+
+Closure = Callable[[], Tensor | float]
+
+
+# What continues a run bit for bit, besides the param groups. The estimator is compared.
+_STATE = ("sides", "rounding", "exact", "seed", "steps", "skipped", "forwards", "cost_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step did. A tuple "a block" has an entry for each param group.
+
+    Attributes:
+        step: the step's number, from 0.
+        loss: the mean loss where block 2 is as it is (over all points if two-sided).
+        losses: the loss at every point, in the order of evaluation.
+        seeds: a block, its directions' seeds.
+        gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
+        coefficients: a block, what was added along each direction; zeros if skipped.
+        rounding_seed: of the update's stochastic rounding; None when rounding to nearest.
+        forwards: the evaluations' cost, in full forward passes.
+        skipped: a loss or gradient was not finite, and the weights were put back as they were.
+    """
+
+    step: int
+    loss: float
+    losses: tuple[float, ...]
+    seeds: tuple[tuple[int, ...], ...]
+    gradients: tuple[tuple[float, ...], ...]
+    coefficients: tuple[tuple[float, ...], ...]
+    rounding_seed: int | None
+    forwards: float
+    skipped: bool
+
+
+class SPZO(Optimizer):
+    """Zeroth-order fine-tuning: no backward pass, no gradients, no optimizer state.
+
+    Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
+    `weight_decay`; a block's learning rate is `lr * lr_scale`. A step evaluates the closure's loss
+    at perturbed weights (formulas: `fedspzo.estimator`), then adds `-lr g / P` along each
+    direction. The noise is addressed by (seed, parameter name, element), so nothing is drawn from
+    torch's generators.
+
+    Args:
+        params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
+            control (call `model.eval()` yourself), named parameters, parameters (addressed by
+            their index) or param groups. Frozen parameters are left alone, tied ones taken once.
+        lr: one learning rate, for block 1, where block 2 gets `2 * P2` times it (kept as
+            `lr_scale`); or a tuple, one a block.
+        estimator: "balanced" (default for two blocks), "coupled", "coupled-loo" or "mezo"
+            (default otherwise).
+        sides: "one" or "two". Default for "balanced": "one" in float32, "two" in bfloat16 and
+            float16; for the others "two".
+        perturbations: (P1, P2), or one int for "mezo". Default P1 = 1 and
+            P2 = C1 / C2 rounded to an even number, its cost share measured in the first step.
+        eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
+            bfloat16 and float16.
+        weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
+            update. float32 only: lower precision would round it away.
+        seed: of every direction, in [0, 2**64).
+        rounding: of the update: "nearest" (default in float32) or "stochastic".
+        exact: keep a snapshot of the weights during a step, so that they change by the update
+            alone, to the bit. Default: only in bfloat16 and float16, where in-place arithmetic
+            drifts; float32 saves the memory and accepts rounding errors.
+        cost_share: C2, block 2's share of a forward pass's cost, if known: saves measuring it.
+
+    Attributes:
+        last_step: the `StepReport` of the last step, or None.
+        steps: steps done, `skipped` ones among them.
+        skipped: steps skipped because a loss was not finite.
+        forwards: the cost of all evaluations so far, in full forward passes; with the first
+            step's measurement, which evaluates once in full and once replayed.
+
+    Raises:
+        ValueError, TypeError: naming the argument, its value and the remedy.
+    """
+
+    def __init__(
+        self,
+        params: Blocks | Iterable[Any],
+        lr: float | Sequence[float] = 1e-4,
+        *,
+        estimator: str | None = None,
+        sides: Literal["one", "two"] | None = None,
+        perturbations: int | Sequence[int | None] | None = None,
+        eps: float | Sequence[float] | None = None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        rounding: Rounding | None = None,
+        exact: bool | None = None,
+        cost_share: float | None = None,
+    ) -> None:
+        if rounding not in (None, "nearest", "stochastic"):
+            raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
+        if cost_share is not None and not 0 < cost_share <= 1:
+            raise ValueError(f"cost_share is {cost_share!r}; pass a number in (0, 1]")
+        blocks = params if isinstance(params, Blocks) else None
+        groups = as_groups(params) if isinstance(params, Iterable) else params.param_groups()
+        if estimator is None:
+            estimator = "balanced" if blocks and len(groups) == 2 else "mezo"
+        mezo = estimator == "mezo"
+        Estimator(name=estimator, sides=sides or "two", perturbations=(2,) * len(groups))
+        if perturbations is None:
+            perturbations = 1 if mezo else (1, None)
+        elif not mezo and not isinstance(perturbations, Sequence):
+            raise ValueError(f"perturbations is {perturbations!r}; {estimator!r} takes (P1, P2)")
+        settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
+        for name, value in settings.items():
+            distribute(groups, name, value)
+        for number, group in enumerate(groups, 1):
+            # None: by the rule, once P2 is known. Not folded into lr, which schedulers own.
+            rule = number == 2 and not mezo and not isinstance(lr, Sequence)
+            group.setdefault("lr_scale", None if rule else 1.0)
+
+        self.reseed(seed)
+        self.skipped = 0
+        self.forwards = 0.0
+        self.last_step: StepReport | None = None
+        self.estimator = estimator
+        self._model = blocks.model if blocks else None
+        self._replay = Replay(blocks.layers if blocks and not mezo else ())
+        # without layers to replay every evaluation is a full forward
+        self.cost_share = cost_share if self._replay.layers else 1.0
+        self._indexed = 0
+        super().__init__(groups, {"weight_decay": weight_decay})
+
+        low = any(is_low(g) for g in self.param_groups)
+        self.sides = sides or ("one" if estimator == "balanced" and not low else "two")
+        self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
+        self.exact = low if exact is None else exact
+        self._apply_rules()
+        self._estimator()  # checks estimator, sides and perturbations
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a block; torch's method, which also settles names, ties and defaults by dtype."""
+        members = as_groups(param_group["params"])[0]["params"]
+        group = {**self.defaults, **param_group, "params": members}
+        super().add_param_group(resolve(group, self.param_groups, self._indexed))
+        self._indexed += len(members)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
+        """Take one step.
+
+        Args:
+            closure: returns the loss of one batch, a scalar; called without gradients, with
+                the model in evaluation mode, and always for the same data: to accumulate over
+                micro-batches, return their mean.
+
+        Returns:
+            The step's loss; not finite if the step was skipped. Details: `last_step`.
+
+        Raises:
+            ValueError: no closure.
+            RuntimeError: in the first step, if the model does not work as it was split.
+            Exception: whatever the closure raises, with the weights put back: bit for bit if
+                `exact`, otherwise to the rounding of in-place arithmetic.
+        """
+        if closure is None:
+            raise ValueError(
+                "closure is None, but SPZO evaluates the loss several times a step; call"
+                " step(lambda: model(**batch).loss)"
+            )
+        groups = self.param_groups
+        stands = [Displacement(named(group), exact=self.exact) for group in groups]
+        with HeldInterrupts() as interrupts, ExitStack() as ways_back:
+            for stand in stands:
+                ways_back.callback(stand.restore)
+
+            def evaluate() -> Tensor:
+                with interrupts.released():
+                    return _scalar(closure())
+
+            with evaluating(self._model), self._replay:
+                if self.cost_share is None:
+                    second = dict(named(groups[1]))
+                    self.cost_share = measure(self._replay, second, evaluate)
+                    self.forwards += 1.0 + self.cost_share
+                self._apply_rules()
+                report = self._estimate(stands, evaluate)
+            if not report.skipped:
+                for group, stand in zip(groups, stands, strict=True):
+                    if group["weight_decay"]:
+                        stand.decay(1 - learning_rate(group) * group["weight_decay"])
+                for stand, *terms in zip(stands, report.seeds, report.coefficients, strict=True):
+                    stand.move(
+                        dict(zip(*terms, strict=True)),
+                        rounding=self.rounding,
+                        rounding_seed=report.rounding_seed,
+                    )
+                for stand in stands:
+                    stand.settle()
+            self.steps += 1
+            self.forwards += report.forwards
+            self.last_step = report
+        if report.skipped:
+            self._count_skip(report)
+        return report.loss
+
+    def _estimate(
+        self, stands: Sequence[Displacement], evaluate: Callable[[], Tensor]
+    ) -> StepReport:
+        """Evaluate the estimator's points, in place, and work out the update."""
+        estimator = self._estimator()
+        seeds = estimator.seeds(self.seed, self.steps)
+        eps = to_float32([group["eps"] for group in self.param_groups])
+        values: dict[Point, Tensor] = {}
+        forwards, captured = 0.0, None
+        for point in estimator.points():
+            for stand, block_seeds, (direction, sign), scale in zip(
+                stands, seeds, point, eps, strict=True
+            ):
+                stand.move({block_seeds[direction]: sign * scale} if sign else {})
+            if point[0] == captured:
+                self._replay.replay()
+                forwards += self.cost_share or 1.0
+            else:
+                self._replay.capture()
+                forwards += 1.0
+            captured = point[0]
+            values[point] = evaluate()
+            self._replay.check()
+        losses = {point: value.item() for point, value in values.items()}
+        gradients = tuple(to_float32(g) for g in estimator.gradients(losses, eps))
+        updates = tuple(
+            coefficients(g, learning_rate(group))
+            for g, group in zip(gradients, self.param_groups, strict=True)
+        )
+        skipped = not all(
+            map(math.isfinite, (*losses.values(), *chain.from_iterable(gradients + updates)))
+        )
+        zeros = tuple((0.0,) * len(block) for block in seeds)
+        return StepReport(
+            step=self.steps,
+            loss=estimator.loss(losses),
+            losses=tuple(losses.values()),
+            seeds=seeds,
+            gradients=zeros if skipped else gradients,
+            coefficients=zeros if skipped else updates,
+            rounding_seed=(
+                step_rounding_seed(self.seed, self.steps) if self.rounding == "stochastic" else None
+            ),
+            forwards=forwards,
+            skipped=skipped,
+        )
+
+    def _apply_rules(self) -> None:
+        """Settle the defaults that follow from the cost: P2, and from it block 2's rate."""
+        for group in self.param_groups:
+            if group["perturbations"] is None and self.cost_share is not None:
+                group["perturbations"] = default_perturbations(self.cost_share)
+            if group["lr_scale"] is None and group["perturbations"] is not None:
+                group["lr_scale"] = 2.0 * group["perturbations"]
+
+    def _estimator(self) -> Estimator:
+        counts = (group["perturbations"] for group in self.param_groups)
+        return Estimator(
+            name=self.estimator,
+            sides=self.sides,
+            perturbations=tuple(2 if count is None else count for count in counts),
+        )
+
+    def _count_skip(self, report: StepReport) -> None:
+        self.skipped += 1
+        if self.skipped == 1:
+            warnings.warn(
+                f"step {report.step} was skipped: losses {report.losses} or their differences are"
+                " not finite. Later skips are counted in `skipped` without a warning",
+                stacklevel=3,
+            )
+
+    def reseed(self, seed: int) -> None:
+        """Start the sequence of directions of `seed`, from step 0."""
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"seed is {seed!r}; pass an int in [0, 2**64)")
+        self.seed = seed
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, and under "spzo" what it takes to continue bit for bit: plain values."""
+        state = {name: getattr(self, name) for name in ("estimator", *_STATE)}
+        return {**super().state_dict(), "spzo": state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`: settings, counters and each block's options.
+
+        Raises:
+            ValueError: it is another optimizer's, or of differently named parameters.
+        """
+        state = state_dict.get("spzo", {})
+        if state.keys() != {"estimator", *_STATE}:
+            raise ValueError("state_dict is not what SPZO.state_dict() returned; pass that")
+        mine, saved = (
+            [group["param_names"] for group in groups]
+            for groups in (self.param_groups, state_dict["param_groups"])
+        )
+        if state["estimator"] != self.estimator:
+            raise ValueError(
+                f"state_dict is of estimator {state['estimator']!r}; build SPZO with it, not with"
+                f" {self.estimator!r}"
+            )
+        if mine != saved:
+            raise ValueError(
+                "state_dict names other parameters than this optimizer's; build SPZO from the same"
+                " model, split at the same layer"
+            )
+        super().load_state_dict(state_dict)
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+
+def _scalar(loss: object) -> Tensor:
+    """The closure's loss as a tensor of its own, on its device: no wait for it yet."""
+    if not isinstance(loss, Tensor | int | float):
+        raise TypeError(
+            f"the closure returned a {type(loss).__name__}; return the loss, e.g."
+            " lambda: model(**batch).loss"
+        )
+    value = torch.as_tensor(loss).detach().clone()
+    if value.numel() != 1:
+        raise ValueError(
+            f"the closure returned a loss of shape {tuple(value.shape)}; return its mean or sum"
+        )
+    return value.reshape(())

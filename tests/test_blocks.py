@@ -1,0 +1,334 @@
+"""Cutting models: whose parameters are whose, and that the split loss is the full loss."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import peft
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from fedspzo.blocks import Blocks, split, storage
+from fedspzo.capture import Replay, evaluating
+from fedspzo.optimizer import SPZO
+from fedspzo_kernels import parameter_key, perturb_
+
+VOCAB, WIDTH, LAYERS = 48, 16, 4
+
+BERT_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 24,
+}
+LLAMA_LIKE = {**BERT_LIKE, "num_key_value_heads": 1}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**BERT_LIKE)),
+    "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**BERT_LIKE)),
+    "bert-head": lambda: hf.BertForSequenceClassification(hf.BertConfig(**BERT_LIKE)),
+    "distilbert": lambda: hf.DistilBertForMaskedLM(
+        hf.DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, n_layers=LAYERS, n_heads=2, hidden_dim=24)
+    ),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**LLAMA_LIKE, ffn_dim=24, word_embed_proj_dim=WIDTH)
+    ),
+    "opt-projected": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**LLAMA_LIKE, ffn_dim=24, word_embed_proj_dim=8, do_layer_norm_before=False)
+    ),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_LIKE)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**LLAMA_LIKE)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(
+        hf.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=24)
+    ),
+    "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**BERT_LIKE)),
+    "deberta": lambda: hf.DebertaForMaskedLM(hf.DebertaConfig(**BERT_LIKE, **DEBERTA)),
+    "deberta-v2": lambda: hf.DebertaV2ForSequenceClassification(
+        hf.DebertaV2Config(
+            **BERT_LIKE,
+            **DEBERTA,
+            position_buckets=4,
+            norm_rel_ebd="layer_norm",
+            conv_kernel_size=3,
+        )
+    ),
+    "modernbert": lambda: hf.ModernBertForMaskedLM(
+        hf.ModernBertConfig(
+            **BERT_LIKE,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        )
+    ),
+    "t5-encoder": lambda: hf.T5EncoderModel(
+        hf.T5Config(
+            vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=LAYERS, num_heads=2
+        )
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def loss_of(model: nn.Module) -> Callable[[], Tensor]:
+    ids = torch.randint(3, VOCAB, (2, 10))
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    labels = {"labels": torch.tensor([0, 1])} if hasattr(model, "num_labels") else {}
+    if type(model).__name__.endswith(("MaskedLM", "CausalLM", "LMHeadModel")):
+        labels = {"labels": ids}
+    elif not type(model).__name__.endswith("SequenceClassification"):
+        labels = {}
+
+    def loss() -> Tensor:
+        output = model(input_ids=ids, attention_mask=mask, **labels)
+        return output.loss if labels else output.last_hidden_state.sigmoid().mean()
+
+    return loss
+
+
+def names(blocks: Blocks, number: int) -> set[str]:
+    return {name for name, _ in blocks.groups[number - 1]}
+
+
+def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
+    """Captured and replayed losses are the full loss, bit for bit, also with block 2 displaced."""
+    ran = []
+    inner = [m for layer in blocks.layers for m in layer.modules() if m not in blocks.layers]
+    hooks = [module.register_forward_hook(lambda *_: ran.append(1)) for module in inner]
+    with torch.no_grad(), evaluating(blocks.model):
+        full = loss()
+        with Replay(blocks.layers) as replay:
+            replay.capture()
+            assert torch.equal(loss(), full)
+            replay.check()
+            assert bool(ran) == bool(inner)
+            ran.clear()
+            replay.replay()
+            assert torch.equal(loss(), full)
+            replay.check()
+            keys = [parameter_key(name) for name, _ in blocks.groups[1]]
+            perturb_([p for _, p in blocks.groups[1]], keys, [7], [0.1])
+            replay.replay()
+            moved = loss()
+            replay.check()
+            assert not ran, "a replayed layer ran"
+        assert torch.equal(loss(), moved)
+        assert not torch.equal(moved, full)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_split_loss_equals_full_loss_bit_for_bit_at_every_cut(family, adapted):
+    model = FAMILIES[family]()
+    loss = loss_of(model)
+    if adapted:
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the made-up tokens must do for all of them
+        for cut in range(1, LAYERS):
+            assert_split_is_exact(split(model, cut), loss)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_accepts_every_family(family, adapted):
+    """The first step checks on real data what `split` saw on made-up tokens."""
+    model = FAMILIES[family]()
+    loss = loss_of(model)
+    if adapted:
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    frozen = [(p, p.clone()) for p in model.parameters() if not p.requires_grad]
+    optimizer = SPZO(split(model, 2))
+    assert math.isfinite(optimizer.step(loss))
+    assert 0.4 < optimizer.cost_share < 0.9
+    assert all(torch.equal(p, before) for p, before in frozen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trainable_storage_is_in_one_block_once(family):
+    model = FAMILIES[family]()
+    blocks = split(model)
+    placed = [storage(p) for group in blocks.groups for _, p in group]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == {storage(p) for p in model.parameters()}
+    assert len(blocks.layers) == LAYERS - 1
+
+
+def test_ownership_follows_execution_not_registration():
+    # OPT registers its final norm before the layers and uses it after them
+    opt = split(FAMILIES["opt"]())
+    assert "model.decoder.final_layer_norm.weight" in names(opt, 2)
+    assert "model.decoder.embed_positions.weight" in names(opt, 1)
+    # DeBERTa registers its relative embeddings and their norm after the layers, which use them
+    deberta = split(FAMILIES["deberta-v2"](), 2)
+    assert "deberta.encoder.rel_embeddings.weight" in names(deberta, 1)
+    assert "deberta.encoder.LayerNorm.weight" in names(deberta, 1)
+    assert {"pooler.dense.weight", "classifier.weight"} <= names(deberta, 2)
+    # its convolution runs after layer 0: block 2's only if block 1 is layer 0 alone
+    assert "deberta.encoder.conv.conv.weight" in names(deberta, 1)
+    assert "deberta.encoder.conv.conv.weight" in names(split(FAMILIES["deberta-v2"](), 1), 2)
+
+
+def test_a_tied_embedding_is_block_1s():
+    for family in ("gpt2", "qwen2", "bert", "roberta"):
+        blocks = split(FAMILIES[family]())
+        embedding = blocks.model.get_input_embeddings().weight
+        assert blocks.model.get_output_embeddings().weight.data_ptr() == embedding.data_ptr()
+        assert any(p is embedding for _, p in blocks.groups[0])
+
+
+def test_two_parameters_over_one_storage_are_taken_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight = nn.Parameter(model[0].weight.detach())
+    assert model[2].weight is not model[0].weight
+    blocks = split(model)
+    assert names(blocks, 1) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert names(blocks, 2) == {"2.bias"}
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(2, 1), (8, 7), (12, 11), (24, 21), (32, 28)])
+def test_auto_is_the_last_eighth_at_least_one(layers, kept):
+    model = nn.ModuleList([nn.Linear(2, 2) for _ in range(layers)])
+    assert len(split(nn.Sequential(*model)).layers) == kept
+
+
+def test_at_takes_indices_and_names():
+    model = FAMILIES["llama"]()
+    for at in (1, -3, "model.layers.1", "layers.1"):
+        assert split(model, at).layers == (model.model.layers[0],)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    assert len(split(adapted, "model.layers.1").layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "says"),
+    [
+        (4, ValueError, r"at is 4.* 4 layers.*1 to 3.*-3 to -1"),
+        (0, ValueError, r"at is 0.*1 to 3"),
+        (-4, ValueError, r"at is -4.*-3 to -1"),
+        (True, TypeError, r"at is True; pass 'auto'"),
+        (1.5, TypeError, r"at is 1.5; pass 'auto'"),
+        ("layers.9", ValueError, r"'layers.9', which names no module.*nn.ModuleList"),
+        ("model.layers.0", ValueError, r"'model.layers.0', the first.*later"),
+        ("model.norm", ValueError, r"'model.norm', which is not an entry"),
+        ("mlp", ValueError, r"'mlp', which fits several modules"),
+    ],
+)
+def test_a_bad_cut_is_told_with_the_remedy(at, error, says):
+    with pytest.raises(error, match=says):
+        split(FAMILIES["llama"](), at)
+
+
+def test_an_encoder_decoder_needs_a_name():
+    config = hf.T5Config(
+        vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=3, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = hf.T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match=r"several stacks.*'decoder.block.2'.*'encoder.block.2'"):
+        split(model)
+    ids = torch.randint(3, VOCAB, (2, 5))
+    blocks = split(model, "encoder.block.2")
+    assert_split_is_exact(blocks, lambda: model(input_ids=ids, labels=ids).loss)
+    assert names(blocks, 1).isdisjoint(name for name in names(blocks, 2))
+    assert all(not name.startswith("decoder") for name in names(blocks, 1))
+
+
+def test_a_model_without_a_stack_is_told_what_to_pass():
+    with pytest.raises(ValueError, match=r"Bilinear has no list.*pass at='NAME'"):
+        split(nn.Bilinear(2, 2, 2))
+    # ALBERT runs one layer again and again
+    albert = hf.AlbertModel(hf.AlbertConfig(**BERT_LIKE, embedding_size=8))
+    with pytest.raises(ValueError, match=r"AlbertModel has no list.*pass at='NAME'"):
+        split(albert)
+
+
+def test_frozen_blocks_are_told():
+    model = FAMILIES["llama"]()
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[:3].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"block 1 .*requires_grad=True.*Blocks.single"):
+        split(model)
+    assert len(Blocks.single(model).groups) == 1
+    with pytest.raises(ValueError, match="requires_grad=True"):
+        Blocks.single(model.requires_grad_(False))
+
+
+class Plain(nn.Module):
+    """A module of no library, whose gate is registered after the layers and used before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+        self.gate = nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.gate(self.embed(ids))
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x.square().mean()
+
+
+def test_other_modules_follow_registration_or_an_example():
+    model = Plain()
+    assert {"embed.weight"} < names(split(model), 1)
+    assert "gate.weight" in names(split(model), 2)  # SPZO's first step finds this out
+    ids = torch.tensor([[1, 2]])
+    blocks = split(model, example={"ids": ids})
+    assert "gate.weight" in names(blocks, 1)
+    assert_split_is_exact(blocks, lambda: model(ids))
+
+
+def test_a_failing_example_is_told_and_registration_decides():
+    with pytest.warns(UserWarning, match=r"failed.*order of registration.*example=BATCH"):
+        blocks = split(Plain(), example={"ids": "text"})
+    assert "embed.weight" in names(blocks, 1)
+
+
+def test_wrappers_are_taken_off():
+    model = FAMILIES["llama"]()
+    assert split(nn.DataParallel(model)).model is model
+    assert split(torch.compile(model)).model is model
+    assert split(nn.DataParallel(model)).groups[0][0][0] == "model.embed_tokens.weight"
+
+
+def test_splitting_leaves_the_model_as_it_was():
+    model = FAMILIES["llama"]().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    split(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_param_groups_hold_only_what_trains():
+    model = FAMILIES["llama"]()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    first, second = split(adapted).param_groups()
+    assert (first["block"], second["block"]) == (1, 2)
+    assert all(
+        "lora" in name and p.requires_grad for g in (first, second) for name, p in g["params"]
+    )
+    assert all(".layers.3." in name for name, _ in second["params"])

@@ -1,0 +1,193 @@
+"""Capture, replay, and what is put back."""
+
+from __future__ import annotations
+
+import functools
+
+import accelerate
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedspzo.capture import Replay, Touched, evaluating, measure
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        return self.linear(x).tanh() * scale, {"extra": x.mean()}
+
+
+class Net(nn.Module):
+    """Its layers return more than one tensor, and its head writes into their last output."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Layer() for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        extra = {"extra": x}
+        for layer in self.layers:
+            x, extra = layer(x, scale=2.0)
+        return x.add_(1.0).square().mean() + extra["extra"]
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def run(net: Net, *inputs: Tensor) -> Tensor:
+    return torch.stack([net(x) for x in inputs]).mean()
+
+
+@torch.no_grad()
+def test_replay_returns_the_whole_output_and_runs_no_layer(net):
+    x = torch.randn(2, 4)
+    full = net(x)
+    with Replay(net.layers) as replay:
+        replay.capture()
+        assert torch.equal(net(x), full)
+        for layer in net.layers:
+            layer.calls = 0
+        for _ in range(3):  # the head's in-place addition must not reach what was kept
+            replay.replay()
+            assert torch.equal(net(x), full)
+            replay.check()
+    assert [layer.calls for layer in net.layers] == [0, 0, 0]
+
+
+@torch.no_grad()
+def test_calls_are_replayed_in_order(net):
+    """Gradient accumulation: the closure runs the model once a micro-batch."""
+    inputs = [torch.randn(2, 4) for _ in range(3)]
+    full = run(net, *inputs)
+    with Replay(net.layers[:2]) as replay:
+        replay.capture()
+        assert torch.equal(run(net, *inputs), full)
+        replay.replay()
+        assert torch.equal(run(net, *inputs), full)
+        replay.check()
+        replay.replay()
+        run(net, *inputs[:2])
+        with pytest.raises(RuntimeError, match="2 times in a replayed evaluation and 3 times"):
+            replay.check()
+        replay.replay()
+        with pytest.raises(RuntimeError, match="more than the 3 times"):
+            run(net, *inputs, *inputs)
+
+
+@torch.no_grad()
+def test_a_closure_of_another_model_is_told(net):
+    with Replay(net.layers) as replay:
+        replay.capture()
+        Net()(torch.randn(2, 4))
+        with pytest.raises(RuntimeError, match="did not run the first block's layers"):
+            replay.check()
+
+
+@torch.no_grad()
+def test_an_instances_own_forward_is_kept_and_put_back(net):
+    layer = net.layers[0]
+    own = functools.partial(Layer.forward, layer)
+    layer.forward = own
+    accelerate.hooks.add_hook_to_module(net.layers[1], accelerate.hooks.ModelHook())
+    hooked = net.layers[1].forward
+    x = torch.randn(2, 4)
+    full = net(x)
+
+    def broken() -> None:
+        with Replay(net.layers) as replay:
+            replay.capture()
+            assert torch.equal(net(x), full)
+            assert layer.forward is not own
+            replay.replay()
+            assert torch.equal(net(x), full)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert layer.forward is own
+    assert net.layers[1].forward is hooked
+    assert "forward" not in vars(net.layers[2])
+    assert torch.equal(net(x), full)
+
+
+def test_evaluating_puts_each_flag_back(net):
+    net.train()
+    net.layers[1].eval()
+    flags = [module.training for module in net.modules()]
+
+    def broken() -> None:
+        with evaluating(net):
+            assert not any(module.training for module in net.modules())
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        broken()
+    assert [module.training for module in net.modules()] == flags
+    assert True in flags
+    assert False in flags
+    with evaluating(None):
+        pass
+
+
+@torch.no_grad()
+def test_touched_sees_parameters_used_outside_their_modules_forward():
+    linear, embedding, unused = nn.Linear(4, 4), nn.Embedding(3, 4), nn.Linear(4, 4)
+    named = {"w": linear.weight, "e": embedding.weight, "u": unused.weight}
+    with Touched(named) as touched:
+        _ = embedding.weight[1:].T.sum() + linear(torch.ones(4)).sum()
+    assert touched.names == {"w", "e"}
+    with Touched(named, until=embedding) as touched:
+        embedding(torch.tensor([0]))
+        linear(torch.ones(4))
+    assert touched.names == {"e"}
+    assert not embedding._forward_hooks
+
+
+@torch.no_grad()
+def test_measure_gives_the_share_of_the_flops(net):
+    x = torch.randn(8, 4)
+    second = dict(net.layers[2].named_parameters())
+    with Replay(net.layers[:2]) as replay:
+        assert measure(replay, second, lambda: net(x)) == pytest.approx(1 / 3)
+
+
+@torch.no_grad()
+def test_measure_refuses_a_parameter_used_on_both_sides(net):
+    second = {**dict(net.layers[2].named_parameters()), "stray": net.layers[0].linear.weight}
+    with (
+        Replay(net.layers[:2]) as replay,
+        pytest.raises(RuntimeError, match=r"\['stray'\].*example"),
+    ):
+        measure(replay, second, lambda: net(torch.ones(2, 4)))
+
+
+class Skip(Net):
+    """Its head uses the first layer's output besides the last one's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for layer in self.layers:
+            x, _ = layer(x)
+            kept.append(x)
+        return (kept[0] + kept[-1]).square().mean()
+
+
+@torch.no_grad()
+def test_measure_refuses_losses_that_replay_does_not_reproduce():
+    net, x = Skip(), torch.randn(2, 4)
+    second = dict(net.layers[2].named_parameters())
+    with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="block 2 uses more"):
+        measure(replay, second, lambda: net(x))
+    net = Net()
+    second = dict(net.layers[2].named_parameters())
+    with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="closure's data"):
+        measure(replay, second, lambda: net(x) + torch.rand(()))

@@ -1,0 +1,261 @@
+"""The estimators' mean and variance against DESIGN's table, on linear and quadratic functions.
+
+Losses are tensors over many independent draws: the estimators' arithmetic is that of floats.
+Statistical checks compare a mean over N draws with its theory at 6 standard errors: each is wrong
+with a probability of about 2e-9 under the null, and draws come from fixed seeds anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedspzo.estimator import (
+    HERE,
+    Estimator,
+    coefficients,
+    default_perturbations,
+    to_float32,
+)
+
+D1, D2, DRAWS, EPS = 24, 12, 10_000, (0.01, 0.02)
+
+TWO_BLOCKS = [("balanced", "one"), ("balanced", "two"), ("coupled", "two"), ("coupled-loo", "two")]
+EVERY = [*TWO_BLOCKS, ("mezo", "one"), ("mezo", "two")]
+
+
+def estimates(estimator: Estimator, loss, dims=(D1, D2), draws=DRAWS):
+    """For each draw, each block's mean of g z: tensors (draws, dim); loss takes two offsets."""
+    generator = torch.Generator().manual_seed(20)
+    mezo = estimator.name == "mezo"
+    z = [
+        [torch.randn(draws, d, generator=generator, dtype=torch.float64) for _ in range(count)]
+        for d, count in zip(dims, estimator.directions, strict=True)
+    ]
+
+    def at(point) -> Tensor:
+        offsets = [
+            sign * eps * block[direction] if sign else torch.zeros_like(block[0])
+            for (direction, sign), block, eps in zip(point, z, EPS, strict=True)
+        ]
+        return loss(*offsets)
+
+    losses = {point: at(point) for point in estimator.points()}
+    gradients = estimator.gradients(losses, EPS)
+    assert not mezo or len(gradients) == 2
+    return [
+        torch.stack([g[:, None] * direction for g, direction in zip(gs, block, strict=True)]).mean(
+            0
+        )
+        for gs, block in zip(gradients, z, strict=True)
+    ]
+
+
+def assert_mean(values: Tensor, theory: float | Tensor) -> None:
+    """The mean over the first dimension is `theory`, within 6 standard errors."""
+    error = values.std(0) / math.sqrt(len(values))
+    assert ((values.mean(0) - theory).abs() <= 6 * error + 1e-12).all()
+
+
+def gradient(d: int, norm2: float) -> Tensor:
+    g = torch.linspace(-1, 2, d, dtype=torch.float64)
+    return g * math.sqrt(norm2) / g.norm()
+
+
+def linear(n1: float, n2: float):
+    a, b = gradient(D1, n1), gradient(D2, n2)
+    return a, b, lambda s, t: s @ a + t @ b
+
+
+@pytest.mark.parametrize(("name", "sides"), EVERY)
+@pytest.mark.parametrize("p1", [1, 2])
+def test_every_estimator_is_unbiased_on_a_coupled_quadratic(name, sides, p1):
+    """Also with its own eps a block, and where block 2's gradient depends on block 1."""
+    a, b, first_order = linear(2.0, 3.0)
+    mix = torch.linspace(-1, 1, D1 * D2, dtype=torch.float64).reshape(D1, D2) / 4
+    curve = torch.linspace(0, 2, D2, dtype=torch.float64)
+
+    def loss(s: Tensor, t: Tensor) -> Tensor:
+        return first_order(s, t) + ((s @ mix) * t).sum(-1) + (t * t) @ curve
+
+    perturbations = (3, 3) if name == "mezo" else (p1, 4)
+    first, second = estimates(Estimator(name=name, sides=sides, perturbations=perturbations), loss)
+    assert_mean(first, a)
+    assert_mean(second, b)
+
+
+def second_moment(n: float, other: float, d: int, p: int) -> float:
+    """E|mean of (g.z + x) z over p directions|^2, x independent of mean square `other`."""
+    return ((d + 2) * n + d * other) / p + (1 - 1 / p) * n
+
+
+# E|estimate|^2 of each block on a linear function of squared gradients n1 and n2, where DESIGN's
+# table keeps the terms of order d. A step of `coupled` has one z1, and P2 independent z2.
+VARIANCES = {
+    ("balanced", "one"): lambda n1, n2, p: (
+        second_moment(n1, 0, D1, 1),
+        second_moment(n2, 0, D2, p),
+    ),
+    ("balanced", "two"): lambda n1, n2, p: (
+        second_moment(n1, 0, D1, 1),
+        second_moment(n2, 0, D2, p),
+    ),
+    ("coupled", "two"): lambda n1, n2, p: (
+        second_moment(n1, n2 / p, D1, 1),
+        second_moment(n2, n1, D2, p),
+    ),
+    # of the other directions' noise, n2 / (p - 1) is left; pairs of directions correlate:
+    # E g_p z_p . g_q z_q = n2 (1 + 1 / (p - 1)^2)
+    ("coupled-loo", "two"): lambda n1, n2, p: (
+        second_moment(n1, n2 / p, D1, 1),
+        ((D2 + 2) * n2 + D2 * n2 / (p - 1)) / p + (1 - 1 / p) * n2 * (1 + 1 / (p - 1) ** 2),
+    ),
+    ("mezo", "one"): lambda n1, n2, p: (
+        second_moment(n1, n2 * RATIO2, D1, p),
+        second_moment(n2, n1 / RATIO2, D2, p),
+    ),
+    ("mezo", "two"): lambda n1, n2, p: (
+        second_moment(n1, n2 * RATIO2, D1, p),
+        second_moment(n2, n1 / RATIO2, D2, p),
+    ),
+}
+RATIO2 = (EPS[1] / EPS[0]) ** 2
+# the other block's noise enters scaled by the two eps, which DESIGN takes equal
+SCALED = {"coupled", "coupled-loo"}
+
+
+@pytest.mark.parametrize(("name", "sides"), EVERY)
+@pytest.mark.parametrize("p", [2, 4])
+def test_the_variances_are_those_of_the_table(name, sides, p):
+    n1, n2 = 2.0, 3.0
+    _, _, loss = linear(n1, n2)
+    perturbations = (p, p) if name == "mezo" else (1, p)
+    estimator = Estimator(name=name, sides=sides, perturbations=perturbations)
+    first, second = estimates(estimator, loss)
+    if name in SCALED:
+        theory = (
+            VARIANCES[name, sides](n1, n2 * RATIO2, p)[0],
+            VARIANCES[name, sides](n1 / RATIO2, n2, p)[1],
+        )
+    else:
+        theory = VARIANCES[name, sides](n1, n2, p)
+    assert_mean(first.square().sum(-1), theory[0])
+    assert_mean(second.square().sum(-1), theory[1])
+
+
+@pytest.mark.parametrize(("name", "sides"), TWO_BLOCKS)
+def test_more_directions_of_block_1_divide_its_variance(name, sides):
+    n1, n2, p = 2.0, 3.0, 2
+    _, _, loss = linear(n1, n2)
+    once, twice = (
+        estimates(Estimator(name=name, sides=sides, perturbations=(p1, p)), loss)[0]
+        for p1 in (1, 2)
+    )
+    spread = [(x - gradient(D1, n1)).square().sum(-1) for x in (once, twice)]
+    assert_mean(spread[1], spread[0].mean() / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "perturbations", "full", "replayed"),
+    [
+        ("balanced", "one", (1, 6), 2, 6),
+        ("balanced", "one", (1, 1), 2, 1),
+        ("balanced", "two", (1, 6), 2, 10),
+        ("coupled", "two", (1, 6), 2, 10),
+        ("coupled-loo", "two", (1, 6), 2, 10),
+        ("balanced", "one", (3, 4), 6, 12),
+        ("mezo", "one", (5, 5), 6, 0),
+        ("mezo", "two", (5, 5), 10, 0),
+    ],
+)
+def test_the_cost_is_the_tables(name, sides, perturbations, full, replayed):
+    """A point where block 1 stays is replayed, at C2 instead of 1 = C1 + C2."""
+    points = Estimator(name=name, sides=sides, perturbations=perturbations).points()
+    assert len(set(points)) == len(points)
+    moves = 1 + sum(before[0] != after[0] for before, after in pairwise(points))
+    assert moves == full
+    assert len(points) - moves == replayed
+
+
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_block_2s_directions_alternate_between_the_sides(sides):
+    points = Estimator(name="balanced", sides=sides, perturbations=(1, 5)).points()
+    where = {second[0]: first[1] for first, second in points if second != HERE}
+    assert where == {0: 1, 1: -1, 2: 1, 3: -1, 4: 1}
+
+
+def test_formulas_on_given_losses():
+    """The table, read off by hand, eps = (0.5, 0.25)."""
+    eps = (0.5, 0.25)
+    plus, minus = (0, +1), (0, -1)
+    one = Estimator(name="balanced", sides="one", perturbations=(1, 2))
+    loss = {(plus, HERE): 7.0, (plus, (0, 1)): 8.0, (minus, HERE): 3.0, (minus, (1, 1)): 1.0}
+    assert one.gradients(loss, eps) == ([4.0], [4.0, -8.0])
+    assert one.loss(loss) == 5.0
+    two = Estimator(name="balanced", sides="two", perturbations=(1, 2))
+    loss = {
+        (plus, (0, 1)): 8.0, (plus, (0, -1)): 4.0, (minus, (1, 1)): 1.0, (minus, (1, -1)): 3.0,
+    }  # fmt: skip
+    assert two.gradients(loss, eps) == ([4.0], [8.0, -4.0])
+    assert two.loss(loss) == 4.0
+    loss = {
+        (plus, (0, 1)): 8.0, (plus, (1, 1)): 4.0, (minus, (1, -1)): 1.0, (minus, (0, -1)): 3.0,
+    }  # fmt: skip
+    coupled = Estimator(name="coupled", sides="two", perturbations=(1, 2))
+    assert coupled.gradients(loss, eps) == ([4.0], [10.0, 6.0])
+    without = Estimator(name="coupled-loo", sides="two", perturbations=(1, 2))
+    assert without.gradients(loss, eps) == ([4.0], [4.0, -4.0])
+    mezo = Estimator(name="mezo", sides="one", perturbations=(2,))
+    assert mezo.gradients({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}, (0.5,)) == ([2.0, -1.0],)
+    assert mezo.loss({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}) == 1.0
+
+
+def test_seeds_follow_from_the_seed_and_the_step():
+    estimator = Estimator(name="balanced", sides="one", perturbations=(2, 3))
+    first, second = estimator.seeds(9, 4)
+    assert (len(first), len(second)) == estimator.directions == (2, 6)
+    assert estimator.seeds(9, 4) == (first, second)
+    assert not {*first, *second} & {s for block in estimator.seeds(9, 5) for s in block}
+    one, other = Estimator(name="mezo", sides="two", perturbations=(3, 3)).seeds(9, 4)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("spsa", "two", (1, 2)), "estimator is 'spsa'; pass one of balanced, coupled"),
+        (("balanced", "three", (1, 2)), "sides is 'three'; pass 'one' or 'two'"),
+        (("coupled", "one", (1, 2)), "sides is 'one', but 'coupled' is two-sided"),
+        (("coupled-loo", "two", (1, 1)), "perturbations of block 2 is 1.*at least 2"),
+        (("balanced", "two", (1, 1)), "perturbations of block 2 is 1.*at least 2"),
+        (("balanced", "one", (1, 0)), "perturbations is 0; pass an int of at least 1"),
+        (("mezo", "two", (True,)), "perturbations is True; pass an int"),
+        (("mezo", "two", (1, 2)), r"perturbations are \(1, 2\), but 'mezo'"),
+        (
+            ("balanced", "one", (2,)),
+            r"needs two blocks, but there are 1; pass blocks.split\(model\)",
+        ),
+    ],
+)
+def test_bad_settings_are_named(settings, says):
+    name, sides, perturbations = settings
+    with pytest.raises(ValueError, match=says):
+        Estimator(name=name, sides=sides, perturbations=perturbations)
+
+
+def test_coefficients_are_float32_means():
+    assert coefficients([0.5, -1.0], 0.25) == (-0.0625, 0.125)
+    (value,) = coefficients([0.1], 0.3)
+    assert value == to_float32([-0.03])[0] != -0.03
+    assert to_float32([1e300]) == (math.inf,)
+
+
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.125, 8), (0.2, 4), (0.1, 8), (0.5, 2), (1.0, 2), (0.04, 24)]
+)
+def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
+    assert default_perturbations(share) == count
