@@ -47,6 +47,51 @@ FEDSPZO_FN Words philox(uint64_t counter, uint64_t key, uint64_t seed, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
+// Philox for counters that share their high word, as those of one span of a tensor do: only their
+// low word makes a difference, so half of the first two rounds is computed once for all of them.
+struct PhiloxSpan {
+  uint32_t first, second_a, second_b, third;
+  uint32_t k0[kPhiloxRounds - 2], k1[kPhiloxRounds - 3];  // from round 2 and from round 3 on
+
+  FEDSPZO_FN PhiloxSpan() {}
+  FEDSPZO_FN PhiloxSpan(uint32_t counter_high, uint64_t key, uint64_t seed) {
+    const uint32_t s0 = uint32_t(seed), s1 = uint32_t(seed >> 32);
+    const uint64_t p1 = uint64_t(kPhiloxM1) * uint32_t(key);
+    const uint64_t p0 = uint64_t(kPhiloxM0) * (uint32_t(p1 >> 32) ^ counter_high ^ s0);
+    first = uint32_t(key >> 32) ^ s1;
+    second_a = uint32_t(p1) ^ (s0 + kPhiloxW0);
+    second_b = uint32_t(p0 >> 32) ^ (s1 + kPhiloxW1);
+    third = uint32_t(p0) ^ (s1 + 2 * kPhiloxW1);
+    for (int r = 2; r < kPhiloxRounds; ++r) k0[r - 2] = s0 + uint32_t(r) * kPhiloxW0;
+    for (int r = 3; r < kPhiloxRounds; ++r) k1[r - 3] = s1 + uint32_t(r) * kPhiloxW1;
+  }
+};
+
+FEDSPZO_FN Words philox(uint32_t counter_low, const PhiloxSpan& span) {
+  uint64_t p0 = uint64_t(kPhiloxM0) * counter_low;
+  uint64_t p1 = uint64_t(kPhiloxM1) * (uint32_t(p0 >> 32) ^ span.first);
+  uint32_t c0 = uint32_t(p1 >> 32) ^ span.second_a, c1 = uint32_t(p1);
+  uint32_t c2 = uint32_t(p0) ^ span.second_b, c3;
+  p0 = uint64_t(kPhiloxM0) * c0;
+  p1 = uint64_t(kPhiloxM1) * c2;
+  c0 = uint32_t(p1 >> 32) ^ c1 ^ span.k0[0];
+  c1 = uint32_t(p1);
+  c2 = uint32_t(p0 >> 32) ^ span.third;
+  c3 = uint32_t(p0);
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int r = 3; r < kPhiloxRounds; ++r) {
+    p0 = uint64_t(kPhiloxM0) * c0;
+    p1 = uint64_t(kPhiloxM1) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ span.k0[r - 2];
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ span.k1[r - 3];
+    c3 = uint32_t(p0);
+  }
+  return {{c0, c1, c2, c3}};
+}
+
 FEDSPZO_FN uint32_t bits_of(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);

@@ -8,8 +8,9 @@ namespace {
 // Calls `add(j, normal)` for the elements index + j, j < count.
 template <class Add>
 void each_normal(uint64_t index, int64_t count, Stream stream, Add add) {
+  const PhiloxSpan span(uint32_t(index / 4 >> 32), stream.key, stream.seed);
   for (int64_t j = 0; j < count;) {
-    const Words words = philox((index + j) / 4, stream.key, stream.seed);
+    const Words words = philox(uint32_t((index + j) / 4), span);
     for (uint64_t w = (index + j) % 4; w < 4 && j < count; ++w, ++j)
       add(j, normal_of(words.w[w], kTable));
   }
@@ -29,8 +30,9 @@ void add_normal_bfloat16(uint16_t* values, uint64_t index, int64_t count, Stream
 
 void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stream,
                 uint32_t domain) {
+  const PhiloxSpan span(uint32_t(counter >> 32) | domain, stream.key, stream.seed);
   for (int64_t j = 0; j < counters; ++j) {
-    const Words four = philox(counter + j, stream.key, stream.seed, domain);
+    const Words four = philox(uint32_t(counter + j), span);
     for (int w = 0; w < 4; ++w) words[4 * j + w] = four.w[w];
   }
 }

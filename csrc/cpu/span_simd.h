@@ -11,28 +11,6 @@
 namespace fedspzo {
 namespace {
 
-// The part of Philox that the counters of a span share, computed once: in the first two rounds
-// only the products of the counter's low word differ from counter to counter.
-struct SpanKey {
-  uint64_t second_a, second_b, first_a, third_a;
-  uint64_t k0[kPhiloxRounds], k1[kPhiloxRounds];
-
-  SpanKey(uint64_t counter, Stream stream, uint32_t domain) {
-    const auto low = [](uint64_t x) { return x & 0xFFFFFFFFu; };
-    for (int r = 0; r < kPhiloxRounds; ++r) {
-      k0[r] = low(stream.seed + uint64_t(r) * kPhiloxW0);
-      k1[r] = low((stream.seed >> 32) + uint64_t(r) * kPhiloxW1);
-    }
-    const uint64_t p1 = kPhiloxM1 * low(stream.key);
-    const uint64_t c0 = (p1 >> 32) ^ (counter >> 32 | domain) ^ k0[0];
-    const uint64_t p0 = kPhiloxM0 * c0;
-    first_a = (stream.key >> 32) ^ k1[0];
-    second_a = low(p1) ^ k0[1];
-    second_b = (p0 >> 32) ^ k1[1];
-    third_a = low(p0) ^ k1[2];
-  }
-};
-
 // The four words of V::kLanes / 2 counters, in the lower halves of 64-bit lanes.
 template <class V>
 struct VectorWords {
@@ -41,26 +19,26 @@ struct VectorWords {
 
 // `counters` has the low words of V::kLanes / 2 counters in 64-bit lanes.
 template <class V>
-inline VectorWords<V> philox(typename V::Int counters, const SpanKey& key) {
+inline VectorWords<V> philox(typename V::Int counters, const PhiloxSpan& span) {
   using Int = typename V::Int;
   const Int m0 = V::set64(kPhiloxM0), m1 = V::set64(kPhiloxM1);
   Int p0 = V::multiply(counters, m0);
-  Int p1 = V::multiply(V::exclusive_or(V::high(p0), V::set64(key.first_a)), m1);
-  Int c0 = V::exclusive_or(V::high(p1), V::set64(key.second_a));
-  Int c2 = V::exclusive_or(p0, V::set64(key.second_b));
+  Int p1 = V::multiply(V::exclusive_or(V::high(p0), V::set64(span.first)), m1);
+  Int c0 = V::exclusive_or(V::high(p1), V::set64(span.second_a));
+  Int c2 = V::exclusive_or(p0, V::set64(span.second_b));
   Int c1 = p1;
   p0 = V::multiply(c0, m0);
   p1 = V::multiply(c2, m1);
-  c0 = V::exclusive_or3(V::high(p1), c1, V::set64(key.k0[2]));
-  c2 = V::exclusive_or(V::high(p0), V::set64(key.third_a));
+  c0 = V::exclusive_or3(V::high(p1), c1, V::set64(span.k0[0]));
+  c2 = V::exclusive_or(V::high(p0), V::set64(span.third));
   c1 = p1;
   Int c3 = p0;
 #pragma GCC unroll 8
   for (int r = 3; r < kPhiloxRounds; ++r) {
     p0 = V::multiply(c0, m0);
     p1 = V::multiply(c2, m1);
-    c0 = V::exclusive_or3(V::high(p1), c1, V::set64(key.k0[r]));
-    c2 = V::exclusive_or3(V::high(p0), c3, V::set64(key.k1[r]));
+    c0 = V::exclusive_or3(V::high(p1), c1, V::set64(span.k0[r - 2]));
+    c2 = V::exclusive_or3(V::high(p0), c3, V::set64(span.k1[r - 3]));
     c1 = p1;
     c3 = p0;
   }
@@ -75,8 +53,8 @@ struct FloatBlock {
   using Element = float;
   using Float = typename V::Float;
 
-  static void words(uint32_t counter, const SpanKey& key, typename V::Int (&out)[2]) {
-    const VectorWords<V> four = philox<V>(V::interleaved_counters(counter), key);
+  static void words(uint32_t counter, const PhiloxSpan& span, typename V::Int (&out)[2]) {
+    const VectorWords<V> four = philox<V>(V::interleaved_counters(counter), span);
     const typename V::Int w01 = V::pair(four.w0, four.w1), w23 = V::pair(four.w2, four.w3);
     out[0] = V::interleave_low(w01, w23);
     out[1] = V::interleave_high(w01, w23);
@@ -97,8 +75,8 @@ struct BrainBlock {
   using Element = uint16_t;
   using Float = typename V::Float;
 
-  static void words(uint32_t counter, const SpanKey& key, typename V::Int (&out)[2]) {
-    const VectorWords<V> four = philox<V>(V::counters(counter), key);
+  static void words(uint32_t counter, const PhiloxSpan& span, typename V::Int (&out)[2]) {
+    const VectorWords<V> four = philox<V>(V::counters(counter), span);
     out[0] = V::pair(four.w0, four.w2);
     out[1] = V::pair(four.w1, four.w3);
   }
@@ -108,11 +86,11 @@ struct BrainBlock {
 
 // values += coeff * normals, for the block whose first counter is `counter`.
 template <class V, class Block>
-inline void add_normal_block(typename Block::Element* p, uint32_t counter, const SpanKey& key,
+inline void add_normal_block(typename Block::Element* p, uint32_t counter, const PhiloxSpan& span,
                              const typename V::Table& table, typename V::Float coeff) {
   using Float = typename V::Float;
   typename V::Int words[2];
-  Block::words(counter, key, words);
+  Block::words(counter, span, words);
   const Float f[2] = {V::to_float(V::inclusive_or(words[0], V::set32(1))),
                       V::to_float(V::inclusive_or(words[1], V::set32(1)))};
   const Float t[2] = {V::absolute(f[0]), V::absolute(f[1])};
@@ -134,20 +112,20 @@ void add_normal(typename Block::Element* values, uint64_t index, int64_t count, 
   using Element = typename Block::Element;
   constexpr int64_t kBlock = 2 * V::kLanes;
   constexpr int64_t kAhead = 32;  // blocks; measured: in memory a fifth faster than without
-  const SpanKey key(index / 4, stream, 0);
+  const PhiloxSpan span(uint32_t(index / 4 >> 32), stream.key, stream.seed);
   const typename V::Table table;
   const typename V::Float coeffs = V::set_float(coeff);
   for (int64_t j = -int64_t(index % kBlock); j < count; j += kBlock) {
     const uint32_t counter = uint32_t((index + j) / 4);
     if (j >= 0 && j + kBlock <= count) {
       __builtin_prefetch(values + j + kAhead * kBlock, 1);
-      add_normal_block<V, Block>(values + j, counter, key, table, coeffs);
+      add_normal_block<V, Block>(values + j, counter, span, table, coeffs);
       continue;
     }
     Element block[kBlock] = {};
     const int64_t first = j < 0 ? 0 : j, last = j + kBlock < count ? j + kBlock : count;
     memcpy(block + (first - j), values + first, (last - first) * sizeof(Element));
-    add_normal_block<V, Block>(block, counter, key, table, coeffs);
+    add_normal_block<V, Block>(block, counter, span, table, coeffs);
     memcpy(values + first, block + (first - j), (last - first) * sizeof(Element));
   }
 }
@@ -155,10 +133,10 @@ void add_normal(typename Block::Element* values, uint64_t index, int64_t count, 
 template <class V>
 void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stream,
                 uint32_t domain) {
-  const SpanKey key(counter, stream, domain);
+  const PhiloxSpan span(uint32_t(counter >> 32) | domain, stream.key, stream.seed);
   for (int64_t j = 0; j < counters; j += V::kLanes / 2) {
     typename V::Int pair[2];
-    FloatBlock<V>::words(uint32_t(counter + j), key, pair);
+    FloatBlock<V>::words(uint32_t(counter + j), span, pair);
     V::store(words + 4 * j, pair[0]);
     V::store(words + 4 * j + V::kLanes, pair[1]);
   }
