@@ -1,0 +1,55 @@
+"""Federated fine-tuning: many devices, private text, and scalars alone between them.
+
+Names are imported when they are first used, so that `settings` can be read without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Client, DigestError, Task
+    from .messages import Plan, Report
+    from .partition import dirichlet, iid
+    from .server import Server
+    from .settings import FederationConfig, OptimizerConfig
+    from .simulation import RoundResult, RunResult, run
+
+_HOME = {
+    "Client": "client",
+    "DigestError": "client",
+    "FederationConfig": "settings",
+    "OptimizerConfig": "settings",
+    "Plan": "messages",
+    "Report": "messages",
+    "RoundResult": "simulation",
+    "RunResult": "simulation",
+    "Server": "server",
+    "Task": "client",
+    "dirichlet": "partition",
+    "iid": "partition",
+    "run": "simulation",
+}
+
+__all__ = [
+    "Client",
+    "DigestError",
+    "FederationConfig",
+    "OptimizerConfig",
+    "Plan",
+    "Report",
+    "RoundResult",
+    "RunResult",
+    "Server",
+    "Task",
+    "dirichlet",
+    "iid",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

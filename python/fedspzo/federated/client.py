@@ -1,0 +1,188 @@
+"""A client: private examples, and steps that leave nothing behind but scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedspzo.blocks import Blocks
+from fedspzo.optimizer import SPZO
+from fedspzo.replica import Replica
+
+from .messages import Plan, Report
+from .partition import draw
+from .settings import OptimizerConfig
+from .updates import EVERYBODY, Scalars, batch_seed, client_seed, first_step, record
+
+
+class Task(Protocol):
+    """What is learned."""
+
+    def collate(self, examples: list[Any]) -> Any:
+        """A batch of these examples."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The model's scalar loss on a batch."""
+
+
+class DigestError(RuntimeError):
+    """Weights that should be equal are not."""
+
+
+class Client:
+    """Takes part in rounds with its own examples.
+
+    Args:
+        client: its id.
+        replica: the model, at any round; clients in one process may share it, in turn.
+        examples: its private data.
+        task: how to make a batch of them, and its loss.
+
+    Raises:
+        ValueError: `examples` is empty.
+    """
+
+    def __init__(self, client: int, replica: Replica, examples: Sequence[Any], task: Task) -> None:
+        if not len(examples):
+            raise ValueError(f"client {client} has no examples; give each client at least one")
+        self.client = client
+        self.replica = replica
+        self.examples = examples
+        self.task = task
+        self._settings: OptimizerConfig | None = None
+        self._optimizer: SPZO | None = None
+
+    def handle(self, plan: Plan) -> Report:
+        """Catch up, take the plan's steps, return to the global weights, and report.
+
+        The replica is at the plan's round afterwards, also when a step raises.
+
+        Raises:
+            ValueError: the plan is for another client, or does not follow the replica's round.
+            DigestError: after catching up the weights are not the server's.
+        """
+        if plan.client != self.client:
+            raise ValueError(f"plan is for client {plan.client}, this is client {self.client}")
+        self.replica.catch_up(
+            record(
+                update,
+                run_seed=plan.run_seed,
+                local_steps=plan.local_steps,
+                optimizer=plan.optimizer,
+            )
+            for update in plan.updates
+            if update.round >= self.replica.round  # one that shares the replica was here before
+        )
+        if self.replica.round != plan.round:
+            raise ValueError(
+                f"plan is for round {plan.round}, client {self.client} is at round"
+                f" {self.replica.round}; send the updates from there on"
+            )
+        self.replica.snapshot()
+        digest = self.replica.digest()
+        if digest != plan.digest:
+            raise DigestError(
+                f"client {self.client} has weights with digest {digest} in round {plan.round}, the"
+                f" server's have {plan.digest}; start both from the same base weights, cut at the"
+                " same layer"
+            )
+        gradients, loss, forwards = self._train(plan)
+        return Report(
+            round=plan.round,
+            client=self.client,
+            digest=self.replica.digest(),
+            examples=len(self.examples),
+            gradients=gradients,
+            loss=loss,
+            forwards=forwards,
+        )
+
+    def batch(self, run_seed: int, round: int, step: int, size: int) -> Any:
+        """The batch of a local step: examples drawn without replacement, a function of the seed."""
+        chosen = draw(len(self.examples), size, batch_seed(run_seed, round, self.client, step))
+        return self.task.collate([self.examples[i] for i in chosen])
+
+    def _train(self, plan: Plan) -> tuple[Scalars, float | None, float]:
+        """The plan's local steps: their gradients, mean loss, and computation."""
+        steps, rows, losses = [], [], []
+        optimizer = self._spzo(plan)
+        before = optimizer.forwards
+        model = self.replica.blocks.model
+        with self.replica.local_steps():
+            for step in range(plan.local_steps if plan.train else 0):
+                batch = self.batch(plan.run_seed, plan.round, step, plan.batch_size)
+                loss = optimizer.step(partial(self.task.loss, model, batch))
+                done = optimizer.last_step
+                if done is not None and not done.skipped:
+                    steps.append(step)
+                    rows.append([g for block in done.gradients for g in block])
+                    losses.append(loss)
+        columns = sum(plan.optimizer.directions)
+        values = np.array(rows, dtype=np.float32).reshape(len(rows), columns)
+        return (
+            Scalars(plan.local_steps, tuple(steps), values),
+            float(np.float32(np.mean(losses))) if losses else None,
+            float(np.float32(optimizer.forwards - before)),
+        )
+
+    def _spzo(self, plan: Plan) -> SPZO:
+        """The optimizer, at the plan's first step. Kept, as its first step checks the model."""
+        if self._optimizer is None or self._settings != plan.optimizer:
+            self._settings = plan.optimizer
+            self._optimizer = spzo(self.replica.blocks, plan.optimizer)
+        everybody = plan.seeds == "shared"
+        self._optimizer.reseed(client_seed(plan.run_seed, EVERYBODY if everybody else self.client))
+        self._optimizer.steps = first_step(plan.round, plan.local_steps)
+        return self._optimizer
+
+
+def spzo(blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0) -> SPZO:
+    """The optimizer that the settings describe.
+
+    Raises:
+        ValueError: `mezo` with a model cut into two blocks.
+    """
+    if settings.estimator == "mezo" and len(blocks.groups) != 1:
+        raise ValueError(
+            f"estimator is 'mezo', but the model is cut into {len(blocks.groups)} blocks;"
+            " pass Blocks.single(model)"
+        )
+    two_rates = settings.lr2 is not None
+    return SPZO(
+        blocks,
+        lr=settings.learning_rates if two_rates else settings.lr,
+        estimator=settings.estimator,
+        sides=settings.sides,
+        perturbations=settings.perturbations,
+        eps=settings.eps,
+        seed=seed,
+        rounding=settings.rounding,
+        exact=settings.exact,
+    )
+
+
+def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> OptimizerConfig:
+    """The settings with what follows from model and dtype filled in, so that it can travel.
+
+    Where `perturbations` is None it is measured, by a step on the client's examples that leaves
+    the weights as they are.
+    """
+    optimizer = spzo(client.replica.blocks, settings)
+    if settings.perturbations is None and settings.estimator != "mezo":
+        batch = client.batch(0, 0, 0, batch_size)
+        with client.replica.local_steps():
+            optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
+    counts = [group["perturbations"] for group in optimizer.param_groups]
+    filled = replace(
+        settings,
+        perturbations=counts[0] if settings.estimator == "mezo" else (counts[0], counts[1]),
+        sides=optimizer.sides,
+        rounding=optimizer.rounding,
+    )
+    rates = filled.learning_rates
+    return replace(filled, lr2=rates[1] if len(rates) == 2 else None, at="auto")
