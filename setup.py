@@ -1,75 +1,134 @@
-"""Build of the compiled backend; everything else stands in pyproject.toml.
+"""Build of the compiled backends; everything else stands in pyproject.toml.
 
 torch must be installed first, and pip run with --no-build-isolation. Without torch or a C++17
 compiler the install succeeds all the same, and the reference backend serves every device.
+
+The CUDA backend is built where torch has CUDA and nvcc is found. FORCE_CUDA=1 builds it wherever
+nvcc is found, FORCE_CUDA=0 never; NVCC names the compiler, CUDA_ARCHITECTURES what it targets.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import platform
+import shutil
+import subprocess
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 except ImportError:
     torch = None
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: the library loads in this and every later version
-FLAGS = [
-    "-O3",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fvisibility=hidden",
-    "-Wno-maybe-uninitialized",
+CPU_FLAGS = [
+    *("-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-maybe-uninitialized"),
+    # what the noise's bits rest on, then what they do not
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
+CUDA_FLAGS = [
+    *("-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off"),
+    *("--threads", "2", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"),
+]
+ARCHITECTURES = "80 86 89 90 100"
+HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.[ci]*h"))
 
 
 def say(line: str) -> None:
     print(f"fedspzo: {line}", flush=True)
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler to build with, or None, saying why."""
+    force = os.environ.get("FORCE_CUDA", "")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if force == "0":
+        say("no CUDA backend: FORCE_CUDA=0")
+    elif force != "1" and torch.version.cuda is None:
+        say("no CUDA backend: this torch has no CUDA (FORCE_CUDA=1 builds it all the same)")
+    elif nvcc is None:
+        say("no CUDA backend: no nvcc on the path; set NVCC or CUDA_HOME")
+    else:
+        return nvcc
+    return None
+
+
+def architectures(nvcc: str) -> list[str]:
+    """-gencode flags: each architecture nvcc knows, and PTX of the last one for later ones."""
+    run = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True)
+    known = run.stdout.split()
+    wanted = os.environ.get("CUDA_ARCHITECTURES", ARCHITECTURES).split()
+    chosen = [number for number in wanted if f"compute_{number}" in known]
+    say(f"CUDA architectures {', '.join(chosen)} and PTX of the last, with {nvcc}")
+    flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen]
+    return [*flags, f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"]
+
+
+def extensions() -> list[Extension]:
+    cpu = CppExtension(
+        "fedspzo_kernels._C",
+        sorted(glob.glob("csrc/cpu/*.cpp")),
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
+        extra_compile_args=CPU_FLAGS,
+        depends=HEADERS,
+        py_limited_api=True,
+    )
+    say(f"torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}")
+    say(f"compiling fedspzo_kernels._C from {len(cpu.sources)} files: {' '.join(CPU_FLAGS)}")
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return [cpu]
+    command = [nvcc, *CUDA_FLAGS, *architectures(nvcc)]
+    cuda = Extension(
+        "fedspzo_kernels._C_cuda",
+        [],  # torch's BuildExtension refuses .cu files where torch itself has no CUDA
+        extra_compile_args=[*command, "csrc/cuda/perturb.cu"],
+        depends=["csrc/cuda/perturb.cu", *HEADERS],
+        py_limited_api=True,
+    )
+    return [cpu, cuda]
+
+
 if torch is None:
     say("torch is not installed, so nothing is compiled: install it, then use")
     say("pip install --no-build-isolation (the reference backend works without)")
-    extensions, commands = [], {}
+    setup()
 else:
 
     class OptionalBuild(BuildExtension):
-        """A failed compilation leaves the reference backend instead of failing the install."""
+        """A failed compilation leaves a backend out instead of failing the install."""
 
         def run(self) -> None:
-            try:
-                super().run()
-            except Exception as error:
-                say(f"the compiled backend was not built: {error}")
-                say("the install goes on; the reference backend serves every device")
-                self.extensions = []
+            built, compiler = [], self.compiler
+            for extension in self.extensions:
+                self.extensions, self.compiler = [extension], compiler
+                try:
+                    super().run()
+                    built.append(extension)
+                except Exception as error:
+                    say(f"{extension.name} was not built: {error}")
+                    say("the install goes on without that backend")
+            self.extensions = built
 
-        def copy_extensions_to_source(self) -> None:
-            if self.extensions:
-                super().copy_extensions_to_source()
+        def build_extension(self, extension: Extension) -> None:
+            if extension.name.endswith("_cuda"):
+                self.run_nvcc(extension)
+            else:
+                super().build_extension(extension)
 
-    extensions = [
-        CppExtension(
-            "fedspzo_kernels._C",
-            sorted(glob.glob("csrc/cpu/*.cpp")),
-            define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
-            extra_compile_args=FLAGS,
-            depends=sorted(glob.glob("csrc/**/*.[hi]*", recursive=True)),
-            py_limited_api=True,
-        )
-    ]
-    commands = {"build_ext": OptionalBuild.with_options(use_ninja=False)}
-    say(f"torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}")
-    say(f"compiling fedspzo_kernels._C from {len(extensions[0].sources)} files: {' '.join(FLAGS)}")
+        def run_nvcc(self, extension: Extension) -> None:
+            target = self.get_ext_fullpath(extension.name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            includes = [f"-I{path}" for path in include_paths()]
+            command = [*extension.extra_compile_args, *includes, "-shared", "-o", target]
+            subprocess.run(command, check=True)
 
-setup(
-    ext_modules=extensions,
-    cmdclass=commands,
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=False)},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

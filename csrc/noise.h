@@ -126,10 +126,8 @@ FEDSPZO_FN float normal_of(uint32_t word, const Cubic* table) {
   return float_of(bits_of(z) ^ (bits_of(f) & 0x80000000u));
 }
 
-#ifndef __CUDA_ARCH__
 alignas(64) constexpr Cubic kTable[kTableRows] = {
 #include "noise_table.inc"
 };
-#endif
 
 }  // namespace fedspzo

@@ -33,8 +33,11 @@ def load() -> None:
     if wanted not in ("", *NAMES):
         raise ValueError(f"{REQUEST} is {wanted!r}; set one of {', '.join(NAMES)}, or unset it")
     _backends["reference"] = Backend(True, "plain torch, any device")
-    _backends["cpu"] = _load_library("_C", skip=wanted not in ("", "cpu"))
-    _backends["cuda"] = Backend(False, "not part of this version")
+    _backends["cpu"] = _load("_C", "CPU", wanted in ("", "cpu"))
+    if torch.version.cuda is None:
+        _backends["cuda"] = Backend(False, "this torch has no CUDA")
+    else:
+        _backends["cuda"] = _load("_C_cuda", "CUDA", wanted in ("", "cuda"))
     _backends["triton"] = Backend(False, "not part of this version")
     if wanted and not _backends[wanted].available:
         raise RuntimeError(
@@ -43,16 +46,17 @@ def load() -> None:
         )
 
 
-def _load_library(stem: str, *, skip: bool) -> Backend:
-    if skip:
+def _load(stem: str, device: str, wanted: bool) -> Backend:
+    paths = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
+    if not paths:
+        return Backend(False, "not compiled (the build says why)")
+    if not wanted:
         return Backend(False, f"{REQUEST}={os.environ[REQUEST]} asks for another one")
-    for path in sorted(Path(__file__).parent.glob(f"{stem}.*so")):
-        try:
-            torch.ops.load_library(path)
-        except OSError as error:
-            return Backend(False, f"{path.name} does not load: {error}")
-        return Backend(True, f"{path.name}, on CPU tensors")
-    return Backend(False, "not compiled: installed without a C++ compiler")
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError as error:
+        return Backend(False, f"{paths[0].name} does not load: {error}")
+    return Backend(True, f"{paths[0].name}, on {device} tensors")
 
 
 def info() -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,30 +57,41 @@ def test_transform_known_answers_in_the_reference(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_known_answers_of_the_shared_header(tmp_path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
+@pytest.fixture(params=["c++", "nvcc"])
+def host_program(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+    """Compiles a program of tests/host with the host's compiler, and with nvcc for the host."""
+    compiler = shutil.which(request.param)
     if compiler is None:
-        pytest.skip("no C++ compiler")
-    program = tmp_path / "noise"
-    subprocess.run(
-        [
-            compiler,
-            "-O2",
-            "-std=c++17",
-            "-ffp-contract=off",
-            TESTS / "host/noise.cpp",
-            "-o",
-            program,
-        ],
-        check=True,
-    )
+        pytest.skip(f"no {request.param} on the path")
+    flags = ["-x", "cu", "-fmad=false"] if request.param == "nvcc" else ["-ffp-contract=off"]
+
+    def build(name: str) -> Path:
+        program = tmp_path / name
+        source = TESTS / "host" / f"{name}.cpp"
+        subprocess.run(
+            [compiler, "-O2", "-std=c++17", *flags, source, "-o", program],
+            check=True,
+            capture_output=True,
+        )
+        return program
+
+    return build
+
+
+def test_known_answers_of_the_shared_header(host_program: Callable[[str], Path]) -> None:
     philox, normal = rows("philox4x32_10.txt"), rows("normal_words.txt")
     asked = ["philox " + " ".join(row[:6]) for row in philox]
     asked += ["normal " + row[0] for row in normal]
     done = subprocess.run(
-        [program], input="\n".join(asked), text=True, capture_output=True, check=True
+        [host_program("noise")], input="\n".join(asked), text=True, capture_output=True, check=True
     )
     assert done.stdout.splitlines() == [" ".join(r[6:]) for r in philox] + [r[1] for r in normal]
+
+
+def test_the_cuda_kernel_visits_each_element_once(host_program: Callable[[str], Path]) -> None:
+    done = subprocess.run([host_program("layout")], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert int(done.stdout) == 3 * 2 * 15 * 21
 
 
 def test_table_is_what_its_script_computes() -> None:

@@ -1,16 +1,12 @@
 // fedspzo::perturb_ on the CPU: tensors cut into spans, the spans shared out among torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <optional>
 #include <string>
-#include <vector>
 
+#include "../arguments.h"
 #include "../noise.h"
 #include "span.h"
 
@@ -20,12 +16,6 @@
 
 namespace fedspzo {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Codes of fedspzo_kernels.streams.
-constexpr int64_t kNormal = 0, kRademacher = 1;
 
 // The best kernels there are, or those FEDSPZO_CPU_CAPABILITY names.
 const SpanKernels& kernels() {
@@ -116,18 +106,7 @@ void perturb_span(const SpanKernels& kernels, const Span& span, const Terms& ter
 
 void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vector<int64_t> offsets,
               Tensor seeds, Tensor coeffs, std::optional<Tensor> rounding_seed, int64_t stream) {
-  STD_TORCH_CHECK(keys.size() == tensors.size(), "keys: ", keys.size(), " for ", tensors.size(),
-                  " tensors");
-  STD_TORCH_CHECK(offsets.size() == tensors.size(), "offsets: ", offsets.size(), " for ",
-                  tensors.size(), " tensors");
-  STD_TORCH_CHECK(seeds.scalar_type() == ScalarType::Long && seeds.is_contiguous(),
-                  "seeds: pass a contiguous int64 tensor");
-  STD_TORCH_CHECK(coeffs.scalar_type() == ScalarType::Float && coeffs.is_contiguous(),
-                  "coeffs: pass a contiguous float32 tensor");
-  STD_TORCH_CHECK(seeds.numel() == coeffs.numel(), "coeffs: ", coeffs.numel(), " for ",
-                  seeds.numel(), " seeds");
-  STD_TORCH_CHECK(stream == kNormal || stream == kRademacher, "stream: no code ", stream);
-
+  check_arguments(tensors, keys, offsets, seeds, coeffs, rounding_seed, stream);
   Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), seeds.numel(),
               std::nullopt, stream};
   if (rounding_seed) terms.rounding_seed = uint64_t(*rounding_seed->const_data_ptr<int64_t>());
@@ -135,13 +114,9 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
   std::vector<Span> spans;
   for (size_t t = 0; t < tensors.size(); ++t) {
     const ScalarType dtype = tensors[t].scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                        dtype == ScalarType::Half,
-                    "tensors[", t, "]: pass float32, bfloat16 or float16");
-    STD_TORCH_CHECK(tensors[t].is_contiguous(), "tensors[", t, "]: pass a contiguous tensor");
     auto* data = static_cast<char*>(tensors[t].mutable_data_ptr());
     const uint64_t first = uint64_t(offsets[t]), end = first + uint64_t(tensors[t].numel());
-    const int64_t size = dtype == ScalarType::Float ? 4 : 2;
+    const int64_t size = element_size(dtype);
     for (uint64_t index = first; index < end;) {
       const uint64_t next = std::min(end, (index / kSpan + 1) * kSpan);
       spans.push_back({data + int64_t(index - first) * size, dtype, uint64_t(keys[t]), index,

@@ -14,6 +14,9 @@ int main() {
       const fedspzo::Words out =
           fedspzo::philox(uint64_t(c[1]) << 32 | c[0], uint64_t(c[3]) << 32 | c[2],
                           uint64_t(k[1]) << 32 | k[0]);
+      const fedspzo::PhiloxSpan span(c[1], uint64_t(c[3]) << 32 | c[2], uint64_t(k[1]) << 32 | k[0]);
+      const fedspzo::Words same = fedspzo::philox(c[0], span);
+      if (std::memcmp(&out, &same, sizeof out)) return 1;
       std::printf("%08x %08x %08x %08x\n", out.w[0], out.w[1], out.w[2], out.w[3]);
     } else {
       uint32_t word;
