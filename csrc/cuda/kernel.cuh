@@ -54,14 +54,14 @@ struct NormalNoise {
     return fmaf(fmaf(fmaf(c.c3, f, c.c2), f, c.c1), f, c.c0);
   }
 
-  // Adds the term to the kPlaces elements from `local` on, counted from the chunk's base, whose
-  // counter has the low word `counter`.
+  // Adds the term to the kPlaces elements of a chunk's run; `counter` is the low word of the
+  // chunk's first counter.
   template <int kPlaces>
-  __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t local,
+  __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t run,
                              const TermSpan& term, const Shared& shared) {
 #pragma unroll
     for (int place = 0; place < kPlaces; place += 4) {
-      const Words words = philox(counter + (local + place) / 4, term.philox);
+      const Words words = philox(counter + run * (kPlaces / 4) + place / 4, term.philox);
 #pragma unroll
       for (int w = 0; w < 4; ++w)
         v[place + w] = fmaf(term.coeff, normal(words.w[w], shared), v[place + w]);
@@ -79,13 +79,13 @@ struct SignNoise {
   __device__ static void prepare(Shared&) {}
 
   template <int kPlaces>
-  __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t local,
+  __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t run,
                              const TermSpan& term, const Shared&) {
     static_assert(kPlaces == 32);
-    const Words words = philox(counter + local / 128, term.philox);
-    const uint32_t low = local & 32 ? words.w[1] : words.w[0];
-    const uint32_t high = local & 32 ? words.w[3] : words.w[2];
-    const uint32_t word = local & 64 ? high : low;
+    const Words words = philox(counter + run / 4, term.philox);
+    const uint32_t low = run & 1 ? words.w[1] : words.w[0];
+    const uint32_t high = run & 1 ? words.w[3] : words.w[2];
+    const uint32_t word = run & 2 ? high : low;
 #pragma unroll
     for (int place = 0; place < kPlaces; ++place)
       v[place] += float_of(bits_of(term.coeff) ^ ((word << (31 - place)) & 0x80000000u));
@@ -113,15 +113,14 @@ struct Random {
   PhiloxSpan span;
   uint32_t counter;
 
-  __device__ Random(const Terms& terms, uint64_t key, uint64_t base) {
+  __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key) {
     if constexpr (kStochastic) {
-      counter = uint32_t(base / kPacket);
-      span = PhiloxSpan(uint32_t(base / kPacket >> 32) | kRoundingDomain, key,
+      counter = uint32_t(chunk.base / kPacket);
+      span = PhiloxSpan(uint32_t(chunk.base / kPacket >> 32) | kRoundingDomain, key,
                         uint64_t(*terms.rounding_seed));
-      keep(span);
     }
   }
-  __device__ Words packet(uint32_t local) const { return philox(counter + local / kPacket, span); }
+  __device__ Words packet(uint32_t packet) const { return philox(counter + packet, span); }
 };
 
 template <class Storage, int kPlaces>
@@ -135,12 +134,13 @@ __device__ inline void load(const typename Storage::Element* p, const Run& run,
 template <class Storage, int kPlaces, bool kStochastic>
 __device__ inline void store(typename Storage::Element* p, const Run& run,
                              const float (&v)[kPlaces], const Random<kStochastic>& random,
-                             uint32_t local) {
+                             uint32_t packet) {
 #pragma unroll
   for (int place = 0; place < kPlaces; ++place) {
     if (place < run.first || place >= run.last) continue;
     if constexpr (kStochastic) {
-      p[place] = Storage::store(v[place], rounding_bits(random.packet(local + place), place));
+      const Words words = random.packet(packet + place / kPacket);
+      p[place] = Storage::store(v[place], rounding_bits(words, place));
     } else {
       p[place] = Storage::store(v[place]);
     }
@@ -155,11 +155,11 @@ __device__ inline void load_whole(const typename Storage::Element* p, float (&v)
 
 template <class Storage, int kPlaces, bool kStochastic>
 __device__ inline void store_whole(typename Storage::Element* p, const float (&v)[kPlaces],
-                                   const Random<kStochastic>& random, uint32_t local) {
+                                   const Random<kStochastic>& random, uint32_t packet) {
 #pragma unroll
   for (int place = 0; place < kPlaces; place += kPacket) {
     if constexpr (kStochastic) {
-      Storage::store8(p + place, v + place, random.packet(local + place));
+      Storage::store8(p + place, v + place, random.packet(packet + place / kPacket));
     } else {
       Storage::store8(p + place, v + place);
     }
@@ -193,11 +193,12 @@ __global__ void __launch_bounds__(kThreads)
       only = term_span(terms, 0, key, counter_high);
       keep(only.philox);
     }
-    Random<kStochastic> random(terms, key, chunk.base);
+    Random<kStochastic> random(terms, chunk, key);
+    if constexpr (kOneTerm && kStochastic) keep(random.span);
 
-    const auto add = [&](float (&v)[kPlaces], uint32_t local) {
+    const auto add = [&](float (&v)[kPlaces], uint32_t run) {
       if constexpr (kOneTerm) {
-        Noise::add(v, uint32_t(counter), local, only, shared);
+        Noise::add(v, uint32_t(counter), run, only, shared);
       } else {
         for (int64_t k = 0; k < terms.count; k += kTermTile) {
           const int count = int(min(int64_t(kTermTile), terms.count - k));
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
           __syncthreads();
 #pragma unroll 1
           for (int t = 0; t < count; ++t)
-            Noise::add(v, uint32_t(counter), local, tile[t], shared);
+            Noise::add(v, uint32_t(counter), run, tile[t], shared);
         }
       }
     };
@@ -216,25 +217,26 @@ __global__ void __launch_bounds__(kThreads)
     // With more than one term the threads meet at barriers, so all take the same turns.
     const Interior interior = interior_runs(chunk, kPackets, aligned);
 #pragma unroll 1
-    for (uint32_t run = interior.first + threadIdx.x;
-         kOneTerm ? run < interior.last : run - threadIdx.x < interior.last; run += kThreads) {
-      const uint32_t local = (kOneTerm ? run : min(run, interior.last - 1)) * kPlaces;
+    for (uint32_t turn = interior.first + threadIdx.x;
+         kOneTerm ? turn < interior.last : turn - threadIdx.x < interior.last; turn += kThreads) {
+      const uint32_t run = kOneTerm ? turn : min(turn, interior.last - 1);
+      Element* p = origin + run * kPlaces;
       float v[kPlaces];
-      load_whole<Storage>(origin + local, v);
-      add(v, local);
-      if (kOneTerm || run < interior.last) store_whole<Storage>(origin + local, v, random, local);
+      load_whole<Storage>(p, v);
+      add(v, run);
+      if (kOneTerm || turn < interior.last) store_whole<Storage>(p, v, random, run * kPackets);
     }
     const uint32_t edges = last_run(chunk, kPackets) - first_run(chunk, kPackets) -
                            (interior.last - interior.first);
 #pragma unroll 1
     for (uint32_t edge = 0; edge < edges; edge += kThreads) {
-      const uint32_t number_of_run = edge_run(chunk, kPackets, interior, edge + threadIdx.x);
-      const Run run = run_at(chunk, number_of_run, kPackets);
-      const uint32_t local = number_of_run * kPlaces;
+      const uint32_t run = edge_run(chunk, kPackets, interior, edge + threadIdx.x);
+      const Run part = run_at(chunk, run, kPackets);
+      Element* p = origin + run * kPlaces;
       float v[kPlaces];
-      load<Storage>(origin + local, run, v);
-      add(v, local);
-      store<Storage>(origin + local, run, v, random, local);
+      load<Storage>(p, part, v);
+      add(v, run);
+      store<Storage>(p, part, v, random, run * kPackets);
     }
   }
 }

@@ -72,17 +72,11 @@ struct Bfloat16 : Sixteen<Bfloat16> {
     return word;
   }
   // `random`: 16 bits below for the low value, 16 above for the high one. Infinities have no low
-  // bits to carry from; a NaN must not carry into the sign.
+  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a smaller
+  // one first, so that it cannot carry into the sign.
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
-    uint32_t a = bits_of(low), b = bits_of(high);
-    asm("{.reg .pred number; .reg .u32 bits; and.b32 bits, %2, 65535;"
-        " setp.eq.f32 number, %1, %1; @number add.u32 %0, %0, bits;}"
-        : "+r"(a)
-        : "f"(low), "r"(random));
-    asm("{.reg .pred number; .reg .u32 bits; shr.u32 bits, %2, 16;"
-        " setp.eq.f32 number, %1, %1; @number add.u32 %0, %0, bits;}"
-        : "+r"(b)
-        : "f"(high), "r"(random));
+    const uint32_t a = min(int32_t(bits_of(low)), 0x7FBFFFFF) + (random & 0xFFFFu);
+    const uint32_t b = min(int32_t(bits_of(high)), 0x7FBFFFFF) + (random >> 16);
     return __byte_perm(a, b, 0x7632);
   }
 };
@@ -99,8 +93,18 @@ struct Float16 : Sixteen<Float16> {
     return word;
   }
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
-    return stochastic_float16(low, random & 0xFFFFu) |
-           uint32_t(stochastic_float16(high, random >> 16)) << 16;
+    return pack(truncated(low, random >> 3 & 0x1FFFu), truncated(high, random >> 19));
+  }
+  // stochastic_float16 without branches: a value that float16 holds, or overflows to infinity.
+  __device__ static float truncated(float value, uint32_t random) {
+    const float magnitude = fabsf(value);
+    const uint32_t bits = bits_of(magnitude);
+    const float normal = float_of((bits + random) & ~0x1FFFu);
+    // Below 2^-14 in units of 2^-37, truncated to 2^-24, which is the last bit's worth from 1/2 on.
+    const float sum = __fmaf_rz(float(int32_t(random)), 0x1p-37f, magnitude);
+    const float tiny = __fadd_rz(sum, 0.5f) - 0.5f;
+    const bool is_normal = bits - 0x38800000u < kInfinity - 0x38800000u;
+    return copysignf(is_normal ? normal : tiny, value);
   }
 };
 

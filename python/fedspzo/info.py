@@ -1,0 +1,44 @@
+"""What `fedspzo info` prints: versions, backends and why each is there or not, CPU and GPU."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import fedspzo_kernels
+
+PACKAGES = ("fedspzo", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rich")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def print_info() -> None:
+    """Print the tables on stdout."""
+    console = Console()
+    kernels: dict[str, Any] = fedspzo_kernels.info()
+    versions = Table("package", "version", title="versions", title_justify="left")
+    versions.add_row("Python", platform.python_version())
+    for name in PACKAGES:
+        versions.add_row(name, _version(name))
+    console.print(versions)
+    backends = Table("backend", "there", "why", title="backends", title_justify="left")
+    for name, backend in kernels["backends"].items():
+        backends.add_row(name, "yes" if backend.available else "no", backend.reason)
+    console.print(backends)
+    machine = Table("device", "", title="machine", title_justify="left")
+    machine.add_row("CPU", platform.processor() or platform.machine())
+    compiled = kernels["backends"]["cpu"].available
+    machine.add_row("CPU served by", f"{'cpu' if compiled else 'reference'} backend")
+    machine.add_row("CPU capability", str(kernels["cpu_capability"] or "unknown: not compiled"))
+    machine.add_row("threads", str(kernels["threads"]))
+    machine.add_row("GPU", str(kernels["gpu"] or "none that torch can use"))
+    console.print(machine)

@@ -1,0 +1,199 @@
+"""What a run shows: progress, a table, a figure.
+
+This module knows rows (one dict a round, as in metrics.jsonl), not models.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+LINES = 10
+OURS, MEZO, FEDAVG = "#1f5fa8", "#d1731c", "#8a8a8a"
+
+
+class ProgressReport:
+    """Round, loss, accuracy, bytes and time left: a bar on a terminal, else ten lines or so.
+
+    Written to stderr; `quiet` writes nothing.
+    """
+
+    def __init__(self, title: str, rounds: int, *, quiet: bool = False) -> None:
+        self.title = title
+        self.rounds = rounds
+        self.quiet = quiet
+        self.started = time.monotonic()
+        self.lines = 0
+        self.seen: dict[str, Any] = {}
+        console = Console(stderr=True)
+        self.bar: Progress | None = None
+        if console.is_terminal and not quiet:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.bar.add_task(title, total=rounds, state="")
+
+    def __enter__(self) -> ProgressReport:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def update(self, row: Row) -> None:
+        """Show a round's row; what it has no value for keeps the last one."""
+        self.seen.update({key: value for key, value in row.items() if value is not None})
+        done = int(row["round"])
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, state=self._state())
+            return
+        tenth = done * LINES // self.rounds
+        if self.quiet or (done > 0 and tenth == self.lines):
+            return
+        self.lines = tenth
+        now = time.monotonic()
+        left = (now - self.started) * (self.rounds - done) / max(done, 1)
+        remaining = f"  {left:.0f} s left" if done > 0 else ""
+        print(
+            f"{self.title}  round {done}/{self.rounds}  {self._state()}{remaining}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _state(self) -> str:
+        parts = []
+        for key, form in (("train_loss", "loss {:.3f}"), ("accuracy", "accuracy {:.1%}")):
+            if key in self.seen:
+                parts.append(form.format(self.seen[key]))
+        for key, sign in (("bytes_up", "up"), ("bytes_down", "down")):
+            if key in self.seen:
+                parts.append(f"{sign} {human_bytes(self.seen[key])}")
+        return "  ".join(parts)
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes with three digits and a decimal unit: 1234 is '1.23 kB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def print_table(summary: Row, title: str) -> None:
+    """The run, its start, and what it is compared with, one line each, on stdout."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for heading in ("accuracy", "loss", "forwards", "bytes up", "bytes down"):
+        table.add_column(heading, justify="right")
+
+    def line(name: str, prefix: str, *costs: str) -> None:
+        loss = summary[prefix + "loss"]
+        shown = "not finite" if loss is None else f"{loss:.3f}"
+        table.add_row(name, f"{summary[prefix + 'accuracy']:.1%}", shown, *costs)
+
+    line("before", "zero_shot_", "0", "0 B", "0 B")
+    for name, prefix in (("FedSPZO", ""), ("MeZO", "mezo_")):
+        if prefix + "accuracy" in summary:
+            line(
+                name,
+                prefix,
+                f"{summary[prefix + 'forwards']:,.0f}",
+                human_bytes(summary[prefix + "bytes_up"]),
+                human_bytes(summary[prefix + "bytes_down"]),
+            )
+    fedavg = human_bytes(summary["fedavg_bytes"])
+    table.add_row("FedAvg would send", "", "", "", fedavg, fedavg)
+    Console().print(table)
+
+
+def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:
+    """The run's figure: loss and accuracy against computation, bytes against rounds."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e4e4e4",
+        "axes.axisbelow": True,
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(12, 3.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+        losses, accuracies, traffic = figure.subplots(1, 3)
+        for axes, key in ((losses, "loss"), (accuracies, "accuracy")):
+            for name, series, color in (("MeZO", mezo, MEZO), ("FedSPZO", rows, OURS)):
+                points = [(r["forwards"], r[key]) for r in series if r.get(key) is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=color, label=name, linewidth=2)
+            axes.set_xlabel("full-forward equivalents, all clients")
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        # A baseline that diverges must not flatten our curve.
+        highest = max((row["loss"] for row in rows if row.get("loss") is not None), default=1.0)
+        losses.set_ylim(top=min(losses.get_ylim()[1], 1.3 * highest))
+        losses.set_title("held-out loss (nats)", loc="left")
+        accuracies.set_title("held-out accuracy", loc="left")
+        accuracies.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if mezo:
+            losses.legend(frameon=False, loc="upper right", reverse=True)
+        _plot_traffic(traffic, rows)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=144)
+    return png.getvalue()
+
+
+def _plot_traffic(axes: Any, rows: Sequence[Row]) -> None:
+    rows = [row for row in rows if row["round"] > 0]
+    rounds = [row["round"] for row in rows]
+    lines = (
+        ("FedAvg would send, each way", FEDAVG, "--", [row["fedavg_bytes"] for row in rows]),
+        ("FedSPZO down", OURS, "-", [row["bytes_down"] for row in rows]),
+        ("FedSPZO up", OURS, ":", [row["bytes_up"] for row in rows]),
+    )
+    for label, color, dash, values in lines:
+        axes.plot(rounds, values, color=color, linestyle=dash, linewidth=2)
+        below = label.endswith("up")  # Its line is the lowest, close to the next one.
+        axes.annotate(
+            label,
+            (rounds[-1], values[-1]),
+            xytext=(0, -6 if below else 6),
+            textcoords="offset points",
+            ha="right",
+            va="top" if below else "bottom",
+            color=color,
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: human_bytes(value))
+    axes.set_xlabel("round")
+    axes.set_title("bytes sent so far, all clients", loc="left")
+    axes.margins(y=0.12)

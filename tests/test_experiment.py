@@ -1,0 +1,257 @@
+"""Whole runs from config to folder, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from fedspzo.cli import main
+
+SPECIAL = ["[PAD]", "[UNK]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "fine", "bad", "dull", "film", "it", "was", "great", "awful"]
+CONFIG = """
+[model]
+name = "{model}"
+[task]
+{task}
+[data]
+train = "train.jsonl"
+test = "test.csv"
+[federation]
+clients = 3
+rounds = 6
+batch_size = 4
+{federation}
+[optimizer]
+lr = 1e-3
+perturbations = [1, 2]
+[output]
+evaluate_every = 4
+"""
+PROMPT = """type = "prompt"
+template = "{text} it was"
+verbalizers = { good = "great", bad = "awful" }"""
+SIZE = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random models with their tokenizer, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("nets")
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    torch.manual_seed(0)
+    for name, model in {
+        "llama": LlamaForCausalLM(LlamaConfig(**SIZE)),
+        "bert": BertForMaskedLM(BertConfig(**SIZE)),
+        "encoder": BertModel(BertConfig(**SIZE)),
+    }.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path: Path, nets: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes data and a config, and makes their folder the current one."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"text": f"a {word} film", "label": label}
+        for word, label in (("fine", "good"), ("dull", "bad"), ("great", "good"))
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    (tmp_path / "test.csv").write_text("text,label\nfine film,good\nbad film,bad\na film,bad\n")
+
+    def config(
+        model: str = "llama", task: str = PROMPT, federation: str = "", end: str = ""
+    ) -> Path:
+        text = CONFIG.replace("{model}", str(nets / model)).replace("{task}", task)
+        path = tmp_path / "mine.toml"
+        path.write_text(text.replace("{federation}", federation) + end)
+        return path
+
+    return config
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(*arguments: object) -> list[dict[str, Any]]:
+    """Runs a config in this process; the lines of its metrics.jsonl."""
+    assert main(["run", *map(str, arguments)]) == 0
+    return rows_of(Path("runs/mine/metrics.jsonl"))
+
+
+def test_a_run_leaves_model_metrics_config_and_figure(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dirichlet = 'partition = "dirichlet"\nalpha = 0.3\nparticipation = 0.7\nlocal_steps = 2'
+    lines = run(write(federation=dirichlet))
+    assert [line["round"] for line in lines[:-1]] == list(range(7))
+    assert [line["round"] for line in lines[:-1] if line["accuracy"] is not None] == [0, 4, 6]
+    assert all(len(line["clients"]) == 2 for line in lines[1:-1])
+    last, summary = lines[-2], lines[-1]
+    assert summary["summary"] is True
+    for key in ("accuracy", "loss", "forwards", "bytes_up", "bytes_down", "digest"):
+        assert summary[key] == last[key]
+    assert summary["zero_shot_accuracy"] == lines[0]["accuracy"]
+    assert summary["majority_accuracy"] == pytest.approx(2 / 3)
+    assert summary["digest"] != lines[0]["digest"]
+    assert summary["bytes_up"] < summary["fedavg_bytes"]
+
+    folder = Path("runs/mine")
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert tomllib.loads((folder / "config.toml").read_text())["optimizer"]["lr2"] == 4e-3
+    assert not list(folder.glob(".*"))
+    shown = capsys.readouterr()
+    assert summary["digest"] in shown.out
+    assert "round 6/6" in shown.err
+
+    # The saved model is the one whose digest was reported.
+    from fedspzo.journal import digest
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert digest(model.named_parameters()) == summary["digest"]
+    assert AutoTokenizer.from_pretrained(folder / "model").mask_token == "[MASK]"
+
+
+def test_the_same_config_gives_the_same_weights_and_another_seed_others(write: Write) -> None:
+    path = write()
+    first = run(path, "--quiet")[-1]
+    # The resolved config runs again, from another folder, to the same bits.
+    again = Path("runs/mine/config.toml").rename("mine.toml")
+    assert run(again, "--quiet", "--overwrite")[-1]["digest"] == first["digest"]
+    other = run(path, "--quiet", "--overwrite", "--seed", 1, "--rounds", 2)
+    assert len(other) == 4
+    assert other[-1]["digest"] != first["digest"]
+
+
+def test_quiet_prints_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    run(write(), "--quiet", "--rounds", 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_mezo_runs_beside_at_the_same_computation(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(write(end="[mezo]\nlr = 1e-4\n"), "--rounds", 20)[-1]
+    rows = rows_of(Path("runs/mine/mezo.jsonl"))
+    assert rows[0]["accuracy"] == summary["zero_shot_accuracy"]
+    assert rows[0]["loss"] == summary["zero_shot_loss"]
+    assert rows[-1]["forwards"] == summary["mezo_forwards"]
+    a_round = 2 * 3
+    assert abs(summary["mezo_forwards"] - summary["forwards"]) <= a_round
+    assert summary["mezo_accuracy"] == rows[-1]["accuracy"]
+    assert "MeZO" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_new_head_is_the_same_for_everybody_and_follows_the_seed(
+    write: Write, dtype: str
+) -> None:
+    path = write("encoder", 'type = "classification"')
+    path.write_text(path.read_text().replace("[task]", f'dtype = "{dtype}"\n[task]'))
+    first = run(path, "--quiet")
+    assert first[0]["digest"] == run(path, "--quiet", "--overwrite")[0]["digest"]
+    seeded = run(path, "--quiet", "--overwrite", "--seed", 1)
+    assert first[0]["digest"] != seeded[0]["digest"]
+    model = AutoModelForSequenceClassification.from_pretrained("runs/mine/model")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_masked_prompts_and_language_modelling_run(write: Write) -> None:
+    masked = PROMPT.replace("{text} it was", "{text} it was {mask}")
+    assert run(write("bert", masked), "--quiet")[-1]["accuracy"] >= 0
+    summary = run(write("llama", 'type = "lm"'), "--quiet", "--overwrite")[-1]
+    assert "majority_accuracy" not in summary
+
+
+WRONG = [
+    ("llama", PROMPT.replace("it was", "it was {mask}"), ["LlamaForCausalLM", "remove {mask}"]),
+    ("bert", PROMPT, ["BertForMaskedLM", "put {mask}"]),
+    ("encoder", PROMPT, ["lack", "'classification'"]),
+    ("llama", PROMPT.replace("awful", "zzz"), ["[task.verbalizers] bad is 'zzz'"]),
+    ("llama", PROMPT.replace("awful", "awful film"), ["'awful film'", "2 tokens"]),
+]
+
+
+@pytest.mark.parametrize(("model", "task", "parts"), WRONG)
+def test_a_model_that_does_not_fit_its_task_is_one_line_and_writes_nothing(
+    write: Write,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    task: str,
+    parts: list[str],
+) -> None:
+    assert main(["run", str(write(model, task)), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+    assert not Path("runs").exists()
+
+
+def test_a_cut_that_is_no_layer_is_one_line(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write()
+    path.write_text(path.read_text().replace("lr = 1e-3", "lr = 1e-3\nat = 7"))
+    assert main(["run", str(path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "[optimizer] at is 7" in error
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_one_line(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = write()
+    text = path.read_text()
+    name = tomllib.loads(text)["model"]["name"]
+    path.write_text(text.replace(name, "nobody/no-such-model"))
+    assert main(["run", str(path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "[model] name is 'nobody/no-such-model', which does not load" in error
+    assert not Path("runs").exists()
+
+
+def test_the_demo_runs_its_config_again_and_again(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedspzo.cli.DEMO_CONFIG", write(end="[mezo]\nlr = 1e-4\n"))
+    for _ in range(2):
+        assert main(["demo", "--quiet", "--rounds", "2"]) == 0
+    summary = rows_of(Path("runs/mine/metrics.jsonl"))[-1]
+    assert {"mezo_accuracy", "zero_shot_accuracy", "accuracy"} <= set(summary)

@@ -1,0 +1,127 @@
+"""Progress, table, figure, and the output folder's safety."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedspzo.output import OutputFolder, write_atomic
+from fedspzo.report import ProgressReport, figure_png, human_bytes, print_table
+from fedspzo.tables import InputError
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    values = {"round": number, "train_loss": 0.5, "loss": None, "accuracy": None}
+    costs = {"forwards": 10.0 * number, "bytes_up": 1000 * number, "bytes_down": 2000 * number}
+    return {**values, **costs, "fedavg_bytes": 10**6 * number, **changes}
+
+
+SUMMARY = {
+    **row(30, accuracy=0.875, loss=0.25),
+    "zero_shot_accuracy": 0.6,
+    "zero_shot_loss": 0.7,
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_600, "1 MB"), (2.5e9, "2.5 GB")],
+)
+def test_human_bytes(count: float, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+def test_without_a_terminal_progress_is_about_ten_lines_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressReport("FedSPZO", 200) as progress:
+        progress.update(row(0, train_loss=None, accuracy=0.5))
+        for number in range(1, 201):
+            progress.update(row(number))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("FedSPZO  round 0/200  accuracy 50.0%")
+    # Between evaluations the last accuracy stays.
+    assert "round 200/200  loss 0.500  accuracy 50.0%  up 200 kB  down 400 kB" in lines[-1]
+    assert lines[-1].endswith("0 s left")
+
+
+def test_quiet_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReport("FedSPZO", 2, quiet=True) as progress:
+        progress.update(row(2))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_table_shows_mezo_only_if_it_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(SUMMARY, "mine")
+    alone = capsys.readouterr().out
+    for part in ("mine", "60.0%", "87.5%", "0.250", "300", "30 kB", "60 kB", "30 MB"):
+        assert part in alone
+    assert "MeZO" not in alone
+    mezo = {f"mezo_{key}": SUMMARY[key] for key in ("loss", "forwards", "bytes_up", "bytes_down")}
+    print_table({**SUMMARY, **mezo, "mezo_accuracy": 0.7}, "mine")
+    assert "70.0%" in capsys.readouterr().out
+    print_table({**SUMMARY, "loss": None}, "mine")
+    assert "not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rounds", [1, 30])
+@pytest.mark.parametrize("mezo_loss", [0.6, 1e30, None])
+def test_figure_is_a_png_even_of_one_round_or_a_diverged_baseline(
+    rounds: int, mezo_loss: float | None
+) -> None:
+    from matplotlib.image import imread
+
+    rows = [row(n, loss=0.7 - n / 100, accuracy=0.6) for n in range(rounds + 1)]
+    mezo = [row(n, loss=mezo_loss, accuracy=0.6) for n in range(rounds + 1)]
+    height, width, _ = imread(BytesIO(figure_png(rows, mezo, "mine")), format="png").shape
+    assert width > 2 * height > 800
+
+
+def test_write_atomic_replaces_whole_files_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    write_atomic(path, "neu: ü")
+    assert path.read_bytes() == "neu: ü".encode()
+    with pytest.raises(TypeError):
+        write_atomic(path, 7)  # type: ignore[arg-type]
+    assert path.read_bytes() == "neu: ü".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    first = OutputFolder(folder)
+    assert not folder.exists()
+    first.create()
+    first.append("metrics.jsonl", {"round": 0})
+    (folder / "model").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        OutputFolder(folder)
+    OutputFolder(folder, overwrite=True).create()
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "notes.txt"]
+    assert (folder / "metrics.jsonl").read_text() == ""
+
+
+def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:
+    class Broken:
+        def save_pretrained(self, path: Path) -> None:
+            (path / "part").write_text("half")
+            raise OSError("disk full")
+
+    OutputFolder(tmp_path).create()
+    with pytest.raises(OSError, match="disk full"):
+        OutputFolder(tmp_path, overwrite=True).save_model(Broken(), Broken())
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        OutputFolder(tmp_path / "file" / "sub").create()

@@ -1,0 +1,193 @@
+"""Prompts, heads and language modelling on tiny random models: loss, padding, verbalizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from fedspzo.data import Example
+from fedspzo.tables import InputError
+from fedspzo.tasks import HeadClassification, LanguageModelling, PromptClassification
+
+SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
+TEXT = ["a", "fine", "bad", "dull", "film", "was", "it", "great", "awful", "un", "##known"]
+WORDS = SPECIAL + TEXT
+VERBALIZERS = {"good": "great", "poor": "awful"}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+EXAMPLES = [
+    Example("a fine film", "good"),
+    Example("dull", "poor"),
+    Example("a bad bad bad dull film", "poor"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def tokenizer(special: bool = False, **changes: Any) -> PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        inner.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", **changes}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+def causal(kind: str) -> nn.Module:
+    size = len(WORDS)
+    if kind == "gpt2":
+        config = GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+        return GPT2LMHeadModel(config).eval()
+    if kind == "opt":
+        config = OPTConfig(vocab_size=size, ffn_dim=32, word_embed_proj_dim=16, **SMALL)
+        return OPTForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=size, intermediate_size=32, **SMALL)).eval()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+@torch.no_grad()
+def test_causal_prompt_scores_equal_those_of_each_prompt_alone(kind: str) -> None:
+    tok, model = tokenizer(padding_side="left"), causal(kind)
+    task = PromptClassification(tok, "{text} it was", VERBALIZERS, 32)
+    scores, labels = task.scores(model, task.collate(task.encode(EXAMPLES)))
+    assert labels.tolist() == [0, 1, 1]
+    for row, example in enumerate(EXAMPLES):
+        ids = torch.tensor([tok(example.text + " it was").input_ids])
+        alone = model(input_ids=ids).logits[0, -1, [WORDS.index("great"), WORDS.index("awful")]]
+        torch.testing.assert_close(scores[row], alone)
+    expected = F.cross_entropy(scores, labels)
+    torch.testing.assert_close(
+        task.loss(model, task.collate(task.encode(EXAMPLES))), expected, rtol=0, atol=0
+    )
+
+
+@torch.no_grad()
+def test_masked_prompt_reads_the_templates_mask_not_the_texts() -> None:
+    config = BertConfig(vocab_size=len(WORDS), intermediate_size=32, **SMALL)
+    tok, model = tokenizer(special=True), BertForMaskedLM(config).eval()
+    examples = [Example("a [MASK] film", "good"), Example("dull [MASK]", "poor")]
+    for template, mask in (("{text} it was {mask}", -1), ("{mask} film {text}", 0)):
+        task = PromptClassification(tok, template, VERBALIZERS, 32)
+        encoded = task.encode(examples)
+        scores, _ = task.scores(model, task.collate(encoded))
+        for row, item in enumerate(encoded):
+            places = [i for i, token in enumerate(item.ids) if token == tok.mask_token_id]
+            assert len(places) == 2
+            logits = model(input_ids=torch.tensor([item.ids])).logits[0, places[mask]]
+            wanted = logits[[WORDS.index("great"), WORDS.index("awful")]]
+            torch.testing.assert_close(scores[row], wanted)
+
+
+def test_a_long_text_is_cut_and_the_template_stays() -> None:
+    tok = tokenizer()
+    task = PromptClassification(tok, "a film {text} it was", VERBALIZERS, 8)
+    (encoded,) = task.encode([Example("bad " * 500, "poor")])
+    words = tok.convert_ids_to_tokens(encoded.ids)
+    assert len(words) <= 8
+    assert words[:3] == ["a", "film", "bad"]
+    assert words[-2:] == ["it", "was"]
+
+
+def test_a_blank_at_the_templates_end_and_an_appended_end_token_change_nothing() -> None:
+    plain = PromptClassification(tokenizer(), "{text} it was", VERBALIZERS, 32).encode(EXAMPLES)
+    blank = PromptClassification(tokenizer(), "{text} it was ", VERBALIZERS, 32).encode(EXAMPLES)
+    assert blank == plain
+    ended = PromptClassification(
+        tokenizer(special=True, eos_token="[SEP]"), "{text} it was", VERBALIZERS, 32
+    ).encode(EXAMPLES)
+    assert [e.ids[1:] for e in ended] == [e.ids for e in plain]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"good": "great", "poor": "unknown"}, ["poor is 'unknown'", "2 tokens", "'##known'"]),
+        ({"good": "zzz", "poor": "awful"}, ["good is 'zzz'", "does not know"]),
+        ({"good": "great", "poor": " great"}, ["poor is ' great'", "same token", "'good'"]),
+    ],
+)
+def test_a_verbalizer_must_be_one_known_token_of_its_own(
+    words: dict[str, str], expected: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        PromptClassification(tokenizer(), "{text} it was", words, 32)
+    for part in ["[task.verbalizers]", *expected]:
+        assert part in str(caught.value)
+
+
+def test_the_blank_before_a_word_is_part_of_its_token() -> None:
+    vocabulary = {"a": 0, "Ġit": 1, "Ġgreat": 2, "great": 3, "Ġawful": 4, "[UNK]": 5}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[UNK]")
+    task = PromptClassification(tok, "{text} it", VERBALIZERS, 32)
+    assert task.words.tolist() == [2, 4]
+
+
+def test_a_template_that_leaves_no_room_and_a_mask_without_mask_token_are_refused() -> None:
+    with pytest.raises(InputError, match="max_length is 3"):
+        PromptClassification(tokenizer(), "{text} it was a film", VERBALIZERS, 3)
+    with pytest.raises(InputError, match="no mask token"):
+        PromptClassification(tokenizer(mask_token=None), "{text} {mask}", VERBALIZERS, 32)
+
+
+@torch.no_grad()
+def test_head_loss_is_the_cross_entropy_of_the_heads_logits() -> None:
+    config = BertConfig(vocab_size=len(WORDS), intermediate_size=32, num_labels=2, **SMALL)
+    tok, model = tokenizer(special=True), BertForSequenceClassification(config).eval()
+    task = HeadClassification(tok, ("good", "poor"), 5)
+    encoded = task.encode(EXAMPLES)
+    assert [len(e.ids) for e in encoded] == [5, 3, 5]
+    logits = torch.cat([model(input_ids=torch.tensor([e.ids])).logits for e in encoded])
+    expected = F.cross_entropy(logits, torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(task.loss(model, task.collate(encoded)), expected)
+
+
+@torch.no_grad()
+def test_language_modelling_loss_counts_each_real_next_token_once() -> None:
+    tok, model = tokenizer(), causal("gpt2")
+    task = LanguageModelling(tok, 32)
+    encoded = task.encode([*EXAMPLES, Example("film")])
+    assert len(encoded) == 2  # Texts of one token have no next one.
+    total = torch.zeros(())
+    for item in encoded:
+        ids = torch.tensor([item.ids])
+        total += F.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
+    count = sum(len(item.ids) - 1 for item in encoded)
+    torch.testing.assert_close(task.loss(model, task.collate(encoded)), total / count)
+    with pytest.raises(InputError, match="single token"):
+        task.encode([Example("film")])
+
+
+def test_evaluation_is_the_mean_over_all_examples_with_dropout_off() -> None:
+    model = causal("gpt2").train()
+    task = PromptClassification(tokenizer(), "{text} it was", VERBALIZERS, 32)
+    encoded = task.encode(EXAMPLES * 15)  # More than one evaluation batch.
+    measured = task.evaluate(model, encoded)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        scores, labels = task.scores(model, task.collate(encoded))
+    assert measured["loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
+    assert measured["accuracy"] == (scores.argmax(-1) == labels).double().mean().item()
