@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
 
-.PHONY: demo test lint bench real info clean
+.PHONY: demo test lint bench sass real info clean
 
 demo: .venv/installed
 	$(BIN)/fedspzo demo
@@ -22,6 +22,10 @@ lint: .venv/tools
 
 bench: .venv/tools
 	$(BIN)/pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name
+
+# The CUDA kernels' machine code, without a GPU.
+sass: .venv/tools
+	$(BIN)/python benchmarks/sass.py
 
 real: .venv/real
 	$(BIN)/fedspzo run examples/real/config.toml --overwrite

@@ -31,6 +31,9 @@ Row = dict[str, Any]
 SMALL = 4_000_000
 """Parameters below which a run takes one thread, unless OMP_NUM_THREADS says otherwise."""
 
+COPIES = 32_000_000
+"""Parameters up to which each client has a copy of the model; else they take turns with one."""
+
 
 def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = False) -> Row:
     """Train as the config says, and MeZO beside it if the config has [mezo].
@@ -49,7 +52,8 @@ def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = F
     """
     start = time.perf_counter()
     model, task = models.load(config, splits)
-    if sum(p.numel() for p in model.parameters()) < SMALL and "OMP_NUM_THREADS" not in os.environ:
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         # A small model's operations are too short to share: threads gain little on a free machine
         # and, waiting for each other, lose a factor of twenty on a busy one.
         torch.set_num_threads(1)
@@ -88,7 +92,13 @@ class Experiment:
     """What FedSPZO's run and MeZO's share: model source, data, clients, reporting."""
 
     def __init__(
-        self, config: Config, splits: Splits, task: Task, folder: OutputFolder, *, quiet: bool
+        self,
+        config: Config,
+        splits: Splits,
+        task: Task,
+        folder: OutputFolder,
+        *,
+        quiet: bool,
     ) -> None:
         self.config = config
         self.splits = splits
@@ -121,6 +131,8 @@ class Experiment:
     ) -> tuple[RunResult, list[Row]]:
         """Fine-tune in place, evaluating `every` so many rounds; each row goes to `file`."""
         rows: list[Row] = []
+        clients = self.config.federation.clients
+        parameters = sum(p.numel() for p in blocks.model.parameters())
         with ProgressReport(title, rounds, quiet=self.quiet) as progress:
 
             def keep(result: RoundResult) -> None:
@@ -137,6 +149,7 @@ class Experiment:
                 evaluate=lambda model: self.task.evaluate(model, self.test),
                 evaluate_every=every,
                 on_round=keep,
+                replicas=clients if clients * parameters <= COPIES else 1,
             )
         return outcome, rows
 
