@@ -255,3 +255,12 @@ def test_the_demo_runs_its_config_again_and_again(
         assert main(["demo", "--quiet", "--rounds", "2"]) == 0
     summary = rows_of(Path("runs/mine/metrics.jsonl"))[-1]
     assert {"mezo_accuracy", "zero_shot_accuracy", "accuracy"} <= set(summary)
+
+
+def test_a_gpu_that_is_not_there_is_named(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    path = write()
+    path.write_text(path.read_text().replace("[task]", 'device = "cuda"\n[task]', 1))
+    assert main(["run", str(path)]) == 2
+    assert 'device is "cuda", but torch finds no CUDA device' in capsys.readouterr().err

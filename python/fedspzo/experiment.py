@@ -115,7 +115,8 @@ class Experiment:
         if optimizer.estimator == "mezo":
             return Blocks.single(model)
         batch = self.task.collate(self.clients[0][:1])
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        device = next(model.parameters()).device
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with self._naming("[optimizer]"):
             return split(model, optimizer.at, example=inputs)
 

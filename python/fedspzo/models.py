@@ -29,7 +29,7 @@ from .tasks import HeadClassification, LanguageModelling, PromptClassification, 
 
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
-    """The config's model, in evaluation mode on the CPU, and its task.
+    """The config's model, in evaluation mode on its device, and its task.
 
     A classification head the checkpoint lacks is initialised from [federation] seed: every
     participant then starts from the same bits.
@@ -49,7 +49,7 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
         raise
     except (OSError, ValueError, ImportError) as error:
         _explain(name, error, offline)
-    model.eval()
+    model.eval().to(_device(config))
     if model.config.pad_token_id is None:
         # Heads of causal models look for it to find a row's last token.
         pad = tokenizer.pad_token_id
@@ -61,6 +61,15 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
             f"model has {rows}; name a model saved with its own tokenizer"
         )
     return model, _task(config, splits, tokenizer, _longest(config, model, tokenizer))
+
+
+def _device(config: Config) -> str:
+    there = torch.cuda.is_available()
+    if config.model.device == "cuda" and not there:
+        raise InputError(
+            '[model] device is "cuda", but torch finds no CUDA device; set "cpu" or "auto"'
+        )
+    return "cuda" if there and config.model.device != "cpu" else "cpu"
 
 
 def _hub_is_out_of_reach(name: str) -> bool:
