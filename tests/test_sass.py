@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sass
@@ -55,3 +59,19 @@ def test_stochastic_rounding() -> None:
 def test_rademacher() -> None:
     for dtype in ("Float32", "Bfloat16", "Float16"):
         assert one(dtype, "SignNoise").instructions <= 8
+
+
+def test_triton() -> None:
+    """In a process of its own: here Triton is interpreted, not compiled."""
+    if reason := sass.missing():
+        pytest.skip(reason)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sass; print(sass.triton_instructions(90, 'bf16'))"],
+        cwd=Path(sass.__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) <= 30
