@@ -1,4 +1,4 @@
-"""What the CUDA and Triton kernels compile to: instructions an element and term, registers, memory widths.
+"""What the CUDA and Triton kernels compile to: instructions an element, registers, accesses.
 
 `make sass` prints a table for sm_80 and sm_90. It needs nvcc and the cuobjdump that triton
 carries, and no GPU.
