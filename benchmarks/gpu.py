@@ -41,6 +41,12 @@ def milliseconds(run: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
+def copy_time(tensors: list[Tensor]) -> float:
+    """Milliseconds of a copy of the tensors on the device: as many bytes as one pass over them."""
+    spare = [torch.empty_like(t) for t in tensors]
+    return milliseconds(lambda: [b.copy_(a) for a, b in zip(tensors, spare, strict=True)])
+
+
 def opt_shapes() -> list[torch.Size]:
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -69,9 +75,7 @@ def kernels(shapes: list[torch.Size], dtype: torch.dtype) -> dict[str, Any]:
     tensors = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
     keys = list(range(len(tensors)))
     elements = sum(t.numel() for t in tensors)
-    spare = [torch.empty_like(t) for t in tensors]
-    copy = milliseconds(lambda: [b.copy_(a) for a, b in zip(tensors, spare, strict=True)])
-    del spare
+    copy = copy_time(tensors)
     result: dict[str, Any] = {"elements": elements, "copy_ms": copy}
     for count in TERMS:
         seeds = torch.arange(count, device="cuda")
