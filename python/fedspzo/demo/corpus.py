@@ -59,7 +59,7 @@ def _split(
 
 def demo_data() -> tuple[list[Row], list[Row]]:
     """The demo's training and test rows."""
-    return reviews(SEED + 1, TRAIN_ROWS, TEST_ROWS, mixed=0.4, negated=0.2)
+    return reviews(SEED + 1, TRAIN_ROWS, TEST_ROWS, mixed=0.38, negated=0.2)
 
 
 def example_data() -> dict[str, tuple[list[Row], list[Row]]]:

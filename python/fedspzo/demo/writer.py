@@ -148,10 +148,10 @@ class Writer:
             f"{self.pick(tickets['openings'])} {body}{stop} {self.pick(tickets['endings'])}"
         )
 
-    def verdict(self, tone: str) -> str:
-        """A closing line "It was …", its last word drawn with the chances of verdict_`tone`."""
+    def verdict(self, chances: str) -> str:
+        """A closing line "It was …", its last word drawn with the chances of that name."""
         review = self.grammar["review"]
-        return f"It was {self.rng.choices(review['verdicts'], review[f'verdict_{tone}'])[0]}."
+        return f"It was {self.rng.choices(review['verdicts'], review[chances])[0]}."
 
     def reviewed(self) -> str:
         """A document of the pretraining corpus: a review and how its writer sums it up."""
@@ -162,7 +162,8 @@ class Writer:
         lists = self.grammar["review"]
         chance = self.rng.random()
         if chance < 0.3:
-            return f"{text} {self.verdict(tone + '_conceded' if self.conceded else tone)}"
+            kind = (label == "positive") != self.conceded
+            return f"{text} {self.verdict('verdict_good' if kind else 'verdict_bad')}"
         closing = typeset(self.pick(lists["closings_" + tone]))
         if chance < 0.6:
             return f"{text} {closing}"
@@ -194,5 +195,5 @@ class Writer:
             fields |= {"time": self.pick(lists["times"]), "fact": self.pick(lists["facts"])}
             lines.append(typeset(self.pick(lists["patterns"]).format(**fields)))
         if self.rng.random() < 0.3:
-            lines.append(self.verdict("everyday"))
+            lines.append(self.verdict("verdict_everyday"))
         return " ".join(lines)
