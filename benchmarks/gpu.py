@@ -47,18 +47,25 @@ def copy_time(tensors: list[Tensor]) -> float:
     return milliseconds(lambda: [b.copy_(a) for a, b in zip(tensors, spare, strict=True)])
 
 
-def opt_shapes() -> list[torch.Size]:
-    from transformers import OPTConfig, OPTForCausalLM
+def opt_config() -> Any:
+    """OPT-1.3B's."""
+    from transformers import OPTConfig
 
-    config = OPTConfig(
+    return OPTConfig(
         hidden_size=2048,
         ffn_dim=8192,
         num_hidden_layers=24,
         num_attention_heads=32,
         word_embed_proj_dim=2048,
+        dtype=torch.bfloat16,
     )
+
+
+def opt_shapes() -> list[torch.Size]:
+    from transformers import OPTForCausalLM
+
     with torch.device("meta"):
-        return [p.shape for p in OPTForCausalLM(config).parameters()]
+        return [p.shape for p in OPTForCausalLM(opt_config()).parameters()]
 
 
 def flat_normal(tensors: list[Tensor]) -> None:
@@ -109,16 +116,8 @@ def kernels(shapes: list[torch.Size], dtype: torch.dtype) -> dict[str, Any]:
 
 def models() -> Iterator[tuple[str, Any]]:
     """Randomly initialised, bfloat16, on the GPU."""
-    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, OPTForCausalLM
 
-    opt = OPTConfig(
-        hidden_size=2048,
-        ffn_dim=8192,
-        num_hidden_layers=24,
-        num_attention_heads=32,
-        word_embed_proj_dim=2048,
-        dtype=torch.bfloat16,
-    )
     llama = LlamaConfig(
         vocab_size=128256,
         hidden_size=3072,
@@ -130,7 +129,7 @@ def models() -> Iterator[tuple[str, Any]]:
         dtype=torch.bfloat16,
     )
     with torch.device("cuda"):
-        yield "OPT-1.3B", OPTForCausalLM(opt).to(torch.bfloat16).eval()
+        yield "OPT-1.3B", OPTForCausalLM(opt_config()).to(torch.bfloat16).eval()
         yield "Llama-3.2-3B", LlamaForCausalLM(llama).to(torch.bfloat16).eval()
 
 
