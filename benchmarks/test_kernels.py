@@ -15,6 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(benchmark: Any, shape: str, dtype: str, threads: int, form: str) -> None:
+    benchmark.group = f"{shape}, {dtype}, {threads} thread{'s' * (threads > 1)}"
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(s, generator=generator).to(DTYPES[dtype]) for s in SHAPES[shape]()]
     elements = sum(t.numel() for t in tensors)
@@ -24,7 +25,6 @@ def run(benchmark: Any, shape: str, dtype: str, threads: int, form: str) -> None
         benchmark.pedantic(FORMS[form], (tensors,), rounds=3, warmup_rounds=1)
     finally:
         torch.set_num_threads(before)
-    benchmark.group = f"{shape}, {dtype}, {threads} thread(s)"
     benchmark.extra_info["elements"] = elements
 
 
