@@ -1,0 +1,62 @@
+"""The demo's learning rates: FedSPZO's and MeZO's on the same grid of seeds, none of the demo's.
+
+`python benchmarks/demo_learning_rates.py` prints a table of docs/demo.md; about 12 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedspzo import config as configuration
+from fedspzo.cli import DEMO_CONFIG
+from fedspzo.data import read_splits
+from fedspzo.experiment import run
+from fedspzo.federated.settings import OptimizerConfig
+from fedspzo.output import OutputFolder
+
+OURS = [(2e-3, 2.4e-2), (3e-3, 1.8e-2), (4e-3, 1.2e-2), (4e-3, 8e-3), (5e-3, 1.2e-2)]
+MEZO = [1e-3, 1.5e-3, 2e-3, 3e-3]
+MEZO_ROUNDS = 51  # costs what the demo's 30 rounds cost
+
+
+def train(optimizer: OptimizerConfig, seed: int, rounds: int | None) -> dict[str, Any]:
+    config = configuration.load(DEMO_CONFIG).with_overrides(output=None, seed=seed, rounds=rounds)
+    config = replace(config, optimizer=optimizer, mezo=None)
+    with tempfile.TemporaryDirectory() as folder:
+        splits = read_splits(config.data, config.task)
+        return dict(run(config, splits, OutputFolder(Path(folder)), quiet=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14])
+    seeds = parser.parse_args().seeds
+    print("| method | lr | lr of block 2 | accuracy | loss | full-forward equivalents |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    settings: list[tuple[str, OptimizerConfig, int | None]] = [
+        ("FedSPZO", OptimizerConfig(lr=lr, lr2=lr2, perturbations=(1, 6)), None) for lr, lr2 in OURS
+    ]
+    settings += [
+        ("MeZO", OptimizerConfig(lr=lr, estimator="mezo", sides="two"), MEZO_ROUNDS) for lr in MEZO
+    ]
+    for name, optimizer, rounds in settings:
+        done = [train(optimizer, seed, rounds) for seed in seeds]
+        accuracy, loss, forwards = (
+            statistics.mean(summary[key] for summary in done)
+            for key in ("accuracy", "loss", "forwards")
+        )
+        second = "" if optimizer.lr2 is None else f"{optimizer.lr2:g}"
+        print(
+            f"| {name} | {optimizer.lr:g} | {second} | {accuracy:.1%} | {loss:.3f}"
+            f" | {forwards:,.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
