@@ -65,13 +65,12 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xAA));
   }
-  // The bfloat16 in the upper half of each lane, rubbish below.
+  // The bfloat16 in the upper half of each lane, rubbish below. A NaN stays one: it comes from a
+  // bfloat16, so its lower half is zero and nothing carries.
   static Int nearest_bfloat16(Float a) {
     const Int bits = _mm256_castps_si256(a);
     const Int odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), set32(1));
-    const Int sum = _mm256_add_epi32(_mm256_add_epi32(bits, set32(0x7FFFu)), odd);
-    return _mm256_blendv_epi8(sum, inclusive_or(bits, set32(0x00400000u)),
-                              _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    return _mm256_add_epi32(_mm256_add_epi32(bits, set32(0x7FFFu)), odd);
   }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
   static Float absolute(Float a) {

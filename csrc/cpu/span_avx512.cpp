@@ -61,23 +61,17 @@ struct Avx512 {
     values[1] = _mm512_castsi512_ps(_mm512_and_si512(both, set32(0xFFFF0000u)));
   }
   static void store_even_odd(uint16_t* p, const Float (&values)[2]) {
-    Int even = nearest_bfloat16(values[0]), odd = nearest_bfloat16(values[1]);
-    if (__builtin_expect(_mm512_cmp_ps_mask(values[0], values[1], _CMP_UNORD_Q), 0)) {
-      even = keep_nan(even, values[0]);
-      odd = keep_nan(odd, values[1]);
-    }
-    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(even, 16), odd));
+    const Int even = nearest_bfloat16(values[0]), odd = nearest_bfloat16(values[1]);
+    // The upper half of each even lane into the lower half of the odd one.
+    _mm512_storeu_si512(p, _mm512_mask_alignr_epi8(odd, 0x3333333333333333, even, even, 2));
   }
-  // The bfloat16 in the upper half of each lane, rubbish below.
+  // The bfloat16 in the upper half of each lane, rubbish below. A NaN stays one: it comes from a
+  // bfloat16, so its lower half is zero and nothing carries.
   static Int nearest_bfloat16(Float a) {
     const Int bits = _mm512_castps_si512(a);
     const Int sum = _mm512_add_epi32(bits, set32(0x7FFFu));
     return _mm512_mask_add_epi32(sum, _mm512_test_epi32_mask(bits, set32(0x10000u)), sum,
                                  set32(1));
-  }
-  static Int keep_nan(Int rounded, Float a) {
-    return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
-                                _mm512_castps_si512(a), set32(0x00400000u));
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float absolute(Float a) { return _mm512_abs_ps(a); }
