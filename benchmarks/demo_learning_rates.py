@@ -39,7 +39,7 @@ def main() -> None:
     print("| method | lr | lr of block 2 | accuracy | loss | full-forward equivalents |")
     print("| --- | --- | --- | --- | --- | --- |")
     settings: list[tuple[str, OptimizerConfig, int | None]] = [
-        ("FedSPZO", OptimizerConfig(lr=lr, lr2=lr2, perturbations=(1, 6)), None) for lr, lr2 in OURS
+        ("FedSPZO", OptimizerConfig(lr=(lr, lr2), perturbations=(1, 6)), None) for lr, lr2 in OURS
     ]
     settings += [
         ("MeZO", OptimizerConfig(lr=lr, estimator="mezo", sides="two"), MEZO_ROUNDS) for lr in MEZO

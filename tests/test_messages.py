@@ -16,7 +16,7 @@ from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 DIGEST = "00112233445566778899aabbccddeeff"
 OPTIMIZER = OptimizerConfig(
-    lr=1e-3, lr2=4e-3, perturbations=(1, 2), sides="one", rounding="nearest"
+    lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest"
 )
 HEADER, CHECKSUM, PLAN_BODY, REPORT_BODY = 10, 4, 77, 36
 

@@ -218,7 +218,7 @@ def test_in_place_schedule_takes_few_passes(monkeypatch):
     monkeypatch.setattr(fedspzo_kernels, "perturb_", counted)
     model = llama()
     blocks = split(model)
-    optimizer = SPZO(blocks, perturbations=(1, 4), cost_share=0.25)
+    optimizer = SPZO(blocks, perturbations=(1, 4), cost_shares=(0.25,))
     optimizer.step(loss_of(model))
     first, second = (len(group) for group in blocks.groups)
     assert [terms for size, terms in calls if size == first] == [1, 1, 1]
@@ -279,7 +279,7 @@ def test_cost_p2_and_learning_rate_come_from_the_first_step():
 )
 def test_forwards_are_the_tables(settings, forwards):
     model = llama()
-    optimizer = SPZO(split(model), cost_share=1 / 4, **settings)
+    optimizer = SPZO(split(model), cost_shares=(1 / 4,), **settings)
     optimizer.step(loss_of(model))
     assert optimizer.last_step.forwards == optimizer.forwards == pytest.approx(forwards)
 
@@ -359,7 +359,7 @@ def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(
 
     monkeypatch.setattr(fedspzo_kernels, "perturb_", struck)
     model = llama()
-    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_share=0.5)
+    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_shares=(0.5,))
     done = 0
     for n in range(1, 7 if exact else 8):
         before, steps = weights(model), optimizer.steps
@@ -382,7 +382,7 @@ def test_a_failing_op_puts_weights_back(monkeypatch, exact):
     """Also when block 1 has its update already and block 2's fails."""
     model = llama()
     plain, calls = fedspzo_kernels.perturb_, []
-    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_share=0.5)
+    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_shares=(0.5,))
     before = weights(model)
 
     def failing(*args, **kwargs):
@@ -432,7 +432,7 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_reported(exact, bad):
     model = llama()
-    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_share=0.5)
+    optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 2), cost_shares=(0.5,))
     before, n = weights(model), iter(range(100))
 
     def loss() -> Tensor:
@@ -458,7 +458,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_reported(exact, ba
 
 def test_a_difference_beyond_float32_is_skipped():
     model = llama()
-    optimizer = SPZO(split(model), cost_share=0.5)
+    optimizer = SPZO(split(model), cost_shares=(0.5,))
     n = iter(range(10))
     with pytest.warns(UserWarning, match="skipped"):
         optimizer.step(lambda: loss_of(model)() * (1e37 if next(n) else 1))
@@ -691,7 +691,7 @@ def test_the_closure_is_required_and_returns_a_scalar():
 
 def test_reseeding_starts_another_sequence():
     model = llama()
-    optimizer = SPZO(split(model), cost_share=0.25, seed=1)
+    optimizer = SPZO(split(model), cost_shares=(0.25,), seed=1)
     optimizer.step(loss_of(model))
     first = optimizer.last_step.seeds
     optimizer.reseed(2)

@@ -106,6 +106,8 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
         close = difflib.get_close_matches(str(value), args, n=1)
         suggestion = f" (did you mean {close[0]!r}?)" if close else ""
         raise TypeError(f"one of {', '.join(map(repr, args))}{suggestion}")
+    if origin is tuple and isinstance(value, list) and args[1:] == (...,):
+        args = args[:1] * len(value)
     if origin is tuple and isinstance(value, list) and len(value) == len(args):
         return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
     # The one kind of table in use is of texts.
