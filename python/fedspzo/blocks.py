@@ -79,8 +79,9 @@ def split(
         at: the first layer of block 2, or of every block but the first: an index in the stack
             (negative: from the end), a layer's qualified name (a unique ending of it will do, so
             wrappers need no spelling out), or "head" for what comes after the stack. "auto":
-            block 2 is the last eighth of the layers, at least one; where a weight matrix of the
-            head trains that is not tied to an earlier one, the head is block 3.
+            block 2 is the last eighth of the layers, at least one, with the head; where those
+            layers train, and a weight matrix of the head that is not tied to an earlier one,
+            the head is block 3.
         example: keyword arguments of one forward pass.
 
     Raises:
@@ -100,9 +101,10 @@ def split(
     groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(len(cuts) + 1)]
     for name, parameter in trainable(model.named_parameters()):
         groups[block.get(storage(parameter), len(cuts))].append((name, parameter))
-    if at == "auto" and not any(parameter.dim() > 1 for _, parameter in groups[-1]):
-        *_, last, head = groups
-        groups, cuts = [*groups[:-2], last + head], cuts[:-1]
+    if at == "auto":
+        first, last, head = groups
+        if not last or not any(parameter.dim() > 1 for _, parameter in head):
+            groups, cuts = [first, last + head], cuts[:-1]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(
@@ -178,7 +180,7 @@ def _cuts(
     model: nn.Module, at: int | str | Sequence[int | str]
 ) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
     """The stack of layers, and the index there of each block's first layer but block 1's."""
-    wanted = [at] if isinstance(at, int | str) else list(at)
+    wanted = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
     for item in wanted:
         if isinstance(item, bool) or not isinstance(item, int | str):
             raise TypeError(

@@ -111,7 +111,7 @@ class Experiment:
             self.clients = _deal(train, config)
 
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
-        """The model in blocks, as `optimizer` wants them: one for MeZO, else two."""
+        """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
         if optimizer.estimator == "mezo":
             return Blocks.single(model)
         batch = self.task.collate(self.clients[0][:1])
