@@ -124,7 +124,8 @@ def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, ...]) -> dict[st
     def loss(*offsets: tuple[int, int]) -> float:
         for group, block, e, (d, s) in zip(named, z, eps, offsets, strict=True):
             for n, p in group:
-                p.copy_(clean[n] + s * e * block[d][n])
+                if s:
+                    p.copy_(clean[n] + s * e * block[d][n])
         value = loss_of(model)().item()
         for name, p in model.named_parameters():
             p.copy_(clean[name])
@@ -398,8 +399,10 @@ def test_an_exception_at_any_evaluation_puts_everything_back(exact, error):
     model.model.layers[1].eval()
     before, modules = weights(model), state_of_modules(model)
     handler = signal.getsignal(signal.SIGINT)
+    # in place, what the ways back round off also changes the last bits of the losses
+    lr = 1e-2 if exact else 1e-5
     for n in range(3 + 1 + 7):  # the first step measures with three more
-        optimizer = SPZO(split(model), 1e-2, exact=exact, perturbations=(1, 4, 2))
+        optimizer = SPZO(split(model), lr, exact=exact, perturbations=(1, 4, 2))
         with pytest.raises(type(error)):
             optimizer.step(Interrupted(model, n, error))
         assert same(model, before) if exact else close(model, before)
@@ -408,7 +411,7 @@ def test_an_exception_at_any_evaluation_puts_everything_back(exact, error):
         assert optimizer.steps == 0
     assert torch.is_grad_enabled()
     clean = llama()
-    clean_optimizer = SPZO(split(clean), 1e-2, exact=exact, perturbations=(1, 4, 2))
+    clean_optimizer = SPZO(split(clean), lr, exact=exact, perturbations=(1, 4, 2))
     optimizer.step(loss_of(model))
     clean_optimizer.step(loss_of(clean))
     assert same(model, weights(clean)) if exact else close(model, weights(clean))

@@ -92,26 +92,36 @@ def split(
     model = unwrap(model)
     stack, cuts = _cuts(model, at)
     before = _used_before(model, stack, cuts, example)
-    every = dict(model.named_parameters(remove_duplicate=False))
-    block = {
-        storage(every[name]): number
-        for number in reversed(range(len(cuts)))
-        for name in before[number]
-    }
-    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(len(cuts) + 1)]
-    for name, parameter in trainable(model.named_parameters()):
-        groups[block.get(storage(parameter), len(cuts))].append((name, parameter))
+    groups = _grouped(model, before)
     if at == "auto":
-        first, last, head = groups
+        _, last, head = groups
         if not last or not any(parameter.dim() > 1 for _, parameter in head):
-            groups, cuts = [first, last + head], cuts[:-1]
+            groups, cuts = _grouped(model, before[:-1]), cuts[:-1]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(
                 f"block {number} of the cut at={at!r} has no parameter with requires_grad=True;"
                 " unfreeze some, cut elsewhere, or pass Blocks.single(model) for one block"
             )
-    return Blocks(model, stack[: cuts[-1]], tuple(tuple(group) for group in groups), cuts)
+    return Blocks(model, stack[: cuts[-1]], groups, cuts)
+
+
+def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
+    """The parameters that train, by block, each in the order of registration.
+
+    Args:
+        before: for every cut, the names of all parameters that are used before it.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    block = {
+        storage(every[name]): number
+        for number in reversed(range(len(before)))
+        for name in before[number]
+    }
+    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(len(before) + 1)]
+    for name, parameter in trainable(model.named_parameters()):
+        groups[block.get(storage(parameter), len(before))].append((name, parameter))
+    return tuple(tuple(group) for group in groups)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
