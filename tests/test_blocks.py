@@ -109,7 +109,7 @@ def names(blocks: Blocks, number: int) -> set[str]:
 
 
 def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
-    """From every cut the replayed loss is the full one, bit for bit, also with a block displaced."""
+    """From every cut the replayed loss is the full one, bit for bit, also with a block moved."""
     ran: set[nn.Module] = set()
     layer_of = {
         module: number
@@ -388,7 +388,7 @@ def test_other_modules_follow_registration_or_an_example():
     model = Plain()
     assert {"embed.weight"} < names(split(model), 1)
     assert "gate.weight" in names(split(model, at=-1), 2)
-    assert names(split(model), 3) == {"gate.weight", "gate.bias"}  # SPZO's first step finds this out
+    assert names(split(model), 3) == {"gate.weight", "gate.bias"}  # SPZO's first step tells
     ids = torch.tensor([[1, 2]])
     blocks = split(model, example={"ids": ids})
     assert "gate.weight" in names(blocks, 1)

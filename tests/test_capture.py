@@ -241,8 +241,9 @@ def test_measure_refuses_losses_that_replay_does_not_reproduce():
         measure(replay, [second], lambda: net(x))
     net = Skip()
     blocks = [dict(net.layers[n].named_parameters(prefix=str(n))) for n in (1, 2)]
-    with Replay(net.layers[:2], (1, 2)) as replay, pytest.raises(RuntimeError, match="block 3 uses"):
-        measure(replay, blocks, lambda: net(x))  # cut after its first layer alone it can be
+    # after its first layer it can be cut
+    with Replay(net.layers[:2], (1, 2)) as replay, pytest.raises(RuntimeError, match="block 3 use"):
+        measure(replay, blocks, lambda: net(x))
     net = Net()
     second = dict(net.layers[2].named_parameters())
     with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="closure's data"):
