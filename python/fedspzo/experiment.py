@@ -21,6 +21,7 @@ from .config import Config, evaluation_interval, to_toml
 from .data import Example, Splits
 from .federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
 from .federated import run as run_federation
+from .federated.client import spzo
 from .output import CONFIG, FIGURE, METRICS, MEZO_METRICS, OutputFolder
 from .report import ProgressReport, figure_png, print_table
 from .tables import InputError, one_line
@@ -118,7 +119,9 @@ class Experiment:
         device = next(model.parameters()).device
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with self._naming("[optimizer]"):
-            return split(model, optimizer.at, example=inputs)
+            blocks = split(model, optimizer.at, example=inputs)
+            spzo(blocks, optimizer)  # raises where a setting has not one value a block
+        return blocks
 
     def train_model(
         self,
