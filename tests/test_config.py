@@ -120,7 +120,11 @@ WRONG = [
     ("lr = 1e-3", "lr = nan", ["[optimizer]", "lr", "nan"]),
     ("lr = 1e-3", "lr = [1e-3]", ["[optimizer] lr is (0.001,)", "one for each"]),
     ("lr = 1e-3", "lr = [1e-3, 0.0]", ["[optimizer] lr is 0.0", "above 0"]),
-    ("lr = 1e-3", 'lr = [1e-3, "fast"]', ["lr is [0.001, 'fast']", "a number or a list, each entry a number"]),
+    (
+        "lr = 1e-3",
+        'lr = [1e-3, "fast"]',
+        ["lr is [0.001, 'fast']", "a number or a list, each entry a number"],
+    ),
     ("lr = 1e-3", "lr = 1e-3\nlr2 = 2e-3", ["unknown key 'lr2'", "did you mean 'lr'"]),
     ("lr = 1e-3", "perturbations = [1, 2.5]", ["perturbations is [1, 2.5]", "whole number"]),
     ("lr = 1e-3", "perturbations = [0, 0]", ["perturbations is (0, 0)", "directions in all"]),

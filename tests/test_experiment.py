@@ -239,7 +239,11 @@ def test_a_cut_that_is_no_layer_is_one_line(
     [
         ("[1, 2, 4]", "[1, 2]", "perturbations is (1, 2), but there are 3 blocks"),
         ("lr = 1e-3\nperturbations = [1, 2, 4]", "lr = [1e-3, 1e-3]", "but there are 3 blocks"),
-        ("perturbations = [1, 2, 4]", 'estimator = "balanced"', "needs two blocks, but there are 3"),
+        (
+            "perturbations = [1, 2, 4]",
+            'estimator = "balanced"',
+            "needs two blocks, but there are 3",
+        ),
     ],
 )
 def test_settings_for_another_number_of_blocks_are_one_line(

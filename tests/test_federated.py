@@ -491,7 +491,10 @@ def test_federation_settings_are_checked(changes, message):
         ({"lr": (1.0, math.inf)}, "lr is inf"),
         ({"lr": (1.0,)}, r"lr is \(1.0,\); give one number, or one for each of several blocks"),
         ({"lr": ()}, r"lr is \(\)"),
-        ({"lr": (1.0, 2.0, 3.0)}, r"lr is \(1.0, 2.0, 3.0\), perturbations is \(1, 4\); .* of both"),
+        (
+            {"lr": (1.0, 2.0, 3.0)},
+            r"lr is \(1.0, 2.0, 3.0\), perturbations is \(1, 4\); .* of both",
+        ),
         ({"eps": -1e-3}, "eps is -0.001"),
         ({"estimator": "spsa"}, "estimator is 'spsa'; give one of 'anchored', 'balanced'"),
         ({"sides": "both"}, "sides is 'both'"),

@@ -15,9 +15,7 @@ from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 DIGEST = "00112233445566778899aabbccddeeff"
-OPTIMIZER = OptimizerConfig(
-    lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest"
-)
+OPTIMIZER = OptimizerConfig(lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest")
 HEADER, CHECKSUM, REPORT_BODY = 10, 4, 36
 PLAN_BODY = 54 + 2 * 10 + 4  # two blocks, no updates
 
