@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -328,7 +329,10 @@ def test_saved_bytes_are_what_autograd_keeps():
 # --- all ---
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("fedavg-lora",)])
+every_method = pytest.mark.parametrize("name", [n for n in METHODS if n != "fedavg-lora"])
+
+
+@every_method
 def test_every_method_is_called_alike(name):
     seen = []
     settings = OptimizerConfig(lr=1e-3)
@@ -354,3 +358,23 @@ def test_every_method_is_called_alike(name):
     assert last.bytes_down > 0
     assert last.loss > 0
     assert first.digest != last.digest
+
+
+class NoLoss(ToyTask):
+    """A task whose losses are never finite."""
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return super().loss(model, batch) * math.nan
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:step .* was skipped")
+def test_a_loss_that_is_not_finite_moves_nothing(name):
+    blocks = toy()
+    settings = OptimizerConfig(lr=1e-3)
+    result = METHODS[name](blocks, NoLoss(), DATA, FEDERATION, settings)
+    final = result.final
+    assert final.digest == result.rounds[0].digest
+    assert final.loss is None
+    assert final.skipped == (2 if name == "mezo" else 12)
+    assert final.clients == ((0,) if name == "mezo" else (0, 1, 2))

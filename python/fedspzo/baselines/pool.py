@@ -39,11 +39,13 @@ class Pool:
 
     def draw(self, round: int, client: int, step: int, probabilities: Singles | None = None) -> int:
         """The member for a client's step: uniform, or with these probabilities (K,)."""
-        u = derive(self._run_seed, _MEMBER, round, client, step) / 2**64
+        random = derive(self._run_seed, _MEMBER, round, client, step)
         if probabilities is None:
-            return int(u * len(self.seeds))
+            return random * len(self.seeds) >> 64
         ends = np.cumsum(probabilities, dtype=np.float64)
-        return int(min(np.searchsorted(ends, u * ends[-1], side="right"), len(ends) - 1))
+        return int(
+            min(np.searchsorted(ends, random / 2**64 * ends[-1], side="right"), len(ends) - 1)
+        )
 
     def record(self, coefficients: Singles) -> Record:
         """The one record that leads from the base to the sum over the pool's members."""
