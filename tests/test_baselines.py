@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedspzo import journal
 from fedspzo.baselines import METHODS, decomfl, fedavg, fedkseed, fedmezo, lora, memory, mezo
-from fedspzo.baselines.pool import Pool, probabilities
+from fedspzo.baselines.pool import Pool
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
 from fedspzo.blocks import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult
@@ -208,8 +208,16 @@ def test_fedkseed_accumulates_a_scalar_for_each_member_of_its_pool(weighted):
     assert journal.digest(blocks.model.named_parameters()) == result.final.digest
 
 
-def test_fedkseed_draws_by_its_probabilities():
-    p = probabilities(np.array([0.0, 1.0, 3.0]))
+def test_fedkseed_draws_by_the_mean_magnitudes_of_all_reports():
+    server = fedkseed.PoolServer(3, LR)
+    first = PoolReport(0, 0, 1.0, 4.0, 0, as_pairs([1, 2], [-2.0, 4.0]))
+    second = PoolReport(0, 1, 1.0, 4.0, 0, as_pairs([2, 2], [-3.0, 5.0]))
+    server.aggregate({0: first, 1: second}, {0: 0.75, 1: 0.25})
+    np.testing.assert_allclose(
+        server.coefficients, [0, LR * 1.5, -LR * (0.75 * 4 + 0.25 * 2)], rtol=1e-6
+    )
+    # each history begins with a zero: means 0, 2 / 2 and (4 + 3 + 5) / 4
+    p = server.probabilities()
     e = np.exp([0, 1 / 3, 1])
     np.testing.assert_allclose(p, e / e.sum(), rtol=1e-6)
     pool, n = Pool(3, 0), 6000

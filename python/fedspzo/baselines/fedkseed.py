@@ -65,7 +65,7 @@ def run(
     config = resolve(config, clients[0], batch_size=federation.batch_size)
     stepper = spzo(weights.replica.blocks, config, seed=members.seed)
     known = [np.zeros(pool, np.float32) for _ in clients]
-    server = _Server(pool, config.lr)
+    server = PoolServer(pool, config.lr)
     tally = Tally(blocks.model, weights.replica.trainable_bytes, federation.rounds, **options)
     digest = weights.replica.digest()
     tally.finish(digest, {}, {})
@@ -107,7 +107,7 @@ def run_weighted(
     return run(blocks, task, examples, federation, optimizer, pool=pool, weighted=True, **options)
 
 
-class _Server:
+class PoolServer:
     """The accumulated scalars of each member.
 
     Attributes:
