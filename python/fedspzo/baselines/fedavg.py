@@ -41,7 +41,12 @@ def run(
 
     Args:
         weight_decay: AdamW's, decoupled (torch's default).
+
+    Raises:
+        ValueError: `lr` is not one number.
     """
+    if not isinstance(optimizer.lr, int | float):
+        raise ValueError(f"lr is {optimizer.lr!r}, but AdamW takes one for all; give one number")
     whole = Blocks.single(blocks.model)
     replica = Replica(whole)
     clients = make_clients(replica, examples, task, federation)

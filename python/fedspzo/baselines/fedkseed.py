@@ -65,7 +65,7 @@ def run(
     config = resolve(config, clients[0], batch_size=federation.batch_size)
     stepper = spzo(weights.replica.blocks, config, seed=members.seed)
     known = [np.zeros(pool, np.float32) for _ in clients]
-    server = PoolServer(pool, config.lr)
+    server = PoolServer(pool, config.learning_rates[0])
     tally = Tally(blocks.model, weights.replica.trainable_bytes, federation.rounds, **options)
     digest = weights.replica.digest()
     tally.finish(digest, {}, {})
