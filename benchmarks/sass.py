@@ -164,9 +164,7 @@ def _read_cuda(function: _Function, variant: Variant) -> Code:
         terms = (each for each in function.loops if _holds(each, "LDS.128"))
         terms = (each for each in terms if _holds(each, "FFMA", "FADD") and not _holds(each, "STG"))
         loop = min(terms, key=len)
-    return replace(
-        function.code, instructions=len(loop) / places, accesses=_accesses(turns)
-    )
+    return replace(function.code, instructions=len(loop) / places, accesses=_accesses(turns))
 
 
 def _compile_triton(architecture: int, variant: Variant) -> Code:

@@ -90,7 +90,7 @@ def test_known_answers_of_the_shared_header(host_program: Callable[[str], Path])
     assert done.stdout.splitlines() == [" ".join(r[6:]) for r in philox] + [r[1] for r in normal]
 
 
-# Stream, seed, key, offset, elements: the ends of each range, and carries into a counter's high word.
+# Stream, seed, key, offset, elements: the ends of each range; carries into a counter's high word.
 SPANS = (
     ("normal-v1", 0, 0, 0, 4_000_000),
     ("normal-v1", 2**64 - 1, 2**64 - 1, 2**62 + 3, 2_000_000),
