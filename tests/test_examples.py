@@ -57,8 +57,8 @@ def test_an_accelerate_loop_learns_the_same_bits_in_two_processes():
 
 
 def test_a_peft_loop_trains_the_adapters(tmp_path):
-    output = python(EXAMPLES / "peft_lora" / "train.py", "--epochs", 2, "--output", tmp_path)
-    assert numbers(output, "after")[0] < numbers(output, "before")[0] - 0.1
+    output = python(EXAMPLES / "peft_lora" / "train.py", "--epochs", 1, "--output", tmp_path)
+    assert numbers(output, "after")[0] < numbers(output, "before")[0] - 0.03
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert saved
     # B begins at zero: wherever it is not, its layer was trained, in either block

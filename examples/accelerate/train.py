@@ -46,7 +46,7 @@ set_seed(0)
 accelerator = Accelerator()
 train = DataLoader(rows("train.jsonl"), 16, shuffle=True, collate_fn=collate)
 test = DataLoader(rows("test.jsonl"), 50, collate_fn=collate)
-optimizer = SPZO(split(model), lr=2e-3, perturbations=(1, 6))
+optimizer = SPZO(split(model, at=-1), lr=(2e-3, 0.02), perturbations=(1, 6))
 schedule = get_linear_schedule_with_warmup(optimizer, 0, epochs * len(train))
 prepared = accelerator.prepare(model, optimizer, train, test, schedule)
 model, optimizer, train, test, schedule = prepared

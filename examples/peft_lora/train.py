@@ -47,7 +47,7 @@ def test_loss() -> float:
 
 train = DataLoader(rows("train.jsonl"), 16, shuffle=True, collate_fn=collate)
 test = DataLoader(rows("test.jsonl"), 50, collate_fn=collate)
-optimizer = SPZO(split(model), lr=5e-3, perturbations=(1, 6))  # the adapters alone are trained
+optimizer = SPZO(split(model, at=-1), lr=(5e-3, 0.05), perturbations=(1, 6))
 print(f"loss before: {test_loss():.4f}")
 for _ in range(options.epochs):
     for batch in train:

@@ -39,7 +39,7 @@ model = nn.Sequential(
     *(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)),
 )
 train, test = stripes(2048, seed=1), stripes(512, seed=2)
-optimizer = SPZO(split(model, at=5), lr=8e-3, perturbations=(1, 8))
+optimizer = SPZO(split(model, at=5), lr=(8e-3, 0.13), perturbations=(1, 8))
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
 first, parts = 1, {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 if options.resume:
