@@ -306,7 +306,9 @@ def test_three_blocks_are_estimated_one_at_a_time():
     slopes = (2.0, 3.0, 5.0)
     eps = (0.5, 0.25, 0.125)
     loss = {
-        point: sum(s * sign * e * (1 + d) for s, (d, sign), e in zip(slopes, point, eps))
+        point: sum(
+            s * sign * e * (1 + d) for s, (d, sign), e in zip(slopes, point, eps, strict=True)
+        )
         for point in points
     }
     assert estimator.gradients(loss, eps) == ([2.0], [3.0, 6.0], [5.0, 10.0, 15.0])

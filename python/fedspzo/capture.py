@@ -124,7 +124,7 @@ class Replay:
 
 
 def _copy(output: Any) -> Any:
-    """Copy the tensors of a layer's output: block 2 may change its input in place."""
+    """Copy the tensors of a layer's output: what comes next may change its input in place."""
     return tree_map_only(Tensor, torch.clone, output)
 
 

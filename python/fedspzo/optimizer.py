@@ -17,12 +17,7 @@ from torch.optim import Optimizer
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Rounding
-from .estimator import (
-    Estimator,
-    Point,
-    coefficients,
-    to_float32,
-)
+from .estimator import Estimator, Point, coefficients, to_float32
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
 from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
@@ -40,7 +35,8 @@ class StepReport:
 
     Attributes:
         step: the step's number, from 0.
-        loss: the mean loss where block 2 is as it is (over all points if two-sided).
+        loss: at the weights as they were, where it was evaluated; else the mean where the last
+            block is as it was, or over all points (`Estimator.loss`).
         losses: the loss at every point, in the order of evaluation.
         seeds: a block, its directions' seeds.
         gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
@@ -100,7 +96,7 @@ class SPZO(Optimizer):
         steps: steps done, `skipped` ones among them.
         skipped: steps skipped because a loss was not finite.
         forwards: the cost of all evaluations so far, in full forward passes; with the first
-            step's measurement, which evaluates once in full and once replayed.
+            step's measurement, which evaluates once in full and once replayed from each cut.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.

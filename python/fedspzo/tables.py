@@ -109,7 +109,10 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
     if origin is tuple and isinstance(value, list) and args[1:] == (...,):
         args = args[:1] * len(value)
     if origin is tuple and isinstance(value, list) and len(value) == len(args):
-        return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
+        try:
+            return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
+        except TypeError as error:
+            raise TypeError(f"a list, each entry {error}") from None
     # The one kind of table in use is of texts.
     texts = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     if origin is dict and texts:

@@ -18,7 +18,7 @@ Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
 
-LIMIT_16, LIMIT_32, LIMIT_64 = 2**16, 2**32, 2**64
+LIMIT_8, LIMIT_16, LIMIT_32, LIMIT_64 = 2**8, 2**16, 2**32, 2**64
 """Bounds of the fields of the messages (docs/federation.md)."""
 
 
@@ -37,8 +37,8 @@ class OptimizerConfig:
             float32, "stochastic" for bfloat16 and float16.
         exact: keep a second copy of the weights during a step, so that perturbing them leaves no
             rounding error. None: by dtype, only in bfloat16 and float16.
-        at: where the network is cut: "auto", the index of block 2's first layer, its name,
-            "head", or one of those for each block but the first.
+        at: where the network is cut: "auto"; or the first layer of block 2, as its index, its
+            name or "head"; or that of each block but the first.
     """
 
     lr: float | tuple[float, ...] = 1e-4
@@ -78,10 +78,10 @@ class OptimizerConfig:
             raise ValueError(f"lr is {lr!r}; give one number, or one for each of several blocks")
         if value is None:
             return
-        if not isinstance(value, tuple) or len(value) < 2:
+        if not isinstance(value, tuple) or not 1 < len(value) < LIMIT_8:
             raise ValueError(
                 f"perturbations is {value!r}; give one number a block, [P1, P2], for"
-                f" {self.estimator!r}"
+                f" {self.estimator!r}, and at most {LIMIT_8 - 1}"
             )
         anchored = self.estimator == "anchored"
         for number, count in enumerate(value, 1):
