@@ -7,11 +7,12 @@ differs from its published form: docs/baselines.md.
 
 from __future__ import annotations
 
-from . import decomfl, fedavg, fedkseed, fedmezo, lora, mezo
+from . import decomfl, fedavg, fedkseed, fedmezo, last_block, lora, mezo
 from .loop import Method, Options
 
 METHODS: dict[str, Method] = {
     "mezo": mezo.run,
+    "last-block": last_block.run,
     "fedmezo": fedmezo.run,
     "fedkseed": fedkseed.run,
     "fedkseed-pro": fedkseed.run_weighted,
