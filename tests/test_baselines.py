@@ -16,7 +16,17 @@ from federated_toys import ToyTask, toy, toy_data
 from torch import Tensor, nn
 
 from fedspzo import journal
-from fedspzo.baselines import METHODS, decomfl, fedavg, fedkseed, fedmezo, lora, memory, mezo
+from fedspzo.baselines import (
+    METHODS,
+    decomfl,
+    fedavg,
+    fedkseed,
+    fedmezo,
+    last_block,
+    lora,
+    memory,
+    mezo,
+)
 from fedspzo.baselines.pool import Pool
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
 from fedspzo.blocks import Blocks
@@ -74,6 +84,10 @@ def direction(weights: Weights, seed: int) -> Weights:
 
 def moved(weights: Weights, by: float, z: Weights) -> Weights:
     return {name: w + by * z[name] for name, w in weights.items()}
+
+
+def only(names: set[str], z: Weights) -> Weights:
+    return {name: part if name in names else torch.zeros_like(part) for name, part in z.items()}
 
 
 def projected(loss: Loss, weights: Weights, z: Weights, sides: str) -> float:
@@ -162,6 +176,28 @@ def test_decomfl_replays_the_mean_scalars_along_shared_directions():
                 weights = moved(weights, -LR * g / 2, direction(weights, seed))
     assert agrees(blocks.model, weights)
     assert result.final.forwards == 2 * 2 * 2 * 3
+
+
+def test_last_block_trains_the_last_block_alone_along_the_mean_of_g_z():
+    blocks = toy()
+    settings = OptimizerConfig(
+        lr=(LR, LR), eps=EPS, exact=True, estimator="anchored", perturbations=(7, 3)
+    )
+    federation = replace(FEDERATION, clients=1, seeds="shared")
+    result = last_block.run(blocks, TASK, DATA[:1], federation, settings)
+    names = {name for name, _ in toy().groups[-1]}
+    weights = start()
+    for number in range(2):
+        own = weights
+        for k in range(2):
+            seeds = step_seeds(SEED, 2 * number + k, (0, 3))[1]
+            zs = [only(names, direction(own, seed)) for seed in seeds]
+            own, _ = step(own, loss_on(batch(0, number, k)), zs, "one")
+        weights = own
+    assert agrees(blocks.model, weights)
+    for name, parameter in blocks.model.named_parameters():
+        assert torch.equal(parameter, start()[name]) == (name not in names)
+    assert result.final.forwards < 4 * (1 + 3)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

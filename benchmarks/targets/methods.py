@@ -41,11 +41,6 @@ def _mezo(count: int, sides: str) -> dict[str, Any]:
     return {"estimator": "mezo", "perturbations": count, "sides": sides}
 
 
-def _alone(blocks: int) -> dict[str, Any]:
-    made = last_block.settings(OptimizerConfig(), blocks)
-    return {"estimator": made.estimator, "perturbations": made.perturbations}
-
-
 BASELINE = "MeZO"
 CENTRAL = (
     Method(BASELINE, None, _mezo(1, "two")),
@@ -56,7 +51,7 @@ CENTRAL = (
     Method("anchored, two blocks", -1, {}, -9),
     Method("anchored, head apart", "head", {}, -10),
     Method("FedSPZO", "auto", {}, -10),
-    Method("last block alone", "auto", _alone(3), -9),
+    Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}, -9),
 )
 
 FEDERATED = (
