@@ -132,7 +132,7 @@ def test_a_run_leaves_model_metrics_config_and_figure(
     folder = Path("runs/mine")
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
     assert tomllib.loads((folder / "config.toml").read_text())["optimizer"]["lr2"] == 4e-3
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
     shown = capsys.readouterr()
     assert summary["digest"] in shown.out
     assert "round 6/6" in shown.err

@@ -154,10 +154,10 @@ class Header:
         for p in self.parameters:
             found = tensors.get(p.name)
             if found is None:
-                raise ValueError(f"the base has no parameter {p.name!r}, the journal has")
+                raise ValueError(f"the model has no parameter {p.name!r}, the journal's has")
             if (tuple(found.shape), _dtype(found)) != (p.shape, p.dtype):
                 raise ValueError(
-                    f"the base's {p.name!r} is {_dtype(found)} of shape {tuple(found.shape)}, the"
+                    f"the model's {p.name!r} is {_dtype(found)} of shape {tuple(found.shape)}, the"
                     f" journal's {p.dtype} of shape {p.shape}"
                 )
         return [[(name, tensors[name]) for name in group] for group in self.names]

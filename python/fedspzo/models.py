@@ -28,7 +28,6 @@ from .data import Splits
 from .tables import InputError, one_line
 from .tasks import HeadClassification, LanguageModelling, PromptClassification, Task
 
-
 Kind = Literal["causal", "masked", "classification"]
 
 

@@ -139,6 +139,7 @@ class RunJournal:
         rounds: the rounds that were on disk.
         evaluations: the evaluations that were on disk, by round.
         optimizer: the settings they were made with; None: the run is new.
+        header: the journal's; a new run has it once it is begun.
         torn: bytes of a torn record that were cut off.
 
     Raises:
@@ -184,10 +185,10 @@ class RunJournal:
             "optimizer": asdict(server.optimizer),
             **(self.about or {}),
         }
-        header = Header.of(
+        self.header = Header.of(
             server.replica.blocks, self.source, base=server.digest, model=self.model, run=run
         )
-        self._writer = JournalWriter.create(self.path, header.to_json())
+        self._writer = JournalWriter.create(self.path, self.header.to_json())
 
     def check(self, server: Server) -> None:
         """Check that the run on disk is the one of this server, which is at its base weights.
