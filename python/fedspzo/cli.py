@@ -83,7 +83,8 @@ def _resume(options: argparse.Namespace) -> None:
 
     path: Path = options.resume
     for name in ("config", "output", "seed", "rounds", "overwrite"):
-        if getattr(options, name) not in (None, False):
+        value = getattr(options, name)
+        if value is not None and value is not False:
             raise InputError(f"{name} is given with --resume, which goes on as begun; leave it out")
     with OutputFolder(path, resume=True) as folder:
         if folder.finished:
@@ -118,9 +119,10 @@ def _train(
 
 def _replay(options: argparse.Namespace) -> None:
     from .federated.run_journal import JournalLog
-    from .replay import replay, rounds, save
+    from .replay import check_output, replay, rounds, save
     from .report import ProgressReport
 
+    check_output(options.output)
     total = rounds(JournalLog(options.journal)) if options.round is None else options.round
     with ProgressReport("replay", total, quiet=options.quiet) as progress:
         done = replay(

@@ -93,16 +93,22 @@ def save(replayed: Replayed, output: Path) -> None:
     Raises:
         InputError: the folder is there already and not empty, or cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output '{output}' is there already; name a new folder after -o")
+    check_output(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with folder_atomic(output) as temporary:
             replayed.weights.save(temporary)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"output '{output}' cannot be written ({error}); name another folder after -o"
+            f"output '{output}' cannot be written ({getattr(error, 'strerror', None) or error});"
+            " name another folder after -o"
         ) from None
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError unless `output` is not there yet, or an empty folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output '{output}' is there already; name a new folder after -o")
 
 
 def rounds(log: JournalLog) -> int:

@@ -36,7 +36,10 @@ def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = Fal
         InputError: naming what differs, the two values and the remedy; or the journal is damaged.
     """
     path = folder.path / JOURNAL
-    run = JournalReader(path).header.get("run") or {}
+    journal = JournalReader(path)
+    for _ in journal:
+        pass  # its checksums are checked
+    run = journal.header.get("run") or {}
     if not {"config", "data"} <= run.keys():
         raise JournalError(f"{path}: is not of 'fedspzo run'; name another folder with --output")
     remedy = f"the unfinished run in '{folder.path}'"

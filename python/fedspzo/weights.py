@@ -87,15 +87,16 @@ def _by_name(path: Path, header: Header) -> Weights:
         if p.name in tensors:
             tensors[p.name] = tensors[p.name].to(getattr(torch, p.dtype)).contiguous()
     named = {p.name: tensors[p.name] for p in header.parameters if p.name in tensors}
-    for p in header.parameters:
-        if p.tied in named:
-            named[p.name] = named[p.tied]
+    for p in header.parameters:  # a safetensors file holds shared memory once, by either name
+        here = p.tied if p.tied in named else p.name
+        if p.tied is not None and here in named:
+            named[p.tied] = named[p.name] = named[here]
 
     def save(folder: Path) -> None:
         kept = {name: named.get(name, tensor) for name, tensor in tensors.items()}
         for p in header.parameters:
             if p.tied in kept:
-                kept.pop(p.name, None)  # a safetensors file holds shared memory once
+                kept.pop(p.name, None)
         save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
         for file in path.iterdir() if path.is_dir() else ():
             if file.suffix in _BESIDE and file.name != INDEX:
