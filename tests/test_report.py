@@ -139,6 +139,14 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     assert subprocess.run(other, capture_output=True, check=False).returncode == 0
 
 
+def test_a_run_that_appears_before_the_lock_is_taken_is_left_alone(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        (tmp_path / "journal.fspz").write_bytes(b"another's")
+        with pytest.raises(InputError, match="was begun by another process just now"):
+            folder.create()
+    assert (tmp_path / "journal.fspz").read_bytes() == b"another's"
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -172,8 +172,14 @@ class OutputFolder:
         with self._explained():
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
+                before = self.resumes
                 self._acquire()
-                self._inspect()  # another process may have been here since
+                self._inspect()
+                if self.resumes != before:  # what was checked before is not what is here
+                    raise InputError(
+                        f"output '{self.path}' was begun by another process just now; run the "
+                        "command again, or name another with --output"
+                    )
             self._remove_temporary()
             if self.resumes:
                 return
