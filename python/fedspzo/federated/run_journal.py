@@ -190,18 +190,22 @@ class RunJournal:
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
 
-    def check(self, server: Server) -> None:
-        """Check that the run on disk is the one of this server, which is at its base weights.
+    def check(self, server: Server, optimizer: OptimizerConfig) -> None:
+        """Check that the run on disk is this one.
+
+        Args:
+            server: at its base weights, with the settings on disk.
+            optimizer: the settings asked for; what is None in them was filled in.
 
         Raises:
             JournalError: it has other settings, starts from other weights, or is cut elsewhere.
         """
-        for field in fields(FederationConfig):
-            here = getattr(server.federation, field.name)
-            there = getattr(self.federation, field.name)
-            if here != there:
+        asked = {**asdict(server.federation), **asdict(optimizer)}
+        used = {**asdict(self.federation), **asdict(server.optimizer)}
+        for name, value in asked.items():
+            if value not in (None, used[name]) and name != "at":  # the cut is compared below
                 raise JournalError(
-                    f"{self.path}: its run has {field.name} = {there!r}, this one {here!r};"
+                    f"{self.path}: its run has {name} = {used[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
                 )
         if server.digest != self.header.base:

@@ -120,7 +120,7 @@ def run(
     check_whole("replicas", replicas, 1, federation.clients)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
     base = Replica(blocks)
-    server = None if journal is None else _resume(base, federation, journal)
+    server = None if journal is None else _resume(base, federation, optimizer, journal)
     copies = [base.copy() for _ in range(replicas)]
     clients = [
         Client(number, copies[number % replicas], own, task) for number, own in enumerate(examples)
@@ -168,7 +168,8 @@ def run(
         finish(done.round + 1, done.digest, done)
     if past:
         totals.go_on(past[-1].seconds)
-    _warm_up(server, clients, past)
+    if server.round < federation.rounds:
+        _warm_up(server, clients, past)
     while server.round < federation.rounds:
         done = _round(server, clients, totals)
         if journal is not None:
@@ -182,12 +183,14 @@ def run(
     )
 
 
-def _resume(base: Replica, federation: FederationConfig, journal: RunJournal) -> Server | None:
+def _resume(
+    base: Replica, federation: FederationConfig, optimizer: OptimizerConfig, journal: RunJournal
+) -> Server | None:
     """The server where the journal ends; None for a new journal."""
     if journal.optimizer is None:
         return None
     server = Server(base, federation, journal.optimizer)
-    journal.check(server)
+    journal.check(server, optimizer)
     server.resume(journal.rounds)
     return server
 
