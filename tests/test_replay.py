@@ -18,6 +18,7 @@ from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.run_journal import JournalLog, RunJournal
 from fedspzo.journal import digest, merged
 from fedspzo.journal_file import JournalError
+from fedspzo.journal_view import lines
 from fedspzo.step_journal import StepJournal
 from fedspzo.tables import InputError
 from fedspzo_kernels import parameter_key, perturb_
@@ -247,6 +248,12 @@ def test_central_training_is_logged_and_replayed(tmp_path: Path, dtype: torch.dt
     for number, expected in enumerate(digests):
         assert replay.replay(base, path, round=number).digest == expected
     assert digests[3] == digests[4] != digests[5]
+    shown = list(lines(path))
+    assert sum("not computed" in line for line in shown) == 3
+    assert shown[-1].startswith("5 rounds, 12 terms, ")
+    optimizer_seeds = [seed for block in optimizer.last_step.seeds for seed in block]
+    for seed, line in zip(optimizer_seeds, list(lines(path, 5))[2:], strict=True):
+        assert line.endswith(f"along seed {seed}")
 
 
 def test_steps_in_place_are_found_out(tmp_path: Path) -> None:
