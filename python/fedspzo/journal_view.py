@@ -74,7 +74,7 @@ def _header(log: JournalLog, path: Path) -> Iterator[str]:
             f"run      seed {federation.seed}, {federation.clients} clients,"
             f" {federation.rounds} rounds of {federation.local_steps} steps, {federation.seeds}"
             f" seeds, {optimizer.estimator}, perturbations {optimizer.perturbations},"
-            f" lr {optimizer.lr:g}"
+            f" lr {' '.join(f'{rate:g}' for rate in optimizer.learning_rates)}"
         )
 
 

@@ -46,7 +46,7 @@ def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = Fal
     there, here = tomllib.loads(run["config"]), tomllib.loads(to_toml(config))
     for section, key in _keys(there) + _keys(here):
         theirs, mine = (table.get(section, {}).get(key) for table in (there, here))
-        filled_in = resolved and section == "optimizer" and theirs is None
+        filled_in = resolved and section == "optimizer"
         if theirs != mine and not filled_in and (section, key) not in _IGNORED:
             raise InputError(
                 f"{config.path}: [{section}] {key} is {mine!r}, but {theirs!r} in {remedy}; give"

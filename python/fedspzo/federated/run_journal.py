@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -36,9 +36,10 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
     """
     if header.run is None:
         raise ValueError("the journal is of no federated run: its header has no 'run'")
-    optimizer = dict(header.run["optimizer"])
-    if isinstance(optimizer.get("perturbations"), list):
-        optimizer["perturbations"] = tuple(optimizer["perturbations"])
+    optimizer = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in header.run["optimizer"].items()
+    }
     return _build(FederationConfig, header.run["federation"]), _build(OptimizerConfig, optimizer)
 
 
@@ -200,12 +201,19 @@ class RunJournal:
         Raises:
             JournalError: it has other settings, starts from other weights, or is cut elsewhere.
         """
-        asked = {**asdict(server.federation), **asdict(optimizer)}
-        used = {**asdict(self.federation), **asdict(server.optimizer)}
+        used = server.optimizer
+        settled = replace(optimizer, perturbations=used.perturbations)
+        asked = {
+            **asdict(server.federation),
+            **asdict(optimizer),
+            "lr": settled.learning_rates,
+            "at": used.at,  # the cut is compared below
+        }
+        known = {**asdict(self.federation), **asdict(used), "lr": used.learning_rates}
         for name, value in asked.items():
-            if value not in (None, used[name]) and name != "at":  # the cut is compared below
+            if value not in (None, known[name]):
                 raise JournalError(
-                    f"{self.path}: its run has {name} = {used[name]!r}, this one {value!r};"
+                    f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
                 )
         if server.digest != self.header.base:
