@@ -10,15 +10,17 @@ from fedspzo.journal import DIGEST_BYTES
 from fedspzo.reader import Reader
 
 from .messages import Report
+from .rejections import Rejection
 from .settings import LIMIT_16, LIMIT_64, check_whole
 from .updates import Scalars, Update
 from .wire import from_optional, to_optional
 
 _ROUND = struct.Struct(
-    f"<{DIGEST_BYTES}sdQQHH"
-)  # digest, seconds, bytes down, up, clients, reports
+    f"<{DIGEST_BYTES}sdQQHHHI"
+)  # digest, seconds, bytes down, up, clients, reports, downloads, rejections
 _CLIENT = struct.Struct("<I")
 _REPORT = struct.Struct("<IIff")  # client, examples, loss, forwards
+_REJECTION = struct.Struct("<IH")  # client, bytes of the reason
 _EVALUATION = struct.Struct("<Idd")  # round, loss, accuracy
 
 
@@ -28,7 +30,10 @@ class Round:
 
     Attributes:
         clients: those that were sent a plan, ascending.
-        reports: what they answered, in the order of arrival.
+        reports: those accepted, by client.
+        rejected: the others, and those that did not come; a client that was asked again may be in
+            both.
+        downloads: the clients that were sent the weights in place of updates, ascending.
         update: what was added to the weights.
         digest: of the weights afterwards.
         bytes_down: of the round's plans, as encoded.
@@ -38,6 +43,8 @@ class Round:
 
     clients: tuple[int, ...]
     reports: tuple[Report, ...]
+    rejected: tuple[Rejection, ...] = ()
+    downloads: tuple[int, ...] = ()
     update: Update
     digest: str
     bytes_down: int
@@ -52,6 +59,12 @@ class Round:
         reporting = [report.client for report in self.reports]
         if len(set(reporting)) != len(reporting) or not set(reporting) <= set(self.clients):
             raise ValueError(f"reports are of clients {reporting}; the plan asked {self.clients}")
+        for name, others in (
+            ("rejected", {rejection.client for rejection in self.rejected}),
+            ("downloads", set(self.downloads)),
+        ):
+            if not others <= set(self.clients):
+                raise ValueError(f"{name} names clients {others}; the plan asked {self.clients}")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds is {self.seconds}; give a finite number, at least 0")
 
@@ -74,14 +87,21 @@ class Round:
             self.bytes_up,
             len(self.clients),
             len(self.reports),
+            len(self.downloads),
+            len(self.rejected),
         )
         reports = (
             _REPORT.pack(r.client, r.examples, from_optional(r.loss), r.forwards)
             + r.gradients.encode()
             for r in self.reports
         )
-        asked = b"".join(map(_CLIENT.pack, self.clients))
-        return self.update.encode() + head + asked + b"".join(reports)
+        clients = b"".join(map(_CLIENT.pack, (*self.clients, *self.downloads)))
+        rejected = (
+            _REJECTION.pack(r.client, len(reason)) + reason
+            for r in self.rejected
+            for reason in [r.reason.encode()]
+        )
+        return self.update.encode() + head + clients + b"".join((*reports, *rejected))
 
     @classmethod
     def decode(cls, body: bytes, before: str) -> Round:
@@ -97,13 +117,17 @@ class Round:
         """
         reader = Reader(body)
         update = Update.decode(reader)
-        digest, seconds, down, up, asked, reported = reader.take(_ROUND)
+        digest, seconds, down, up, asked, reported, loaded, failed = reader.take(_ROUND)
         clients = tuple(reader.take(_CLIENT)[0] for _ in range(asked))
+        downloads = tuple(reader.take(_CLIENT)[0] for _ in range(loaded))
         reports = tuple(_report(reader, update.round, before) for _ in range(reported))
+        rejected = tuple(_rejection(reader) for _ in range(failed))
         reader.finish()
         return cls(
             clients=clients,
             reports=reports,
+            rejected=rejected,
+            downloads=downloads,
             update=update,
             digest=digest.hex(),
             bytes_down=down,
@@ -123,6 +147,11 @@ def _report(reader: Reader, round: int, digest: str) -> Report:
         loss=to_optional(loss),
         forwards=forwards,
     )
+
+
+def _rejection(reader: Reader) -> Rejection:
+    client, length = reader.take(_REJECTION)
+    return Rejection(client, reader.read(length).decode())
 
 
 @dataclass(frozen=True, kw_only=True)

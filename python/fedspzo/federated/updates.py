@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +134,10 @@ class Update:
 
     def encode(self) -> bytes:
         """The bytes inside a message (docs/federation.md)."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:  # one update goes into many plans
         return _UPDATE.pack(self.round, len(self.entries)) + b"".join(
             _CLIENT.pack(client) + scalars.encode() for client, scalars in self.entries
         )
