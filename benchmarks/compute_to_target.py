@@ -78,7 +78,9 @@ def race_all(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
     parser.add_argument("--setting", choices=("central", "federated"), nargs="+")

@@ -369,7 +369,7 @@ def test_forwards_are_the_tables(settings, forwards):
 @pytest.mark.parametrize(
     ("lr", "settings"),
     [
-        (2e-3, {}),
+        (2e-3, {"perturbations": (2, 4, 8)}),
         (4e-3, {"estimator": "balanced", "sides": "one"}),
         (4e-3, {"estimator": "balanced", "sides": "two"}),
         (4e-3, {"estimator": "mezo", "perturbations": 3}),
@@ -385,7 +385,7 @@ def test_the_loss_falls(lr, settings):
 
 def test_the_loss_falls_in_bfloat16():
     model = llama(torch.bfloat16)
-    optimizer = SPZO(split(model), 2e-3)
+    optimizer = SPZO(split(model), 2e-3, perturbations=(2, 4, 8))
     losses = [optimizer.step(loss_of(model)) for _ in range(150)]
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 

@@ -98,8 +98,9 @@ class Watch:
         curve = self.run.curve
         curve.append(Point(round(forwards, 2), loss, accuracy, round(seconds, 3), up, down))
         problem = self.loaded.problem
-        reached = self.run.cost(accuracy=problem.accuracies[-1]), self.run.cost(
-            loss=problem.losses[-1]
+        reached = (
+            self.run.cost(accuracy=problem.accuracies[-1]),
+            self.run.cost(loss=problem.losses[-1]),
         )
         if len(curve) > 1 and all(point and point is not curve[-1] for point in reached):
             self._end("targets")
@@ -185,9 +186,7 @@ class Results:
                     run = _read(json.loads(line))
                     self.runs[run.key] = run
 
-    def get(
-        self, loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int
-    ) -> Run:
+    def get(self, loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int) -> Run:
         """The run, from the file or made now."""
         key = (loaded.problem.name, setting.name, method.name, lr, seed)
         if key not in self.runs:

@@ -18,7 +18,7 @@ def settings(optimizer: OptimizerConfig) -> OptimizerConfig:
     """The settings with MeZO's estimator, which the federated zeroth-order baselines use too.
 
     Raises:
-        ValueError: `lr2` is given, or `perturbations` is a pair: there is one block.
+        ValueError: `lr` or `perturbations` has several values: there is one block.
     """
     return replace(optimizer, estimator="mezo")
 
