@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
 
-.PHONY: demo test lint bench sass real info clean
+.PHONY: demo test faults lint bench sass real info clean
 
 demo: .venv/installed
 	$(BIN)/fedspzo demo
@@ -14,6 +14,10 @@ info: .venv/installed
 
 test: .venv/tools
 	$(BIN)/pytest
+
+# kill -9 at over 200 points of a run, and on to the same bits. `make test` has a short form.
+faults: .venv/tools
+	$(BIN)/pytest tests/test_faults.py -m faults -s
 
 lint: .venv/tools
 	$(BIN)/ruff check

@@ -27,9 +27,9 @@ MEZO_ROUNDS = 51  # costs what the demo's 30 rounds cost
 def train(optimizer: OptimizerConfig, seed: int, rounds: int | None) -> dict[str, Any]:
     config = configuration.load(DEMO_CONFIG).with_overrides(output=None, seed=seed, rounds=rounds)
     config = replace(config, optimizer=optimizer, mezo=None)
-    with tempfile.TemporaryDirectory() as folder:
-        splits = read_splits(config.data, config.task)
-        return dict(run(config, splits, OutputFolder(Path(folder)), quiet=True))
+    splits = read_splits(config.data, config.task)
+    with tempfile.TemporaryDirectory() as name, OutputFolder(Path(name)) as folder:
+        return dict(run(config, splits, folder, quiet=True))
 
 
 def main() -> None:

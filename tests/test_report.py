@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -96,16 +99,20 @@ def test_write_atomic_replaces_whole_files_and_leaves_no_other(tmp_path: Path) -
 
 def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    first = OutputFolder(folder)
-    assert not folder.exists()
-    first.create()
-    first.append("metrics.jsonl", {"round": 0})
+    with OutputFolder(folder) as first:
+        assert not folder.exists()
+        first.create()
+        first.append("metrics.jsonl", {"round": 0})
     (folder / "model").mkdir()
-    (folder / "notes.txt").write_text("mine")
+    for mine in ("notes.txt", ".notes.txt.old"):
+        (folder / mine).write_text("mine")
+    (folder / ".metrics.jsonl.x7").write_text("left by a process that was killed")
     with pytest.raises(InputError, match="--overwrite"):
         OutputFolder(folder)
-    OutputFolder(folder, overwrite=True).create()
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "notes.txt"]
+    with OutputFolder(folder, overwrite=True) as second:
+        second.create()
+    left = [".lock", ".notes.txt.old", "metrics.jsonl", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     assert (folder / "metrics.jsonl").read_text() == ""
 
 
@@ -115,10 +122,29 @@ def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:
             (path / "part").write_text("half")
             raise OSError("disk full")
 
-    OutputFolder(tmp_path).create()
-    with pytest.raises(OSError, match="disk full"):
-        OutputFolder(tmp_path, overwrite=True).save_model(Broken(), Broken())
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    with OutputFolder(tmp_path) as folder:
+        folder.create()
+        with pytest.raises(InputError, match=r"cannot be written \(disk full\); name another"):
+            folder.save_model(Broken(), Broken())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "metrics.jsonl"]
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        folder.create()
+        code = "import sys, fedspzo.output as o, pathlib; o.OutputFolder(pathlib.Path(sys.argv[1]))"
+        other = [sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert f"is being written by process {os.getpid()}; wait" in done.stderr
+    assert subprocess.run(other, capture_output=True, check=False).returncode == 0
+
+
+def test_a_run_that_appears_before_the_lock_is_taken_is_left_alone(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        (tmp_path / "journal.fspz").write_bytes(b"another's")
+        with pytest.raises(InputError, match="was begun by another process just now"):
+            folder.create()
+    assert (tmp_path / "journal.fspz").read_bytes() == b"another's"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

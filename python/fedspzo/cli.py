@@ -1,21 +1,26 @@
-"""The command line: `fedspzo demo`, `fedspzo run CONFIG.toml`, `fedspzo info`.
+"""The command line: demo, run, replay, verify, journal show, info.
 
-Everything a user can get wrong is checked before torch is imported. Exit codes: 0 done, 2 wrong
-input (one line on stderr), 130 interrupted.
+What a user can get wrong in a config is checked before torch is imported. Exit codes: 0 done,
+1 (verify) other weights, 2 wrong input (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import config as configuration
 from .tables import InputError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .output import OutputFolder
 
 DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
 
@@ -31,44 +36,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     try:
         options = _parser().parse_args(arguments)
-        if options.command == "info":
-            from .info import print_info
-
-            print_info()
-        elif options.command == "demo":
-            _run(options, DEMO_CONFIG, overwrite=True)
-        else:
-            _run(options, options.config, overwrite=options.overwrite)
+        return int(options.function(options) or 0)
     except InputError as error:
         print(f"fedspzo: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fedspzo: interrupted", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _info(options: argparse.Namespace) -> None:
+    from .info import print_info
+
+    print_info()
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _run(options, DEMO_CONFIG, overwrite=True)
+
+
+def _run_or_resume(options: argparse.Namespace) -> None:
+    if options.resume is not None:
+        _resume(options)
+    elif options.config is None:
+        raise InputError("name a CONFIG.toml, or a run's folder after --resume")
+    else:
+        _run(options, options.config, overwrite=options.overwrite)
 
 
 def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> None:
-    from .data import read_splits
     from .output import OutputFolder
 
     config = configuration.load(path).with_overrides(
         output=options.output, seed=options.seed, rounds=options.rounds
     )
+    with OutputFolder(config.output_dir, overwrite=overwrite) as folder:
+        _train(options, config, folder)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from .output import CONFIG, OutputFolder
+
+    path: Path = options.resume
+    for name in ("config", "output", "seed", "rounds", "overwrite"):
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise InputError(f"{name} is given with --resume, which goes on as begun; leave it out")
+    with OutputFolder(path, resume=True) as folder:
+        if folder.finished:
+            print(f"fedspzo: the run in '{path}' is finished", file=sys.stderr)
+            return
+        config = configuration.load(path / CONFIG).with_overrides(output=path)
+        _train(options, config, folder, resolved=True)
+
+
+def _train(
+    options: argparse.Namespace, config: Config, folder: OutputFolder, *, resolved: bool = False
+) -> None:
+    from .data import read_splits
+    from .resuming import check_same_run
+
     splits = read_splits(config.data, config.task)
     clients = config.federation.clients
     if clients > len(splits.train):
         raise InputError(
-            f"{path}: [federation] clients is {clients}, but '{config.data.train}' has "
+            f"{config.path}: [federation] clients is {clients}, but '{config.data.train}' has "
             f"{len(splits.train)} examples; give each client one at least"
         )
-    folder = OutputFolder(config.output_dir, overwrite=overwrite)
+    if folder.resumes:
+        check_same_run(folder, config, resolved=resolved)
     if not options.quiet:
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
     from .experiment import run  # Brings torch and transformers.
 
     run(config, splits, folder, quiet=options.quiet)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from .federated.run_journal import JournalLog
+    from .replay import check_output, replay, rounds, save
+    from .report import ProgressReport
+
+    check_output(options.output)
+    total = rounds(JournalLog(options.journal)) if options.round is None else options.round
+    with ProgressReport("replay", total, quiet=options.quiet) as progress:
+        done = replay(
+            options.base,
+            options.journal,
+            round=options.round,
+            on_round=lambda number: progress.update({"round": number}),
+        )
+    save(done, options.output)
+    if not options.quiet:
+        print(f"{options.output} holds the weights of round {done.round}, digest {done.digest}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .replay import verify
+
+    verdict = verify(str(options.folder), options.journal, round=options.round)
+    what = f"{options.folder}: digest {verdict.digest}"
+    if verdict.matches:
+        print(f"{what}, that of round {verdict.round} of {options.journal}")
+        return 0
+    other = "no round" if verdict.found is None else f"round {verdict.found}"
+    wanted = f"round {verdict.round} has {verdict.expected or 'none'}"
+    print(f"{what}, that of {other} of {options.journal}; {wanted}", file=sys.stderr)
+    return 1
+
+
+def _show(options: argparse.Namespace) -> None:
+    from .journal_view import lines
+
+    for line in lines(options.journal, options.round):
+        print(line)
 
 
 def _version() -> str:
@@ -86,13 +172,36 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="fine-tune the packaged model, beside MeZO")
+    demo.set_defaults(function=_demo)
     run = commands.add_parser("run", help="fine-tune as a config file says")
-    run.add_argument("config", type=Path, metavar="CONFIG.toml")
+    run.set_defaults(function=_run_or_resume)
+    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
+    run.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
     run.add_argument("--overwrite", action="store_true", help="replace an earlier run's folder")
     for command in (demo, run):
         command.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
         command.add_argument("--seed", type=int, metavar="N", help="in place of the config's")
         command.add_argument("--rounds", type=int, metavar="N", help="in place of the config's")
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    commands.add_parser("info", help="versions, backends, CPU and GPU")
+
+    replay = commands.add_parser("replay", help="rebuild the weights of a round from a journal")
+    replay.set_defaults(function=_replay)
+    replay.add_argument("base", metavar="BASE", help="folder, hub id, .safetensors file, or demo")
+    replay.add_argument("journal", type=Path, metavar="JOURNAL")
+    replay.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    replay.add_argument("--round", type=int, metavar="N", help="in place of the last one")
+    replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    verify = commands.add_parser("verify", help="whether a folder holds a journal's weights")
+    verify.set_defaults(function=_verify)
+    verify.add_argument("folder", type=Path, metavar="FOLDER")
+    verify.add_argument("journal", type=Path, metavar="JOURNAL")
+    verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
+    journal = commands.add_parser("journal", help="look into a journal")
+    verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
+    show = verbs.add_parser("show", help="print a journal for people")
+    show.set_defaults(function=_show)
+    show.add_argument("journal", type=Path, metavar="JOURNAL")
+    show.add_argument("--round", type=int, metavar="N", help="one round in full")
+    info = commands.add_parser("info", help="versions, backends, CPU and GPU")
+    info.set_defaults(function=_info)
     return parser

@@ -229,14 +229,18 @@ def load(path: str | Path) -> Config:
         raise InputError(f"{path}: {error}") from None
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, NAME or OWNER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+
+
 def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
     """A local folder becomes a checked absolute path; "demo" and hub ids stay as they are."""
     if model.name == DEMO:
         return model
     folder = path.parent / Path(model.name).expanduser()
     if not folder.is_dir():
-        hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model.name)
-        if hub_id and not folder.exists():
+        if is_hub_id(model.name) and not folder.exists():
             return model
         raise InputError(
             f"{path}: [model] name is {model.name!r}, which is no folder and no hub id; "

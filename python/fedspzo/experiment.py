@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +23,19 @@ from .data import Example, Splits
 from .federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
 from .federated import run as run_federation
 from .federated.client import spzo
-from .output import CONFIG, FIGURE, METRICS, MEZO_METRICS, OutputFolder
+from .federated.run_journal import RunJournal
+from .models import Recipe
+from .output import (
+    CONFIG,
+    FIGURE,
+    JOURNAL,
+    METRICS,
+    MEZO_JOURNAL,
+    MEZO_METRICS,
+    OutputFolder,
+)
 from .report import ProgressReport, figure_png, print_table
+from .resuming import identity
 from .tables import InputError, one_line
 from .tasks import Encoded, Task
 
@@ -61,12 +73,14 @@ def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = F
     experiment = Experiment(config, splits, task, folder, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     folder.create()
-    folder.write(CONFIG, to_toml(config))
+    if not folder.resumes:
+        folder.write(CONFIG, to_toml(config))
 
     rounds = config.federation.rounds
     every = config.output.evaluate_every or evaluation_interval(rounds)
+    files = (METRICS, JOURNAL)
     result, rows = experiment.train_model(
-        blocks, config.optimizer, rounds=rounds, every=every, file=METRICS, title="FedSPZO"
+        blocks, config.optimizer, rounds=rounds, every=every, files=files, title="FedSPZO"
     )
     used = replace(result.optimizer, at=config.optimizer.at)
     folder.write(CONFIG, to_toml(replace(config, optimizer=used)))
@@ -79,9 +93,9 @@ def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = F
         keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down")
         summary |= {f"mezo_{key}": last[key] for key in keys}
     summary["seconds"] = round(time.perf_counter() - start, 2)
-    folder.append(METRICS, summary)
     title = f"{config.name}: {config.federation.clients} clients, {rounds} rounds"
     folder.write(FIGURE, figure_png(rows, mezo_rows, title))
+    folder.finish(summary)
     if not quiet:
         print_table(summary, title)
         print(f"Every participant holds the weights with digest {summary['digest']}.")
@@ -130,19 +144,35 @@ class Experiment:
         *,
         rounds: int,
         every: int,
-        file: str,
+        files: tuple[str, str],
         title: str,
     ) -> tuple[RunResult, list[Row]]:
-        """Fine-tune in place, evaluating `every` so many rounds; each row goes to `file`."""
+        """Fine-tune in place, evaluating `every` so many rounds.
+
+        `files` names the metrics and the journal. A journal that is there already is gone on with,
+        and the metrics are written anew from it.
+        """
+        metrics, name = files
         rows: list[Row] = []
         clients = self.config.federation.clients
         parameters = sum(p.numel() for p in blocks.model.parameters())
-        with ProgressReport(title, rounds, quiet=self.quiet) as progress:
+        with (
+            self._journal(name) as journal,
+            ProgressReport(title, rounds, quiet=self.quiet) as progress,
+        ):
+            past = len(journal.rounds)
+            if journal.optimizer is not None and not self.quiet:
+                cut = f", a torn record of {journal.torn} bytes cut off" if journal.torn else ""
+                line = f"fedspzo: going on with {title} after round {past} of {rounds}{cut}"
+                print(line, file=sys.stderr, flush=True)
 
             def keep(result: RoundResult) -> None:
+                if result.round == 0:
+                    self.folder.write(metrics, "")
                 rows.append(as_row(result))
-                self.folder.append(file, rows[-1])
-                progress.update(rows[-1])
+                self.folder.append(metrics, rows[-1])
+                if result.round >= past:
+                    progress.update(rows[-1])
 
             outcome = run_federation(
                 blocks,
@@ -154,8 +184,17 @@ class Experiment:
                 evaluate_every=every,
                 on_round=keep,
                 replicas=clients if clients * parameters <= COPIES else 1,
+                journal=journal,
             )
         return outcome, rows
+
+    def _journal(self, name: str) -> RunJournal:
+        return RunJournal(
+            self.folder.path / name,
+            source=self.config.model.name,
+            model=asdict(Recipe.of(self.config, self.splits)),
+            about=identity(self.config),
+        )
 
     def train_mezo(self, forwards: float) -> list[Row]:
         """MeZO's rows: from the same start, for as many rounds as cost `forwards` in all."""
@@ -172,7 +211,7 @@ class Experiment:
             optimizer,
             rounds=rounds,
             every=evaluation_interval(rounds),
-            file=MEZO_METRICS,
+            files=(MEZO_METRICS, MEZO_JOURNAL),
             title="MeZO",
         )
         return rows

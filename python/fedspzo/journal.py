@@ -8,7 +8,8 @@ it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,16 @@ from torch import Tensor
 
 from fedspzo_kernels import parameter_key, perturb_
 
+from .reader import Reader
+
 STREAM = "normal-v1"
 """The noise stream of every record."""
 
 DIGEST_BYTES = 16
+
+_RECORD = struct.Struct(f"<IBHQ{DIGEST_BYTES}s")  # round, flags, blocks, rounding seed, digest
+_COUNT = struct.Struct("<I")
+_STOCHASTIC, _DIGEST = 1, 2
 
 Group = Sequence[tuple[str, Tensor]]
 
@@ -76,6 +83,39 @@ class Record:
     terms: tuple[Terms, ...]
     rounding_seed: int | None = None
 
+    def encode(self, digest: str | None = None) -> bytes:
+        """The record with its seeds, 12 bytes a term (docs/journal.md, kind 3).
+
+        Args:
+            digest: of the weights after it, or None where nobody computed it.
+        """
+        flags = _STOCHASTIC * (self.rounding_seed is not None) + _DIGEST * (digest is not None)
+        known = bytes.fromhex(digest or "00" * DIGEST_BYTES)
+        head = _RECORD.pack(self.round, flags, len(self.terms), self.rounding_seed or 0, known)
+        return head + b"".join(
+            _COUNT.pack(len(terms.seeds))
+            + terms.seeds.astype("<u8").tobytes()
+            + terms.coeffs.astype("<f4").tobytes()
+            for terms in self.terms
+        )
+
+    @classmethod
+    def decode(cls, body: bytes) -> tuple[Record, str | None]:
+        """The record and the digest these bytes hold; ValueError if they hold none."""
+        reader = Reader(body)
+        number, flags, blocks, seed, known = reader.take(_RECORD)
+        if flags > _STOCHASTIC + _DIGEST:
+            raise ValueError(f"flags is {flags}; known are 0 to {_STOCHASTIC + _DIGEST}")
+        terms = []
+        for _ in range(blocks):
+            count = reader.take(_COUNT)[0]
+            seeds = np.frombuffer(reader.read(8 * count), dtype="<u8").astype(np.uint64)
+            coeffs = np.frombuffer(reader.read(4 * count), dtype="<f4").astype(np.float32)
+            terms.append(Terms(seeds, coeffs))
+        reader.finish()
+        record = cls(number, tuple(terms), seed if flags & _STOCHASTIC else None)
+        return record, known.hex() if flags & _DIGEST else None
+
 
 def apply(record: Record, groups: Sequence[Group]) -> None:
     """Add a record's terms to the weights, in place, by one `perturb_` call a block.
@@ -104,6 +144,53 @@ def apply(record: Record, groups: Sequence[Group]) -> None:
             rounding_seed=record.rounding_seed,
             stream=STREAM,
         )
+
+
+def merged(
+    records: Iterable[Record], groups: Sequence[Group], *, terms: int = 4096
+) -> Iterator[Record]:
+    """Fewer and longer records that change the weights alike, bit for bit.
+
+    In float32 a sum is rounded to the weights' dtype after every term, so where a pass ends makes
+    no difference, and consecutive rounds share one. In bfloat16 and float16 a round's sum is
+    rounded once: each round stays a pass of its own.
+
+    Args:
+        records: consecutive ones.
+        groups: the (name, parameter) pairs of each block.
+        terms: of a block, at which a pass is full; a longer record is not divided.
+
+    Yields:
+        Records with the number of the last round that is in them.
+    """
+    whole = all(tensor.dtype == torch.float32 for group in groups for _, tensor in group)
+    waiting: list[Record] = []
+    count = 0
+    for record in records:
+        longest = max((len(block.seeds) for block in record.terms), default=0)
+        if waiting and (not whole or count + longest > terms):
+            yield _joined(waiting)
+            waiting, count = [], 0
+        waiting.append(record)
+        count += longest
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(records: Sequence[Record]) -> Record:
+    if len(records) == 1:
+        return records[0]
+    blocks = zip(*(record.terms for record in records), strict=True)
+    return Record(
+        records[-1].round,
+        tuple(
+            Terms(
+                np.concatenate([terms.seeds for terms in block]),
+                np.concatenate([terms.coeffs for terms in block]),
+            )
+            for block in blocks
+        ),
+    )
 
 
 def tensor_digest(tensor: Tensor) -> bytes:

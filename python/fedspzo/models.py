@@ -5,9 +5,10 @@ Weights come from safetensors files alone; nothing is unpickled.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import transformers
@@ -27,6 +28,38 @@ from .data import Splits
 from .tables import InputError, one_line
 from .tasks import HeadClassification, LanguageModelling, PromptClassification, Task
 
+Kind = Literal["causal", "masked", "classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What it takes to load a model to the same bits: a journal's header keeps it.
+
+    Attributes:
+        dtype: of the weights, "float32", "bfloat16" or "float16".
+        kind: which head the model has.
+        labels: of a classification head, in the order of its outputs; else empty.
+        seed: from which a classification head that the checkpoint lacks is initialised.
+    """
+
+    dtype: str
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: Config, splits: Splits) -> Recipe:
+        """The recipe of a run."""
+        if config.task.type == "classification":
+            return cls(
+                dtype=config.model.dtype,
+                kind="classification",
+                labels=splits.labels,
+                seed=config.federation.seed,
+            )
+        masked = config.task.type == "prompt" and config.task.masked
+        return cls(dtype=config.model.dtype, kind="masked" if masked else "causal")
+
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
     """The config's model, in evaluation mode on its device, and its task.
@@ -38,22 +71,9 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
         InputError: if the model cannot be had, or does not fit the task.
     """
     name = config.model.name
-    source = str(files("fedspzo.demo") / "model") if name == DEMO else name
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    offline = not Path(source).is_dir() and _hub_is_out_of_reach(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        model = _from_pretrained(config, splits, source, offline)
-    except InputError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        _explain(name, error, offline)
-    model.eval().to(_device(config))
-    if model.config.pad_token_id is None:
-        # Heads of causal models look for it to find a row's last token.
-        pad = tokenizer.pad_token_id
-        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    device = _device(config)
+    model, tokenizer = pretrained(name, Recipe.of(config, splits))
+    model.to(device)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise InputError(
@@ -61,6 +81,35 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
             f"model has {rows}; name a model saved with its own tokenizer"
         )
     return model, _task(config, splits, tokenizer, _longest(config, model, tokenizer))
+
+
+def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
+    """A model in evaluation mode on the CPU, and its tokenizer.
+
+    Args:
+        name: a folder, a hub id, or "demo".
+        recipe: the rest.
+
+    Raises:
+        InputError: if the model cannot be had, or is of another kind.
+    """
+    source = str(files("fedspzo.demo") / "model") if name == DEMO else name
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    offline = not Path(source).is_dir() and _hub_is_out_of_reach(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        model = _from_pretrained(name, recipe, source, offline)
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        _explain(name, error, offline)
+    model.eval()
+    if model.config.pad_token_id is None:
+        # Heads of causal models look for it to find a row's last token.
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return model, tokenizer
 
 
 def _device(config: Config) -> str:
@@ -83,27 +132,27 @@ def _hub_is_out_of_reach(name: str) -> bool:
     return False
 
 
-def _from_pretrained(config: Config, splits: Splits, source: str, offline: bool) -> Any:
+def _from_pretrained(name: str, recipe: Recipe, source: str, offline: bool) -> Any:
     options: dict[str, Any] = {
         "local_files_only": offline,
-        "dtype": getattr(torch, config.model.dtype),
+        "dtype": getattr(torch, recipe.dtype),
         "use_safetensors": True,
     }
-    if config.task.type == "classification":
-        options["num_labels"] = len(splits.labels)
-        options["id2label"] = dict(enumerate(splits.labels))
-        options["label2id"] = {label: number for number, label in enumerate(splits.labels)}
+    if recipe.kind == "classification":
+        options["num_labels"] = len(recipe.labels)
+        options["id2label"] = dict(enumerate(recipe.labels))
+        options["label2id"] = {label: number for number, label in enumerate(recipe.labels)}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.federation.seed)
+            torch.manual_seed(recipe.seed)
             return AutoModelForSequenceClassification.from_pretrained(source, **options)
-    masked = config.task.type == "prompt" and config.task.masked
-    _check_kind(config, masked, _architectures(source, offline))
+    masked = recipe.kind == "masked"
+    _check_kind(name, masked, _architectures(source, offline))
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     loaded: Any = auto.from_pretrained(source, output_loading_info=True, **options)
     model, report = loaded
     if report["missing_keys"]:
         raise InputError(
-            f"[model] name is {config.model.name!r}, whose weights lack "
+            f"[model] name is {name!r}, whose weights lack "
             f"{min(report['missing_keys'])!r} and so would predict at random; name a model with "
             "its language-modelling head, or set [task] type = 'classification'"
         )
@@ -114,7 +163,7 @@ def _architectures(source: str, offline: bool) -> list[str]:
     return AutoConfig.from_pretrained(source, local_files_only=offline).architectures or []
 
 
-def _check_kind(config: Config, masked: bool, architectures: list[str]) -> None:
+def _check_kind(name: str, masked: bool, architectures: list[str]) -> None:
     for architecture in architectures:
         if masked and architecture.endswith(("ForCausalLM", "LMHeadModel")):
             remedy = "name a masked model, or remove {mask} from [task] template"
@@ -122,7 +171,7 @@ def _check_kind(config: Config, masked: bool, architectures: list[str]) -> None:
             remedy = "name a causal model, or put {mask} into [task] template"
         else:
             continue
-        raise InputError(f"[model] name is {config.model.name!r}, a {architecture}; {remedy}")
+        raise InputError(f"[model] name is {name!r}, a {architecture}; {remedy}")
 
 
 def _explain(name: str, error: Exception, offline: bool) -> NoReturn:

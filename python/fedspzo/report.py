@@ -33,6 +33,7 @@ class ProgressReport:
         self.rounds = rounds
         self.quiet = quiet
         self.started = time.monotonic()
+        self.first: int | None = None
         self.lines = 0
         self.seen: dict[str, Any] = {}
         console = Console(stderr=True)
@@ -67,16 +68,18 @@ class ProgressReport:
         """Show a round's row; what it has no value for keeps the last one."""
         self.seen.update({key: value for key, value in row.items() if value is not None})
         done = int(row["round"])
+        if self.first is None:
+            self.first = done  # a run that goes on does not start from 0
         if self.bar is not None:
             self.bar.update(self.task, completed=done, state=self._state())
             return
-        tenth = done * LINES // self.rounds
-        if self.quiet or (done > 0 and tenth == self.lines):
+        tenth, new = done * LINES // self.rounds, done - self.first
+        if self.quiet or (new > 0 and tenth == self.lines):
             return
         self.lines = tenth
         now = time.monotonic()
-        left = (now - self.started) * (self.rounds - done) / max(done, 1)
-        remaining = f"  {left:.0f} s left" if done > 0 else ""
+        left = (now - self.started) * (self.rounds - done) / max(new, 1)
+        remaining = f"  {left:.0f} s left" if new > 0 else ""
         print(
             f"{self.title}  round {done}/{self.rounds}  {self._state()}{remaining}",
             file=sys.stderr,

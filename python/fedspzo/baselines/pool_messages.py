@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedspzo.federated.wire import Reader, frame, from_optional, to_optional, unframe
+from fedspzo.federated.wire import frame, from_optional, to_optional, unframe
 from fedspzo.journal import DIGEST_BYTES
+from fedspzo.reader import Reader
 
 from .pool import Singles
 

@@ -102,6 +102,18 @@ class Client:
             forwards=forwards,
         )
 
+    def warm_up(self, plan: Plan) -> None:
+        """Measure again what the client's first step measured, in the plan's round.
+
+        For a run that is resumed: the reports of a client that had taken part, and its count of
+        forwards with them, are then those of a run that never stopped. Nothing else changes.
+        """
+        model = self.replica.blocks.model
+        batch = self.batch(plan.run_seed, plan.round, 0, plan.batch_size)
+        optimizer = self._spzo(plan)
+        with self.replica.local_steps():
+            optimizer.step(partial(self.task.loss, model, batch))
+
     def batch(self, run_seed: int, round: int, step: int, size: int) -> Any:
         """The batch of a local step: examples drawn without replacement, a function of the seed."""
         chosen = draw(len(self.examples), size, batch_seed(run_seed, round, self.client, step))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from fedspzo.journal import DIGEST_BYTES, STREAM
+from fedspzo.reader import Reader
 from fedspzo_kernels import STREAMS
 
 from .settings import (
@@ -28,7 +29,7 @@ from .settings import (
     check_whole,
 )
 from .updates import EVERYBODY, Scalars, Update
-from .wire import PLAN, REPORT, Reader, frame, from_optional, pick, to_optional, unframe
+from .wire import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
 
 _PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdB")
 _BLOCK = struct.Struct("<Hd")  # perturbations, learning rate

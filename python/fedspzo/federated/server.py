@@ -13,6 +13,7 @@ from fedspzo.replica import Replica
 from .client import DigestError
 from .messages import Plan, Report
 from .partition import draw
+from .rounds import Round
 from .settings import FederationConfig, OptimizerConfig
 from .updates import EVERYBODY, Scalars, Update, record, sample_seed
 
@@ -135,19 +136,42 @@ class Server:
         weights = self.weights([by_client[client] for client in planned])
         combine = self._shared if self.federation.seeds == "shared" else self._per_client
         update = Update(self.round, combine(gradients, weights))
+        self._apply(update, planned)
+        self.digest = self.replica.digest()
+        return update
+
+    def resume(self, rounds: Iterable[Round]) -> None:
+        """Go on from where a journal ends, instead of from the base weights.
+
+        Args:
+            rounds: all the journal's, in their order.
+
+        Raises:
+            DigestError: its terms do not lead to the weights it names.
+        """
+        for done in rounds:
+            self._apply(done.update, done.clients)
+            expected = done.digest
+        self.digest = self.replica.digest()
+        if self.round and self.digest != expected:
+            raise DigestError(
+                f"the journal's {self.round} rounds lead to weights with digest {self.digest}, not"
+                f" {expected} as it says; resume on the release that wrote it"
+            )
+
+    def _apply(self, update: Update, clients: Iterable[int]) -> None:
+        """Add a round's update, which these clients do not know yet."""
         next_record = record(
             update,
             run_seed=self.federation.seed,
             local_steps=self.federation.local_steps,
             optimizer=self.optimizer,
         )
-        for client in planned:
+        for client in clients:
             self._known[client] = self.round
         self.replica.catch_up([next_record])
         self.records.append(next_record)
         self.updates.append(update)
-        self.digest = self.replica.digest()
-        return update
 
     def weights(self, reports: Iterable[Report]) -> dict[int, float]:
         """What share of the round's update each client has; they add up to 1."""

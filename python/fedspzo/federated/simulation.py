@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,8 @@ from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
 from .messages import Plan, Report
+from .rounds import Evaluation, Round
+from .run_journal import RunJournal
 from .server import Server
 from .settings import FederationConfig, OptimizerConfig, check_whole
 
@@ -37,7 +39,8 @@ class RoundResult:
         skipped: steps skipped for losses that were not finite, since the start.
         digest: of the weights that server and every client hold.
         clients: who took part in this round.
-        seconds: since the start.
+        seconds: since the start, when the round's weights were there; what a crash lost is not
+            counted.
     """
 
     round: int
@@ -79,6 +82,7 @@ def run(
     evaluate_every: int = 1,
     on_round: Callable[[RoundResult], None] | None = None,
     replicas: int = 1,
+    journal: RunJournal | None = None,
 ) -> RunResult:
     """Fine-tune a model over clients that are simulated in this process, one after another.
 
@@ -98,6 +102,8 @@ def run(
         on_round: called with each result, the first one before training.
         replicas: copies of the model that the clients share. More cost memory and give the same
             result; `federation.clients`: each has its own.
+        journal: keeps each round on disk before the next one begins. Where it has rounds already,
+            the run goes on after them, to the same weights and results as if it had not stopped.
 
     Returns:
         All results; the same bits for the same arguments.
@@ -114,48 +120,110 @@ def run(
     check_whole("replicas", replicas, 1, federation.clients)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
     base = Replica(blocks)
+    server = None if journal is None else _resume(base, federation, optimizer, journal)
     copies = [base.copy() for _ in range(replicas)]
     clients = [
         Client(number, copies[number % replicas], own, task) for number, own in enumerate(examples)
     ]
-    server = Server(
-        base, federation, resolve(optimizer, clients[0], batch_size=federation.batch_size)
-    )
+    if server is None:
+        settings = resolve(optimizer, clients[0], batch_size=federation.batch_size)
+        server = Server(base, federation, settings)
+        if journal is not None:
+            journal.begin(server)
     totals = _Totals(trainable_bytes=base.trainable_bytes)
     results: list[RoundResult] = []
 
-    def finish(loss: float | None, taking_part: tuple[int, ...]) -> None:
-        due = server.round % evaluate_every == 0 or server.round == federation.rounds
-        measured = evaluate(blocks.model) if evaluate is not None and due else {}
+    def finish(number: int, digest: str, done: Round | None) -> None:
+        due = number % evaluate_every == 0 or number == federation.rounds
+        measured = None if journal is None else journal.evaluations.get(number)
+        if measured is None and evaluate is not None and due and number == server.round:
+            values = evaluate(blocks.model)
+            measured = Evaluation(
+                round=number, loss=values.get("loss"), accuracy=values.get("accuracy")
+            )
+            if journal is not None:
+                journal.append(measured)
         result = RoundResult(
-            round=server.round,
-            loss=loss,
-            eval_loss=measured.get("loss"),
-            accuracy=measured.get("accuracy"),
+            round=number,
+            loss=None if done is None else _mean_loss(done.reports, server.weights(done.reports)),
+            eval_loss=measured.loss if measured else None,
+            accuracy=measured.accuracy if measured else None,
             forwards=totals.forwards,
             bytes_up=totals.up,
             bytes_down=totals.down,
             fedavg_bytes=totals.fedavg,
             skipped=totals.skipped,
-            digest=server.digest,
-            clients=taking_part,
-            seconds=time.perf_counter() - totals.start,
+            digest=digest,
+            clients=() if done is None else done.clients,
+            seconds=0.0 if done is None else done.seconds,
         )
         results.append(result)
         if on_round is not None:
             on_round(result)
 
-    finish(None, ())
+    past = [] if journal is None else journal.rounds
+    finish(0, server.digest if journal is None else journal.header.base, None)
+    for done in past:
+        totals.add(done)
+        finish(done.round + 1, done.digest, done)
+    if past:
+        totals.go_on(past[-1].seconds)
+    if server.round < federation.rounds:
+        _warm_up(server, clients, past)
     while server.round < federation.rounds:
-        taking_part = server.sample()
-        reports = [totals.exchange(server.plan(number), clients[number]) for number in taking_part]
-        loss = _mean_loss(reports, server.weights(reports))
-        server.aggregate(reports)
+        done = _round(server, clients, totals)
+        if journal is not None:
+            journal.append(done)
         for client in clients[:replicas]:  # one for each copy of the model
             server.check(client.handle(server.plan(client.client, train=False)))
-        finish(loss, taking_part)
+        totals.add(done)
+        finish(server.round, server.digest, done)
     return RunResult(
         rounds=tuple(results), optimizer=server.optimizer, records=tuple(server.records)
+    )
+
+
+def _resume(
+    base: Replica, federation: FederationConfig, optimizer: OptimizerConfig, journal: RunJournal
+) -> Server | None:
+    """The server where the journal ends; None for a new journal."""
+    if journal.optimizer is None:
+        return None
+    server = Server(base, federation, journal.optimizer)
+    journal.check(server, optimizer)
+    server.resume(journal.rounds)
+    return server
+
+
+def _warm_up(server: Server, clients: Sequence[Client], past: Sequence[Round]) -> None:
+    """Bring clients that took part in the past to where their first step left them."""
+    first: dict[int, int] = {}
+    for done in past:
+        for report in done.reports:
+            first.setdefault(report.client, done.round)
+    for number, round in first.items():
+        plan = server.plan(number, train=False)
+        clients[number].warm_up(replace(plan, round=round, updates=()))
+
+
+def _round(server: Server, clients: Sequence[Client], totals: _Totals) -> Round:
+    """Ask the round's clients, and bring the server to the next weights."""
+    asked = server.sample()
+    reports, down, up = [], 0, 0
+    for number in asked:
+        sent = server.plan(number).encode()
+        received = clients[number].handle(Plan.decode(sent)).encode()
+        reports.append(Report.decode(received))
+        down, up = down + len(sent), up + len(received)
+    update = server.aggregate(reports)
+    return Round(
+        clients=asked,
+        reports=tuple(reports),
+        update=update,
+        digest=server.digest,
+        bytes_down=down,
+        bytes_up=up,
+        seconds=totals.seconds,
     )
 
 
@@ -171,19 +239,25 @@ class _Totals:
     """What a run has cost so far."""
 
     def __init__(self, trainable_bytes: int) -> None:
-        self.start = time.perf_counter()
         self.forwards = 0.0
         self.up = self.down = self.fedavg = self.skipped = 0
+        self._start = time.perf_counter()
         self._trainable_bytes = trainable_bytes
 
-    def exchange(self, plan: Plan, client: Client) -> Report:
-        """Send a plan, get the report, both as bytes."""
-        sent = plan.encode()
-        received = client.handle(Plan.decode(sent)).encode()
-        report = Report.decode(received)
-        self.down += len(sent)
-        self.up += len(received)
-        self.fedavg += self._trainable_bytes
-        self.forwards += report.forwards
-        self.skipped += report.gradients.local_steps - len(report.gradients.steps)
-        return report
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start
+
+    def add(self, done: Round) -> None:
+        """Count a round."""
+        self.down += done.bytes_down
+        self.up += done.bytes_up
+        self.fedavg += self._trainable_bytes * len(done.clients)
+        for report in done.reports:
+            self.forwards += report.forwards
+            self.skipped += report.gradients.local_steps - len(report.gradients.steps)
+
+    def go_on(self, seconds: float) -> None:
+        """Count the time from `seconds` on."""
+        self._start = time.perf_counter() - seconds

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedspzo.journal import Record, Terms
+from fedspzo.reader import Reader
 from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 from .settings import LIMIT_16, LIMIT_32, OptimizerConfig, check_whole
-from .wire import Reader
 
 EVERYBODY = LIMIT_32 - 1
 """In the place of a client's id: scalars that hold for all clients alike (shared seeds)."""

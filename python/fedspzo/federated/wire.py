@@ -1,4 +1,4 @@
-"""The frame of a message, and a reader that never reads past its end."""
+"""The frame of a message, and how single values stand in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 MAGIC = b"FSPZ"
 VERSION = 1
@@ -54,35 +54,6 @@ def unframe(kind: int, data: bytes) -> bytes:
             f"checksum is {actual:#010x}, the message says {expected:#010x}; resend it"
         )
     return data[_HEADER.size : -_CHECKSUM.size]
-
-
-class Reader:
-    """Takes values off a message's body, front to back."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._position = 0
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes; ValueError where there are fewer."""
-        end = self._position + count
-        if end > len(self._body):
-            raise ValueError(
-                f"body ends at byte {len(self._body)}, a field there ends at byte {end}"
-            )
-        piece = self._body[self._position : end]
-        self._position = end
-        return piece
-
-    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
-        """The next values, as `layout` says."""
-        return layout.unpack(self.read(layout.size))
-
-    def finish(self) -> None:
-        """Raise ValueError unless all has been read."""
-        left = len(self._body) - self._position
-        if left:
-            raise ValueError(f"body has {left} bytes after its last field")
 
 
 def from_optional(value: float | None) -> float:

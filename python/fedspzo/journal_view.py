@@ -1,0 +1,133 @@
+"""A journal for people: its header, its rounds, what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from .federated.rounds import Evaluation, Round
+from .federated.run_journal import JournalLog
+from .federated.updates import EVERYBODY
+from .journal import Record
+from .journal_file import Entry
+from .report import human_bytes
+from .tables import InputError
+
+_ROW = "{:>6} {:>8} {:>7} {:>7}  {:>9} {:>9} {:>9}  {}"
+
+
+def lines(path: Path, round: int | None = None) -> Iterator[str]:
+    """What `fedspzo journal show` prints, line by line.
+
+    Args:
+        path: the journal.
+        round: None: the header and a line a round; else that round in full.
+
+    Raises:
+        InputError: the journal cannot be read or is damaged, or has no such round.
+    """
+    log = JournalLog(path)
+    if round is not None:
+        yield from _one(log, path, round)
+        return
+    yield from _header(log, path)
+    yield ""
+    yield _ROW.format("round", "clients", "terms", "bytes", "train", "loss", "accuracy", "digest")
+    rounds = terms = size = 0
+    waiting: list[str | int] = [0, "", "", "", "", "", "", log.header.base]
+    for entry, content in log.entries():
+        size += entry.size
+        if isinstance(content, Evaluation):
+            waiting[5:7] = [_number(content.loss), _percent(content.accuracy)]
+            continue
+        yield _ROW.format(*waiting)
+        rounds, row = rounds + 1, _row(entry, content)
+        terms += int(row[2])
+        waiting = row
+    yield _ROW.format(*waiting)
+    yield ""
+    total = f"{rounds} rounds, {terms} terms, {path.stat().st_size} bytes"
+    yield f"{total}; without the header {size / terms:.1f} a term" if terms else total
+    if log.reader.torn:
+        yield f"A torn record of {log.reader.torn} bytes follows; the next resume cuts it off."
+
+
+def _header(log: JournalLog, path: Path) -> Iterator[str]:
+    header = log.header
+    trained = [p for p in header.parameters if p.block]
+    kinds = Counter(p.dtype for p in header.parameters)
+    yield f"{path}, by {header.program}"
+    yield f"base     {header.source}, digest {header.base}"
+    yield f"noise    {header.stream}"
+    elements = sum(math.prod(p.shape) for p in trained)
+    parts = " + ".join(str(len(names)) for names in header.names)
+    yield (
+        f"weights  {len(header.parameters)} parameters"
+        f" ({', '.join(f'{n} {dtype}' for dtype, n in kinds.items())});"
+        f" {parts} in blocks, {elements} elements"
+    )
+    if log.settings is not None:
+        federation, optimizer = log.settings
+        yield (
+            f"run      seed {federation.seed}, {federation.clients} clients,"
+            f" {federation.rounds} rounds of {federation.local_steps} steps, {federation.seeds}"
+            f" seeds, {optimizer.estimator}, perturbations {optimizer.perturbations},"
+            f" lr {' '.join(f'{rate:g}' for rate in optimizer.learning_rates)}"
+        )
+
+
+def _row(entry: Entry, content: Round | tuple[Record, str | None]) -> list[str | int]:
+    if isinstance(content, Round):
+        clients = f"{len(content.reports)}/{len(content.clients)}"
+        losses = [report.loss for report in content.reports if report.loss is not None]
+        loss = sum(losses) / len(losses) if losses else None
+        number, terms, digest = content.round, content.terms, content.digest
+        return [number + 1, clients, terms, entry.size, _number(loss), "", "", digest]
+    record, known = content
+    terms = sum(len(block.seeds) for block in record.terms)
+    return [record.round + 1, "", terms, entry.size, "", "", "", known or "not computed"]
+
+
+def _one(log: JournalLog, path: Path, round: int) -> Iterator[str]:
+    for entry, content in log.entries():
+        if isinstance(content, Evaluation):
+            continue
+        number = content.round if isinstance(content, Round) else content[0].round
+        if number + 1 == round:
+            yield f"round {round}: record {entry.number} at byte {entry.offset}, {entry.size} bytes"
+            yield from _reports(content) if isinstance(content, Round) else _terms(*content)
+            return
+    raise InputError(f"{path}: has no round {round}; 'fedspzo journal show {path}' lists them")
+
+
+def _reports(done: Round) -> Iterator[str]:
+    yield f"digest afterwards {done.digest}, after {done.seconds:.2f} s"
+    yield f"down {human_bytes(done.bytes_down)}, up {human_bytes(done.bytes_up)}"
+    for report in done.reports:
+        yield (
+            f"client {report.client}: {report.examples} examples, loss {_number(report.loss)},"
+            f" {report.forwards:.4g} forwards"
+        )
+        for step, row in zip(report.gradients.steps, report.gradients.values, strict=True):
+            yield f"  step {step}, gradients {' '.join(f'{g:.4g}' for g in row)}"
+    for client, scalars in done.update.entries:
+        who = "all clients" if client == EVERYBODY else f"client {client}"
+        for step, row in zip(scalars.steps, scalars.values, strict=True):
+            yield f"added, {who}, step {step}: {' '.join(f'{c:.4g}' for c in row)}"
+
+
+def _terms(record: Record, digest: str | None) -> Iterator[str]:
+    yield f"digest afterwards {digest or 'not computed'}"
+    for number, block in enumerate(record.terms, 1):
+        for seed, coefficient in zip(block.seeds, block.coeffs, strict=True):
+            yield f"block {number}: {coefficient:.6g} along seed {seed}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,68 @@
+"""Whether the run in a folder is the one a config asks for; decided before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .config import Config, to_toml
+from .journal_file import JournalError, JournalReader
+from .output import JOURNAL, OutputFolder
+from .tables import InputError
+
+_IGNORED = {("output", "dir")}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a run's journal keeps of its config and data, to be recognised by."""
+    data = {"train": config.data.train, "test": config.data.test}
+    return {
+        "config": to_toml(config),
+        "data": {name: _hash(path) for name, path in data.items()},
+    }
+
+
+def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = False) -> None:
+    """Check that `config` is that of the unfinished run in `folder`.
+
+    Args:
+        folder: where the run is.
+        config: what is asked for.
+        resolved: whether `config` is the run's own, with what was measured filled in.
+
+    Raises:
+        InputError: naming what differs, the two values and the remedy; or the journal is damaged.
+    """
+    path = folder.path / JOURNAL
+    journal = JournalReader(path)
+    for _ in journal:
+        pass  # its checksums are checked
+    run = journal.header.get("run") or {}
+    if not {"config", "data"} <= run.keys():
+        raise JournalError(f"{path}: is not of 'fedspzo run'; name another folder with --output")
+    remedy = f"the unfinished run in '{folder.path}'"
+    there, here = tomllib.loads(run["config"]), tomllib.loads(to_toml(config))
+    for section, key in _keys(there) + _keys(here):
+        theirs, mine = (table.get(section, {}).get(key) for table in (there, here))
+        filled_in = resolved and section == "optimizer"
+        if theirs != mine and not filled_in and (section, key) not in _IGNORED:
+            raise InputError(
+                f"{config.path}: [{section}] {key} is {mine!r}, but {theirs!r} in {remedy}; give"
+                " that, add --overwrite to start anew, or name another folder with --output"
+            )
+    for name, digest in run["data"].items():
+        if _hash(getattr(config.data, name)) != digest:
+            raise InputError(
+                f"{getattr(config.data, name)}: has changed since {remedy} began; restore it, add"
+                " --overwrite to start anew, or name another folder with --output"
+            )
+
+
+def _keys(document: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(section, key) for section, table in document.items() for key in table]
+
+
+def _hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -1,0 +1,81 @@
+"""A journal of central training: each step of `SPZO` as one record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from .blocks import Blocks
+from .journal import Record, Terms, digest
+from .journal_file import TERMS, JournalWriter
+from .journal_header import Header
+from .optimizer import StepReport
+
+
+class StepJournal:
+    """Keeps every step on disk, so that base weights and journal give back the trained ones.
+
+    A context manager that closes the file. The records tell the steps' updates and nothing else:
+    train with `exact=True`, as in-place arithmetic leaves rounding errors that are no term, and
+    without weight decay. `fedspzo replay` compares digests and would tell.
+
+        with StepJournal("run.fspz", blocks, source="facebook/opt-125m") as journal:
+            for batch in loader:
+                optimizer.step(lambda: model(**batch).loss)
+                journal.log(optimizer.last_step)
+
+    Args:
+        path: a new journal, in place of any file there.
+        blocks: what the optimizer trains, at the base weights.
+        source: where these come from: a hub id or a path.
+        digest_every: steps between digests, each of which reads all weights; 0: none.
+
+    Raises:
+        JournalError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path | str, blocks: Blocks, *, source: str, digest_every: int = 1):
+        self.steps = 0
+        self.blocks = blocks
+        self.digest_every = digest_every
+        self._writer = JournalWriter.create(Path(path), Header.of(blocks, source).to_json())
+
+    def log(self, report: StepReport) -> None:
+        """Add a step: afterwards it is on disk. Call it right after the step, for every step."""
+        record = step_record(report, self.steps)
+        self.steps += 1
+        due = self.digest_every and self.steps % self.digest_every == 0
+        known = digest(self.blocks.model.named_parameters()) if due else None
+        self._writer.append(TERMS, record.encode(known))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def __enter__(self) -> StepJournal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def step_record(report: StepReport, round: int) -> Record:
+    """What a step added to the weights; a skipped one has no terms."""
+    return Record(
+        round,
+        tuple(
+            Terms(
+                np.array([] if report.skipped else seeds, dtype=np.uint64),
+                np.array([] if report.skipped else coefficients, dtype=np.float32),
+            )
+            for seeds, coefficients in zip(report.seeds, report.coefficients, strict=True)
+        ),
+        report.rounding_seed,
+    )

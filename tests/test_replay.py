@@ -1,0 +1,355 @@
+"""From base weights and a journal to any round's weights, on every backend, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federated_toys import ToyTask, toy, toy_data
+from kernel_backends import CAPABILITIES, REFERENCE, why_not
+from safetensors.torch import load_file, save_file
+
+from fedspzo import SPZO, replay
+from fedspzo.blocks import Blocks
+from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
+from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.journal import digest, merged
+from fedspzo.journal_file import JournalError
+from fedspzo.journal_view import lines
+from fedspzo.step_journal import StepJournal
+from fedspzo.tables import InputError
+from fedspzo_kernels import parameter_key, perturb_
+
+DTYPES = [torch.float32, torch.bfloat16]
+SETTINGS: dict[str, Any] = {
+    "clients": 4,
+    "rounds": 5,
+    "local_steps": 2,
+    "batch_size": 4,
+    "participation": 0.6,
+    "seed": 3,
+}
+
+
+def federate(path: Path, blocks: Blocks, **changes: Any) -> RunResult:
+    optimizer = OptimizerConfig(lr=changes.pop("lr", 0.05), perturbations=changes.pop("p", (1, 2)))
+    after = changes.pop("stop_after", None)
+
+    def stop(result: Any) -> None:
+        if result.round == after:
+            raise KeyboardInterrupt
+
+    with RunJournal(path, source="toy") as journal:
+        return run(
+            blocks,
+            ToyTask(),
+            toy_data([9, 5, 7, 6]),
+            FederationConfig(**{**SETTINGS, **changes}),
+            optimizer,
+            evaluate=lambda model: {"loss": next(model.parameters()).detach().float().sum().item()},
+            evaluate_every=2,
+            on_round=stop,
+            journal=journal,
+        )
+
+
+def save_base(folder: Path, blocks: Blocks) -> str:
+    path = folder / "base.safetensors"
+    save_file({name: p.detach() for name, p in blocks.model.named_parameters()}, path)
+    return str(path)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, RunResult]:
+    """A base, a journal, and the run that made it."""
+    base = save_base(tmp_path, toy(request.param))
+    path = tmp_path / "journal.fspz"
+    return base, path, federate(path, toy(request.param))
+
+
+def test_every_round_is_rebuilt_to_the_bit(made: tuple[str, Path, RunResult]) -> None:
+    base, path, result = made
+    for done in result.rounds:
+        again = replay.replay(base, path, round=done.round)
+        assert (again.round, again.digest) == (done.round, done.digest)
+    assert replay.replay(base, path).digest == result.final.digest != result.rounds[0].digest
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [("reference", 1), ("triton", 1), *((name, n) for name in CAPABILITIES for n in (1, 2))],
+)
+def test_every_backend_instruction_set_and_thread_count_agrees(
+    made: tuple[str, Path, RunResult], name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, path, result = made
+    before, round = torch.get_num_threads(), 5
+    if name in CAPABILITIES:
+        if reason := why_not(name):
+            pytest.skip(reason)
+        monkeypatch.setenv("FEDSPZO_CPU_CAPABILITY", name)
+    elif name == "triton":
+        if torch.cuda.is_available():
+            pytest.skip("Triton is not interpreted here; tests/test_gpu.py runs it")
+        triton = pytest.importorskip("fedspzo_kernels.triton")
+        monkeypatch.setattr(torch.ops.fedspzo, "perturb_", triton.perturb_)
+        round = 1  # the interpreter is slow
+    else:
+        monkeypatch.setattr(torch.ops.fedspzo, "perturb_", REFERENCE)
+    torch.set_num_threads(threads)
+    try:
+        assert replay.replay(base, path, round=round).digest == result.rounds[round].digest
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_shards_put_together_agree(made: tuple[str, Path, RunResult]) -> None:
+    base, path, result = made
+    tensors = load_file(base)
+    log = JournalLog(path)
+    for record, _ in log.records():
+        for terms, group in zip(record.terms, log.header.groups(tensors), strict=True):
+            for name, tensor in group:
+                flat, start = tensor.view(-1), 0
+                while start < flat.numel():  # of uneven sizes, not aligned to anything
+                    end = min(start + 3 + 2 * start, flat.numel())
+                    perturb_(
+                        [flat[start:end]],
+                        [parameter_key(name)],
+                        torch.from_numpy(terms.seeds.view("int64")),
+                        torch.from_numpy(terms.coeffs),
+                        offsets=[start],
+                        rounding="nearest" if record.rounding_seed is None else "stochastic",
+                        rounding_seed=record.rounding_seed,
+                    )
+                    start = end
+    assert digest(tensors.items()) == result.final.digest
+
+
+def test_passes_are_merged_where_that_changes_no_bit(made: tuple[str, Path, RunResult]) -> None:
+    base, path, result = made
+    log = JournalLog(path)
+    records = [record for record, _ in log.records()]
+    groups = log.header.groups(load_file(base))
+    float32 = groups[0][0][1].dtype == torch.float32
+    # a round has 2 clients, 2 steps, 1 and 2 directions: 4 terms in block 1, 8 in block 2
+    for terms, passes in ((1, 5), (16, 3), (4096, 1)):
+        pieces = list(merged(records, groups, terms=terms))
+        assert len(pieces) == (passes if float32 else 5)
+        assert pieces[-1].round == 4
+        assert replay.replay(base, path, terms=terms).digest == result.final.digest
+    assert sum(len(r.terms[1].seeds) for r in merged(records, groups)) == 40
+
+
+def test_float32_rounds_stochastically_to_the_same_bits_in_one_pass(tmp_path: Path) -> None:
+    blocks = toy()
+    base, path = save_base(tmp_path, blocks), tmp_path / "journal.fspz"
+    with RunJournal(path, source="toy") as journal:
+        result = run(
+            blocks,
+            ToyTask(),
+            toy_data([9, 5]),
+            FederationConfig(clients=2, rounds=4),
+            OptimizerConfig(lr=0.05, perturbations=(1, 2), rounding="stochastic"),
+            journal=journal,
+        )
+    assert replay.replay(base, path).digest == result.final.digest
+
+
+def test_the_weights_are_saved_as_they_came(made: tuple[str, Path, RunResult]) -> None:
+    base, path, result = made
+    out = path.parent / "out"
+    done = replay.replay(base, path, round=3)
+    replay.save(done, out)
+    saved = load_file(out / "model.safetensors")
+    assert digest(saved.items()) == result.rounds[3].digest
+    verdict = replay.verify(str(out), path)
+    assert (verdict.matches, verdict.found, verdict.round) == (False, 3, 5)
+    assert replay.verify(str(out), path, round=3).matches
+    with pytest.raises(InputError, match="is there already; name a new folder"):
+        replay.save(done, out)
+    saved["head.bias"][0] += 1
+    save_file(saved, out / "model.safetensors")
+    assert replay.verify(str(out), path, round=3).found is None
+
+
+def test_a_base_in_several_files_and_with_more_in_it(
+    made: tuple[str, Path, RunResult], tmp_path: Path
+) -> None:
+    base, path, result = made
+    tensors = load_file(base) | {"a.buffer": torch.arange(3)}
+    folder = tmp_path / "several"
+    folder.mkdir()
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({n: t for n, t in tensors.items() if places[n] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_text("{}")
+    replay.save(replay.replay(str(folder), path), tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert saved.pop("a.buffer").tolist() == [0, 1, 2]
+    assert digest(saved.items()) == result.final.digest
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    index.write_text(json.dumps({"weight_map": {"a": "../base.safetensors"}}))
+    with pytest.raises(InputError, match=r"names '../base.safetensors', which is not in"):
+        replay.replay(str(folder), path)
+
+
+@pytest.mark.parametrize("missing", ["twin", "head.weight"])
+def test_tied_parameters_follow_their_owner(tmp_path: Path, missing: str) -> None:
+    model = toy().model
+    model.twin = torch.nn.Parameter(model.head.weight.data)  # two Parameters over one storage
+    model.layers[0].weight.requires_grad_(False)
+    blocks = Blocks.single(model)
+    tensors = {n: p.detach() for n, p in model.named_parameters() if n != missing}
+    save_file(tensors, tmp_path / "base.safetensors")
+    with StepJournal(tmp_path / "steps", blocks, source="toy") as journal:
+        optimizer = SPZO(blocks, lr=0.01, exact=True)
+        x = torch.ones(2, 8)
+        for _ in range(3):
+            optimizer.step(lambda: model(x).square().mean())
+            assert optimizer.last_step is not None
+            journal.log(optimizer.last_step)
+    done = replay.replay(str(tmp_path / "base.safetensors"), tmp_path / "steps")
+    assert done.digest == digest(model.named_parameters())
+    rows = {p.name: p for p in JournalLog(tmp_path / "steps").header.parameters}
+    assert (rows["twin"].block, rows["twin"].tied) == (1, None)
+    assert (rows["head.weight"].block, rows["head.weight"].tied) == (0, "twin")
+    assert (rows["layers.0.weight"].block, rows["layers.0.weight"].tied) == (0, None)
+    replay.save(done, tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_central_training_is_logged_and_replayed(tmp_path: Path, dtype: torch.dtype) -> None:
+    blocks = toy(dtype)
+    base, path = save_base(tmp_path, blocks), tmp_path / "steps.fspz"
+    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), exact=True, seed=2)
+    x, digests = torch.ones(2, 8, dtype=dtype), [digest(blocks.model.named_parameters())]
+    with StepJournal(path, blocks, source="toy", digest_every=2) as journal:
+        for step in range(5):
+            if step == 3:  # a skipped step is a record without terms
+                with pytest.warns(UserWarning, match="skipped"):
+                    optimizer.step(lambda: blocks.model(x).float().square().mean() * torch.nan)
+            else:
+                optimizer.step(lambda: blocks.model(x).float().square().mean())
+            assert optimizer.last_step is not None
+            journal.log(optimizer.last_step)
+            digests.append(digest(blocks.model.named_parameters()))
+    known = [known for _, known in JournalLog(path).records()]
+    assert known == [None, digests[2], None, digests[4], None]
+    for number, expected in enumerate(digests):
+        assert replay.replay(base, path, round=number).digest == expected
+    assert digests[3] == digests[4] != digests[5]
+    shown = list(lines(path))
+    assert sum("not computed" in line for line in shown) == 3
+    assert shown[-1].startswith("5 rounds, 12 terms, ")
+    optimizer_seeds = [seed for block in optimizer.last_step.seeds for seed in block]
+    for seed, line in zip(optimizer_seeds, list(lines(path, 5))[2:], strict=True):
+        assert line.endswith(f"along seed {seed}")
+
+
+def test_steps_in_place_are_found_out(tmp_path: Path) -> None:
+    blocks = toy()
+    base, path = save_base(tmp_path, blocks), tmp_path / "steps.fspz"
+    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), exact=False)
+    with StepJournal(path, blocks, source="toy") as journal:
+        for _ in range(20):
+            optimizer.step(lambda: blocks.model(torch.ones(2, 8)).square().mean())
+            assert optimizer.last_step is not None
+            journal.log(optimizer.last_step)
+    with pytest.raises(InputError, match="round 20 replays to weights with digest"):
+        replay.replay(base, path)
+
+
+def test_another_base_another_round_and_other_shapes_are_named(
+    made: tuple[str, Path, RunResult], tmp_path: Path
+) -> None:
+    base, path, _ = made
+    with pytest.raises(InputError, match="round is 6; the journal has rounds 0 to 5"):
+        replay.replay(base, path, round=6)
+    tensors = load_file(base)
+    tensors["head.bias"][0] += 1
+    wrong = str(tmp_path / "wrong.safetensors")
+    save_file(tensors, wrong)
+    with pytest.raises(InputError, match=r"the journal starts from \w+ \(source: 'toy'\); give"):
+        replay.replay(wrong, path)
+    save_file(tensors | {"head.bias": torch.zeros(4)}, wrong)
+    with pytest.raises(InputError, match=r"the model's 'head.bias' is \w+ of shape \(4,\)"):
+        replay.replay(wrong, path)
+    del tensors["head.bias"]
+    save_file(tensors, wrong)
+    with pytest.raises(InputError, match=r"no parameter 'head.bias', the journal's has"):
+        replay.replay(wrong, path)
+    with pytest.raises(InputError, match="holds no weights that can be read"):
+        replay.replay(str(tmp_path / "none"), path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seeds", ["per-client", "shared"])
+@pytest.mark.parametrize("after", [0, 3, 5])
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    tmp_path: Path, dtype: torch.dtype, seeds: str, after: int
+) -> None:
+    straight = federate(tmp_path / "straight", toy(dtype), seeds=seeds, p=None)
+    path = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, toy(dtype), seeds=seeds, p=None, stop_after=after)
+    blocks = toy(dtype)
+    done = federate(path, blocks, seeds=seeds, p=None)
+    assert len(JournalLog(path).settings or ()) == 2
+    for mine, theirs in zip(done.rounds, straight.rounds, strict=True):
+        for field in vars(theirs):
+            if field != "seconds":  # forwards, bytes, losses, evaluations, digests, clients
+                assert getattr(mine, field) == getattr(theirs, field), (mine.round, field)
+    assert done.optimizer == straight.optimizer
+    assert digest(blocks.model.named_parameters()) == straight.final.digest
+    assert path.stat().st_size == (tmp_path / "straight").stat().st_size
+
+
+def test_another_run_does_not_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.fspz"
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, toy(), stop_after=2)
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="has seed = 3, this one 4; give the same settings"):
+        federate(path, toy(), seed=4)
+    with pytest.raises(JournalError, match=r"has lr = \(0.05, 0.1\), this one \(0.06, 0.12\)"):
+        federate(path, toy(), lr=0.06)
+    other = toy()
+    with torch.no_grad():
+        other.model.head.bias += 1
+    with pytest.raises(JournalError, match="starts from weights with digest"):
+        federate(path, other)
+    frozen = toy()
+    names = [name for name, _ in frozen.groups[0]]
+    moved = Blocks(frozen.model, frozen.layers, (frozen.groups[0][1:], frozen.groups[1]))
+    assert names
+    with pytest.raises(JournalError, match="cuts the model elsewhere, or freezes"):
+        federate(path, moved)
+    assert path.read_bytes() == before
+
+
+def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
+    # 8 bytes: a gradient and a coefficient. The rest is its client's and its round's share.
+    sizes = {}
+    for p, steps in (((1, 6), 1), ((1, 2), 2), ((1, 60), 1)):
+        path = tmp_path / str(p)
+        federate(path, toy(), p=p, local_steps=steps, rounds=4, participation=1.0)
+        log = JournalLog(path)
+        entries = [(e, c) for e, c in log.entries() if e.kind == 2]
+        entry, done = entries[-1]
+        clients, terms = len(done.reports), done.terms
+        assert terms == clients * steps * sum((p[0], p[0] * p[1]))
+        # docs/journal.md: a record's frame, a round, a client, a term
+        assert entry.size == 16 + 50 + clients * (4 + 16 + 2 * 5 + 4) + 8 * terms
+        sizes[p] = entry.size / terms
+    assert sizes[1, 6] <= 16
+    assert sizes[1, 60] < 9

@@ -1,0 +1,262 @@
+"""Journals on the command line: going on, one process a folder, replay, verify, show."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import write_run
+
+from fedspzo.cli import main
+from fedspzo.federated.run_journal import RunJournal
+from fedspzo.output import OutputFolder
+
+OUT, DONE = Path("out"), Path("done")
+RUN = ["run", "run.toml", "--quiet", "--output", "out"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's input, what it left in `done`, and in `stopped` what it had after two rounds."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.set_num_threads(1)
+        assert main(RUN) == 0
+        OUT.rename(DONE)
+        patch.setattr("fedspzo.output.OutputFolder.append", stop_at(2))
+        assert main(RUN) == 130
+        OUT.rename("stopped")
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, where the run in `out` was stopped."""
+    monkeypatch.chdir(folder)
+    shutil.copytree("stopped", OUT)
+    kept = {name: Path(name).read_text() for name in ("run.toml", "train.jsonl")}
+    yield folder
+    shutil.rmtree(OUT)
+    for name, text in kept.items():
+        Path(name).write_text(text)
+
+
+def stop_at(round: int) -> Any:
+    append = OutputFolder.append
+
+    def stopping(self: OutputFolder, name: str, row: dict[str, Any]) -> None:
+        append(self, name, row)
+        if row["round"] == round:
+            raise KeyboardInterrupt
+
+    return stopping
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    for part in parts:
+        assert part in error
+
+
+def same_end() -> bool:
+    """Whether `out` holds what the run left that nobody stopped, but for times."""
+    for name in ("metrics.jsonl", "mezo.jsonl"):
+        mine, theirs = rows(OUT / name), rows(DONE / name)
+        if [{**row, "seconds": 0} for row in mine] != [{**row, "seconds": 0} for row in theirs]:
+            return False
+    weights = Path("model", "model.safetensors")
+    return (OUT / weights).read_bytes() == (DONE / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "run.toml", "--output", "out"], ["run", "--resume", "out"]]
+)
+def test_a_run_goes_on(here: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with (OUT / "journal.fspz").open("ab") as file:
+        file.write(b"half a record")
+    assert main(command) == 0
+    error = capsys.readouterr().err
+    assert "going on with FedSPZO after round 2 of 4, a torn record of 13 bytes cut off" in error
+    assert "round 1/4" not in error
+    assert same_end()
+    # and once it is finished
+    assert main(["run", "--resume", "out"]) == 0
+    assert "the run in 'out' is finished" in capsys.readouterr().err
+    refused(RUN, capsys, "holds a run; add --overwrite")
+
+
+def test_a_folder_may_move_and_the_metrics_may_be_lost(here: Path) -> None:
+    OUT.rename("elsewhere")
+    Path("elsewhere/metrics.jsonl").unlink()
+    assert main(["run", "--resume", "elsewhere", "--quiet"]) == 0
+    Path("elsewhere").rename(OUT)
+    assert same_end()
+
+
+CHANGES = [
+    ("lr = 1e-3\n[mezo]", "lr = 2e-3\n[mezo]", ["[optimizer] lr is 0.002, but 0.001 in the unf"]),
+    (
+        "rounds = 4",
+        "rounds = 5",
+        ["[federation] rounds is 5, but 4 in the unfinished run in 'out'"],
+    ),
+    ("[output]", "[output]\n# only a comment", []),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "parts"), CHANGES)
+def test_another_config_does_not_go_on(
+    here: Path, old: str, new: str, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("run.toml").read_text()
+    assert old in text
+    Path("run.toml").write_text(text.replace(old, new))
+    before = (OUT / "journal.fspz").read_bytes()
+    if not parts:
+        assert main(RUN) == 0
+        return
+    refused(RUN, capsys, *parts, "give that, add --overwrite to start anew")
+    assert (OUT / "journal.fspz").read_bytes() == before
+    assert main([*RUN, "--overwrite", "--rounds", "1"]) == 0
+    assert rows(OUT / "metrics.jsonl")[-1]["rounds"] == 1
+
+
+def test_other_data_do_not_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("train.jsonl").read_text()
+    Path("train.jsonl").write_text(text.replace("dull", "bad"))
+    refused(RUN, capsys, "train.jsonl: has changed since the unfinished run in 'out' began")
+    refused(["run", "--resume", "out"], capsys, "train.jsonl: has changed")
+
+
+def test_damage_is_named_and_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = OUT / "journal.fspz"
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)
+    for command in (RUN, ["run", "--resume", "out"], ["journal", "show", str(path)]):
+        refused(command, capsys, "journal.fspz: record", "is damaged: its body fails its checksum")
+    refused(["replay", "net", str(path), "-o", "new"], capsys, "is damaged")
+    assert path.read_bytes() == data
+    assert not Path("new").exists()
+
+
+def test_wrong_use_of_resume_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(["run"], capsys, "name a CONFIG.toml, or a run's folder after --resume")
+    refused(["run", "--resume", "net"], capsys, "'net' holds no journal")
+    refused(["run", "--resume", "gone"], capsys, "'gone' holds no journal")
+    refused(["run", "run.toml", "--resume", "out"], capsys, "config is given with --resume")
+    refused(["run", "--resume", "out", "--seed", "0"], capsys, "seed is given with --resume")
+
+
+def test_two_processes_do_not_write_one_folder(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with OutputFolder(OUT):
+        for command in (RUN, [*RUN, "--overwrite"], ["run", "--resume", "out"]):
+            refused(command, capsys, f"is being written by process {os.getpid()}; wait")
+    assert main(RUN) == 0
+
+
+@pytest.mark.parametrize("name", ["journal", "metrics", "model"])
+def test_a_full_disk_loses_nothing(
+    here: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if name == "journal":
+            patch.setattr(os, "write", full)
+            patch.setattr(OutputFolder, "_acquire", lambda self: None)
+            remedy = "journal.fspz: cannot be written (No space left on device)"
+        elif name == "metrics":
+            patch.setattr("fedspzo.output.json", SimpleNamespace(dumps=full))
+            remedy = "the journal's rounds are safe"
+        else:
+            patch.setattr("fedspzo.output.os.replace", full)
+            remedy = "the journal's rounds are safe"
+        refused(RUN, capsys, "No space left on device", remedy)
+    assert main(RUN) == 0
+    assert same_end()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Holds for root too, whom no permission stops: /proc takes no new folders from anybody.
+    refused([*RUN[:3], "--output", "/proc/run"], capsys, "'/proc/run' cannot be written")
+    refused(
+        ["replay", "net", "out/journal.fspz", "-o", "/proc/x", "--quiet"],
+        capsys,
+        "'/proc/x' cannot be",
+    )
+
+
+def test_replay_verify_and_show(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    journal, out = "done/journal.fspz", str(tmp_path / "new")
+    done = rows(DONE / "metrics.jsonl")
+    assert main(["replay", "net", journal, "-o", out, "--quiet"]) == 0
+    for path in (DONE / "model").iterdir():
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+    capsys.readouterr()
+    for model in (out, "done"):
+        assert main(["verify", model, journal]) == 0
+        assert f"digest {done[-1]['digest']}, that of round 4" in capsys.readouterr().out
+    assert main(["verify", out, journal, "--round", "2"]) == 1
+    assert f"that of round 4 of {journal}; round 2 has" in capsys.readouterr().err
+    assert main(["verify", "net", "done/mezo.fspz", "--round", "0"]) == 0
+    refused(["verify", "gone", journal], capsys, "'gone': there is no such folder")
+    refused(["replay", "net", journal, "-o", out], capsys, "is there already; name a new folder")
+    refused(["replay", out, journal, "-o", "x"], capsys, "the journal starts from", "give the base")
+    refused(["replay", "./no", journal, "-o", "x"], capsys, "'./no' is no folder and no hub id")
+    refused(["replay", "net", "run.toml", "-o", "x"], capsys, "run.toml: starts with")
+
+    assert main(["journal", "show", journal]) == 0
+    text = capsys.readouterr().out
+    for row in done[:-1]:
+        assert row["digest"] in text
+    assert "seed 0, 3 clients, 4 rounds of 2 steps" in text
+    assert main(["journal", "show", journal, "--round", "3"]) == 0
+    text = capsys.readouterr().out
+    assert done[3]["digest"] in text
+    for client in done[3]["clients"]:
+        assert f"client {client}: " in text
+    refused(["journal", "show", journal, "--round", "9"], capsys, "has no round 9")
+
+
+def test_a_journal_without_a_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    from federated_toys import toy
+
+    from fedspzo.journal_file import JournalError
+    from fedspzo.step_journal import StepJournal
+
+    path = tmp_path / "journal.fspz"
+    StepJournal(path, toy(), source="toy").close()
+    with pytest.raises(JournalError, match="is no federated run's journal"):
+        RunJournal(path, source="toy")
