@@ -20,6 +20,7 @@ from .settings import (
     LIMIT_32,
     LIMIT_64,
     Estimator,
+    Evaluation,
     OptimizerConfig,
     Rounding,
     Seeds,
@@ -37,7 +38,7 @@ _ESTIMATORS = get_args(Estimator)
 _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
-_EXACT = (None, False, True)
+_EVALUATIONS = (None, *get_args(Evaluation))
 _STREAM_NAMES = {code: name for name, code in STREAMS.items()}
 
 
@@ -106,7 +107,7 @@ class Plan:
             _ESTIMATORS.index(o.estimator),
             _SIDES.index(o.sides),
             _ROUNDINGS.index(o.rounding),
-            _EXACT.index(o.exact),
+            _EVALUATIONS.index(o.evaluation),
             STREAMS[STREAM],
             p1,
             p2,
@@ -129,7 +130,7 @@ class Plan:
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
             reader.take(_PLAN_BODY)
         )
-        estimator, sides, rounding, exact, stream, p1, p2, lr, lr2, eps, count = rest
+        estimator, sides, rounding, evaluation, stream, p1, p2, lr, lr2, eps, count = rest
         if _STREAM_NAMES.get(stream) != STREAM:
             raise ValueError(
                 f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
@@ -142,7 +143,7 @@ class Plan:
             perturbations=(p1, p2) if p2 else p1,
             eps=to_optional(eps),
             rounding=pick("rounding", rounding, _ROUNDINGS),
-            exact=pick("exact", exact, _EXACT),
+            evaluation=pick("evaluation", evaluation, _EVALUATIONS),
         )
         plan = cls(
             round=number,
