@@ -67,7 +67,9 @@ PLANS = {
         optimizer=OptimizerConfig(estimator="mezo", perturbations=3, rounding="stochastic"),
     ),
     "all settings": a_plan(
-        optimizer=replace(OPTIMIZER, estimator="coupled-loo", sides=None, eps=0.1, exact=True)
+        optimizer=replace(
+            OPTIMIZER, estimator="coupled-loo", sides=None, eps=0.1, evaluation="layerwise"
+        )
     ),
 }
 REPORTS = {
@@ -175,7 +177,7 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 40, "<B", 4, "estimator has code 4"),
         (Plan, 41, "<B", 3, "sides has code 3"),
         (Plan, 42, "<B", 255, "rounding has code 255"),
-        (Plan, 43, "<B", 3, "exact has code 3"),
+        (Plan, 43, "<B", 3, "evaluation has code 3"),
         (Plan, 44, "<B", 1, "stream is 'rademacher-v1'"),
         (Plan, 44, "<B", 9, "stream is 9"),
         (Plan, 45, "<H", 0, "perturbations"),

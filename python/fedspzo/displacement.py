@@ -61,7 +61,7 @@ class Displacement:
         else:
             self._copy_back()
             delta = dict(target)
-        if delta:
+        if delta and self._tensors:
             fedspzo_kernels.perturb_(
                 self._tensors,
                 self._keys,
