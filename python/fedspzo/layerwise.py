@@ -1,8 +1,8 @@
 """Layerwise evaluation: losses at perturbed weights, without writing the weights.
 
 For the evaluations of a step every trainable parameter's place in its modules is taken by a
-`StandIn`. A parameter that the model uses past its modules (`nn.LSTM` keeps a list of its own) is
-found in the first evaluation, named in a warning, and moved in place from a copy.
+`StandIn`. A parameter that is used past its modules, as in a list that the model keeps beside them,
+is found in the first evaluation, named in a warning, and moved in place from a copy.
 """
 
 from __future__ import annotations
