@@ -354,3 +354,18 @@ def test_the_bound_is_the_largest_layers_weights_or_what_was_passed():
     loss = loss_on(model, torch.arange(6).reshape(2, 3))
     with pytest.warns(UserWarning, match=r"'norm.weight' takes 128 bytes.*\(100\)"):
         step_at_no_rate(Blocks.single(model), loss, scratch_bytes=100)
+
+
+def test_weights_of_any_layout_and_empty_batches_are_taken():
+    model = Small().to(LOW)
+    model.layers[0].weight = nn.Parameter(model.layers[0].weight.detach().clone().T)
+    ids = torch.arange(6).reshape(2, 3)
+
+    def loss() -> Tensor:
+        scores = model(ids) * model.layers[0].weight.T.sum() + model(ids[:, :0]).sum()
+        return scores.float().square().mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = step_at_no_rate(split(model), loss, perturbations=(1, 2), scratch_bytes=1 << 10)
+    assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fedspzo.blocks import Blocks
 from fedspzo.optimizer import SPZO
 
-
 STEPS = 800
 
 
@@ -37,7 +36,7 @@ def trained(dtype: torch.dtype, seed: int, steps: int = STEPS, **settings: objec
 
 
 def test_bfloat16_reaches_float32s_loss_where_rounding_to_nearest_stalls():
-    """By default, over three seeds: within the seeds' noise, which the stalled runs are far from."""
+    """Within the noise of three seeds, by default; rounding to nearest is far from it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     full, low, stalled = (

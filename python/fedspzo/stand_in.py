@@ -225,7 +225,7 @@ def _perturbed(
         return weights
     likes, first = [weights[i] for i in moved], stand_ins[moved[0]]
     if lasting:
-        copies = [torch.empty_like(like) for like in likes]
+        copies = [torch.empty_like(like, memory_format=_CONTIGUOUS) for like in likes]
     else:
         copies = first.block.scratch.take(likes, first.called)
     for i, copy in zip(moved, copies, strict=True):
@@ -278,17 +278,17 @@ def _embedding(
     if not isinstance(weight, StandIn) or isinstance(input, StandIn):
         return F.embedding(input, weight, padding_idx, max_norm, norm_type)
     with weight.block.scratch.aside():
-        if max_norm is not None or not weight.block.terms:
-            whole = _perturbed([weight], lasting=True)[0]
-            return F.embedding(input, whole, padding_idx, max_norm, norm_type)
         most = weight.block.scratch.rows([weight])
-        if most >= len(weight):
-            return F.embedding(input, _perturbed([weight])[0])
+        if not weight.block.terms or not input.numel():
+            return F.embedding(input, weight.weight, padding_idx, max_norm, norm_type)
+        if most >= len(weight) or max_norm is not None:
+            (whole,) = _perturbed([weight])
+            return F.embedding(input, whole, padding_idx, max_norm, norm_type)
         ids = input.reshape(-1)
         result = weight.weight.new_empty(len(ids), weight.shape[1])
         for some, out in zip(ids.split(most), result.split(most), strict=True):
             _look_up(some, weight, out)
-        return result.view(*input.shape, -1)
+        return result.view(*input.shape, weight.shape[1])
 
 
 def _look_up(ids: Tensor, weight: StandIn, out: Tensor) -> None:
