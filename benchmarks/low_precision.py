@@ -3,7 +3,7 @@
 `python benchmarks/low_precision.py`; half a minute. Weights are normal with deviation 0.02, as of a
 linear layer of a language model; a LayerNorm's are 1.
 
-`python benchmarks/low_precision.py --demo` trains the demo's model at low learning rates instead:
+`python benchmarks/low_precision.py --demo` trains the demo's model at a low learning rate instead:
 in float32, in bfloat16, and in bfloat16 with updates rounded to nearest; some minutes.
 """
 
@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
 from machine import machine
 
+from fedspzo import SPZO, models, split
 from fedspzo import config as configuration
 from fedspzo.cli import DEMO_CONFIG
 from fedspzo.data import read_splits
-from fedspzo.experiment import run
-from fedspzo.output import OutputFolder
+from fedspzo.displacement import Rounding
 from fedspzo_kernels import noise, perturb_
 
 ELEMENTS, CYCLES, EPS = 1 << 18, 1000, 1e-3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LR = 1e-4  # of block 1; block 2 has 2 P2 times it
 
 
 def drift(dtype: torch.dtype) -> float:
@@ -58,50 +58,42 @@ def unmoved() -> float:
     return float((theta == 1).double().mean())
 
 
-def demo(dtype: str, rounding: str, scale: float, seed: int, rounds: int) -> tuple[float, float]:
-    """The demo's loss on held-out examples before and after, at `scale` times its rates."""
-    config = configuration.load(DEMO_CONFIG).with_overrides(output=None, seed=seed, rounds=rounds)
-    optimizer = replace(
-        config.optimizer,
-        lr=scale * 4e-3,
-        lr2=scale * 1.2e-2,
-        perturbations=(1, 6),
-        sides="two",
-        eps=5e-3,
-        rounding=rounding,  # type: ignore[arg-type]
-        evaluation="layerwise",
+def demo(dtype: str, rounding: Rounding, seed: int, steps: int) -> tuple[float, float]:
+    """The demo model's loss on held-out examples, before and after steps on its training data."""
+    config = configuration.load(DEMO_CONFIG)
+    config = replace(config, model=replace(config.model, dtype=dtype, device="cpu"))  # type: ignore[arg-type]
+    splits = read_splits(config.data, config.task)
+    model, task = models.load(config, splits)
+    train, test = task.encode(splits.train), task.encode(splits.test)
+    batches = torch.Generator().manual_seed(seed)
+    optimizer = SPZO(
+        split(model), LR, sides="two", eps=5e-3, perturbations=(1, 2), seed=seed, rounding=rounding
     )
-    model = replace(config.model, dtype=dtype)  # type: ignore[arg-type]
-    output = replace(config.output, evaluate_every=rounds)
-    config = replace(config, model=model, optimizer=optimizer, output=output, mezo=None)
-    with tempfile.TemporaryDirectory() as folder:
-        splits = read_splits(config.data, config.task)
-        done = run(config, splits, OutputFolder(Path(folder)), quiet=True)
-    return done["zero_shot_loss"], done["loss"]
+    before = task.evaluate(model, test)["loss"]
+    for _ in range(steps):
+        picks = torch.randint(len(train), (16,), generator=batches).tolist()
+        batch = task.collate([train[i] for i in picks])
+        optimizer.step(partial(task.loss, model, batch))
+    return before, task.evaluate(model, test)["loss"]
 
 
-def demo_table(scales: list[float], seeds: list[int], rounds: int) -> None:
-    """Print one row a learning rate: each way's losses, seed by seed."""
-    ways = {
+def demo_table(seeds: list[int], steps: int) -> None:
+    """Print one row a seed: each way's loss after the same batches and directions."""
+    ways: dict[str, tuple[str, Rounding]] = {
         "float32": ("float32", "nearest"),
-        "bfloat16": ("bfloat16", "stochastic"),
+        "bfloat16, stochastic": ("bfloat16", "stochastic"),
         "bfloat16, to nearest": ("bfloat16", "nearest"),
     }
-    print(f"{machine()}; torch {torch.__version__}; {rounds} rounds, seeds {seeds}\n")
-    print(f"| lr, lr of block 2 | before | {' | '.join(ways)} |")
+    print(f"{machine()}; torch {torch.__version__}; {steps} steps of 16 examples, lr {LR}\n")
+    print(f"| seed | before, float32 | {' | '.join(ways)} |")
     print("| --- | --- | --- | --- | --- |")
-    for scale in scales:
-        cells, before = [], 0.0
-        for dtype, rounding in ways.values():
-            losses = []
-            for seed in seeds:
-                first, last = demo(dtype, rounding, scale, seed, rounds)
-                losses.append(last)
-                before = before or first
-            listed = ", ".join(f"{loss:.3f}" for loss in losses)
-            cells.append(f"{statistics.mean(losses):.3f} ({listed})")
-        rates = f"{scale * 4e-3:g}, {scale * 1.2e-2:g}"
-        print(f"| {rates} | {before:.3f} | {' | '.join(cells)} |", flush=True)
+    table = []
+    for seed in seeds:
+        done = [demo(*way, seed, steps) for way in ways.values()]
+        table.append([done[0][0], *(after for _, after in done)])
+        print(f"| {seed} | {' | '.join(f'{x:.4f}' for x in table[-1])} |", flush=True)
+    means = map(statistics.mean, zip(*table, strict=True))
+    print(f"| mean | {' | '.join(f'{x:.4f}' for x in means)} |")
 
 
 def arithmetic() -> None:
@@ -117,12 +109,12 @@ def arithmetic() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1 / 4, 1 / 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     if options.demo:
-        demo_table(options.scales, options.seeds, options.rounds)
+        torch.set_num_threads(1)
+        demo_table(options.seeds, options.steps)
     else:
         arithmetic()
 

@@ -75,12 +75,12 @@ class Displacement:
     def decay(self, factor: float) -> None:
         """Multiply the weights at the step's start by `factor`, and go there."""
         self.move({})
-        for tensor in self._snapshot or self._tensors:
+        for tensor in self._tensors:
             tensor.mul_(factor)
 
     def settle(self) -> None:
         """Make where the weights stand the place to return to."""
-        self._terms, self._snapshot = {}, None
+        self._terms = {}
 
     def restore(self) -> None:
         """Return to the step's start: to the bit by a snapshot, else to the moves' rounding."""

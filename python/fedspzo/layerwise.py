@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .blocks import find_stack, storage
 from .capture import Touched
-from .stand_in import Perturbation, Scratch, StandIn, footprint
+from .scratch import Scratch, footprint
+from .stand_in import Perturbation, StandIn
 
 Evaluation = Literal["in_place", "layerwise"]
 Named = Sequence[tuple[str, Tensor]]

@@ -107,7 +107,8 @@ class SPZO(Optimizer):
         steps: steps done, `skipped` ones among them.
         skipped: steps skipped because a loss was not finite.
         forwards: the cost of all evaluations so far, in full forward passes; with the first
-            step's measurement, which evaluates once in full and once replayed.
+            step's measurement, which evaluates once in full and once replayed, and the evaluation
+            that is done again where layerwise evaluation falls back (docs/estimators.md).
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
