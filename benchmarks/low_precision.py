@@ -26,7 +26,6 @@ from fedspzo_kernels import noise, perturb_
 
 ELEMENTS, CYCLES, EPS = 1 << 18, 1000, 1e-3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LR = 1e-4  # of block 1; block 2 has 2 P2 times it
 
 
 def drift(dtype: torch.dtype) -> float:
@@ -58,7 +57,9 @@ def unmoved() -> float:
     return float((theta == 1).double().mean())
 
 
-def demo(dtype: str, rounding: Rounding, seed: int, steps: int) -> tuple[float, float]:
+def demo(
+    dtype: str, rounding: Rounding, *, lr: float, seed: int, steps: int
+) -> tuple[float, float]:
     """The demo model's loss on held-out examples, before and after steps on its training data."""
     config = configuration.load(DEMO_CONFIG)
     config = replace(config, model=replace(config.model, dtype=dtype, device="cpu"))  # type: ignore[arg-type]
@@ -67,7 +68,7 @@ def demo(dtype: str, rounding: Rounding, seed: int, steps: int) -> tuple[float, 
     train, test = task.encode(splits.train), task.encode(splits.test)
     batches = torch.Generator().manual_seed(seed)
     optimizer = SPZO(
-        split(model), LR, sides="two", eps=5e-3, perturbations=(1, 2), seed=seed, rounding=rounding
+        split(model), lr, sides="two", eps=5e-3, perturbations=(1, 2), seed=seed, rounding=rounding
     )
     before = task.evaluate(model, test)["loss"]
     for _ in range(steps):
@@ -77,19 +78,19 @@ def demo(dtype: str, rounding: Rounding, seed: int, steps: int) -> tuple[float, 
     return before, task.evaluate(model, test)["loss"]
 
 
-def demo_table(seeds: list[int], steps: int) -> None:
+def demo_table(lr: float, seeds: list[int], steps: int) -> None:
     """Print one row a seed: each way's loss after the same batches and directions."""
     ways: dict[str, tuple[str, Rounding]] = {
         "float32": ("float32", "nearest"),
         "bfloat16, stochastic": ("bfloat16", "stochastic"),
         "bfloat16, to nearest": ("bfloat16", "nearest"),
     }
-    print(f"{machine()}; torch {torch.__version__}; {steps} steps of 16 examples, lr {LR}\n")
+    print(f"{machine()}; torch {torch.__version__}; {steps} steps of 16 examples, lr {lr:g}\n")
     print(f"| seed | before, float32 | {' | '.join(ways)} |")
     print("| --- | --- | --- | --- | --- |")
     table = []
     for seed in seeds:
-        done = [demo(*way, seed, steps) for way in ways.values()]
+        done = [demo(*way, lr=lr, seed=seed, steps=steps) for way in ways.values()]
         table.append([done[0][0], *(after for _, after in done)])
         print(f"| {seed} | {' | '.join(f'{x:.4f}' for x in table[-1])} |", flush=True)
     means = map(statistics.mean, zip(*table, strict=True))
@@ -109,12 +110,13 @@ def arithmetic() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--lr", type=float, default=2.5e-5, help="of block 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     if options.demo:
         torch.set_num_threads(1)
-        demo_table(options.seeds, options.steps)
+        demo_table(options.lr, options.seeds, options.steps)
     else:
         arithmetic()
 
