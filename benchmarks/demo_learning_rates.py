@@ -39,7 +39,12 @@ def main() -> None:
     print("| method | lr | lr of block 2 | accuracy | loss | full-forward equivalents |")
     print("| --- | --- | --- | --- | --- | --- |")
     settings: list[tuple[str, OptimizerConfig, int | None]] = [
-        ("FedSPZO", OptimizerConfig(lr=lr, lr2=lr2, perturbations=(1, 6)), None) for lr, lr2 in OURS
+        (
+            "FedSPZO",
+            OptimizerConfig(lr=rates, estimator="balanced", perturbations=(1, 6), at=-1),
+            None,
+        )
+        for rates in OURS
     ]
     settings += [
         ("MeZO", OptimizerConfig(lr=lr, estimator="mezo", sides="two"), MEZO_ROUNDS) for lr in MEZO
@@ -50,10 +55,9 @@ def main() -> None:
             statistics.mean(summary[key] for summary in done)
             for key in ("accuracy", "loss", "forwards")
         )
-        second = "" if optimizer.lr2 is None else f"{optimizer.lr2:g}"
+        first, second = optimizer.lr if isinstance(optimizer.lr, tuple) else (optimizer.lr, "")
         print(
-            f"| {name} | {optimizer.lr:g} | {second} | {accuracy:.1%} | {loss:.3f}"
-            f" | {forwards:,.0f} |",
+            f"| {name} | {first} | {second} | {accuracy:.1%} | {loss:.3f} | {forwards:,.0f} |",
             flush=True,
         )
 

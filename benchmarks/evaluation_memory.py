@@ -64,11 +64,11 @@ def rows(name: str, model: nn.Module, loss: Callable[[], Tensor], dtype: torch.d
     weights = sum(p.nbytes for p in model.parameters()) / MIB
     optimizers = {
         evaluation: SPZO(
-            split(model),
+            split(model, -1),
             1e-6,
             evaluation=evaluation,
             perturbations=(1, 4),
-            cost_share=0.25,
+            cost_shares=(0.25,),
             sides="two",
         )
         for evaluation in ("in_place", "layerwise")

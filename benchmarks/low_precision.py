@@ -68,7 +68,13 @@ def demo(
     train, test = task.encode(splits.train), task.encode(splits.test)
     batches = torch.Generator().manual_seed(seed)
     optimizer = SPZO(
-        split(model), lr, sides="two", eps=5e-3, perturbations=(1, 2), seed=seed, rounding=rounding
+        split(model, -1),
+        (lr, 4 * lr),
+        sides="two",
+        eps=5e-3,
+        perturbations=(1, 2),
+        seed=seed,
+        rounding=rounding,
     )
     before = task.evaluate(model, test)["loss"]
     for _ in range(steps):

@@ -7,51 +7,72 @@ carries, and no GPU.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
-NAME = re.compile(r"perturb_kernelINS_\d+(\w+?)ENS_\d+(\w+?)ELb([01])ELb([01])E")
-# Elements of a thread's turn: kPackets * kPacket in csrc/cuda/kernel.cuh.
-PLACES = {("NormalNoise", True): 8, ("NormalNoise", False): 16}
-SIGN_PLACES = 32
+DTYPES = ("float32", "bfloat16", "float16")
+STREAMS = ("normal-v1", "rademacher-v1")
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel's machine code.
+class Variant(NamedTuple):
+    """One kernel of those each language has.
 
     Attributes:
-        dtype: "Float32", "Bfloat16" or "Float16".
-        noise: "NormalNoise" or "SignNoise".
-        one_term: the kernel for one term; else the loop over terms is counted.
-        stochastic: with stochastic rounding.
-        instructions: in the main loop, for each element (and term).
-        registers: for each thread.
-        spills: bytes of spill stores and loads.
-        shared: bytes of static shared memory.
-        accesses: the loads and stores of the main loop by opcode.
-        local: loads and stores of local memory in the whole kernel.
+        dtype: "float32", "bfloat16" or "float16".
+        stream: "normal-v1" or "rademacher-v1".
+        one_term: for one term, or for any number of them.
+        stochastic: with stochastic rounding, which float32 has no use for.
     """
 
     dtype: str
-    noise: str
-    one_term: bool
-    stochastic: bool
+    stream: str
+    one_term: bool = True
+    stochastic: bool = False
+
+
+VARIANTS = [
+    variant
+    for variant in itertools.starmap(
+        Variant, itertools.product(DTYPES, STREAMS, (True, False), (False, True))
+    )
+    if variant.dtype != "float32" or not variant.stochastic
+]
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel's machine code.
+
+    Attributes:
+        instructions: for each element and term. CUDA: in the loop over elements with one term, else
+            in the loop over terms. Triton has no loop over elements: with one term the whole
+            kernel, set-up included, else the loop over terms.
+        registers: for each thread.
+        stack: bytes for each thread; spilled registers would be there.
+        local: loads and stores of local memory in the whole kernel.
+        shared: bytes for each block; from sm_90 on with a kilobyte that is the driver's.
+        accesses: loads and stores of global memory by opcode, in CUDA's loop over elements or the
+            whole Triton kernel. Loads narrower than 16 bytes are of seeds, coefficients and, in
+            Triton, rows of the table.
+    """
+
     instructions: float
     registers: int
-    spills: int
+    stack: int
+    local: int
     shared: int
     accesses: dict[str, int]
-    local: int
 
 
 def missing() -> str | None:
@@ -63,136 +84,148 @@ def missing() -> str | None:
     return None
 
 
-def cuobjdump(cubin: Path) -> str:
+def cuda_kernels(architecture: int) -> dict[Variant, Code]:
+    """Every kernel of csrc/cuda, compiled for one architecture, e.g. 90."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "perturb.cubin"
+        command = ["nvcc", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "-fmad=false"]
+        command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+        command += [f"-I{path}" for path in include_paths()]
+        command += ["-cubin", "-o", str(cubin), str(ROOT / "csrc/cuda/perturb.cu")]
+        subprocess.run(command, check=True)
+        functions = _disassemble(cubin)
+    found = {_cuda_variant(name): function for name, function in functions.items()}
+    return {variant: _read_cuda(found[variant], variant) for variant in VARIANTS}
+
+
+def triton_kernels(architecture: int) -> dict[Variant, Code]:
+    """Every variant of the Triton kernel, as for tensors at aligned addresses.
+
+    Triton must not be interpreting in this process.
+    """
+    return {variant: _compile_triton(architecture, variant) for variant in VARIANTS}
+
+
+class _Function(NamedTuple):
+    code: Code  # but for what the loops tell
+    lines: list[str]
+    loops: list[list[str]]
+
+
+def _disassemble(cubin: Path) -> dict[str, _Function]:
+    """The kernels of a file by their names."""
     spec = importlib.util.find_spec("triton")
     assert spec is not None
     assert spec.origin is not None
     program = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
-    run = subprocess.run([program, "-sass", cubin], check=True, capture_output=True, text=True)
-    return run.stdout
+    command = [program, "-sass", "-res-usage", cubin]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    usage = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    resources = {name: map(int, rest) for name, *rest in re.findall(usage, text)}
+    functions = {}
+    for body in text.split("Function : ")[1:]:
+        name = body.split(maxsplit=1)[0]
+        registers, stack, shared = resources[name]
+        found = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@\S+\s+)?([^;]*);", body)
+        lines = [line for _, line in found]
+        at = {int(address, 16): number for number, (address, _) in enumerate(found)}
+        loops = []
+        for number, line in enumerate(lines):
+            target = re.search(r"^BRA\b.*0x([0-9a-f]+)", line)
+            if target and (start := at.get(int(target[1], 16), number)) < number:
+                loops.append(lines[start : number + 1])
+        local = sum(line.startswith(("LDL", "STL")) for line in lines)
+        functions[name] = _Function(Code(0, registers, stack, local, shared, {}), lines, loops)
+    return functions
 
 
-def triton_instructions(architecture: int, dtype: str) -> float:
-    """Instructions an element of the whole Triton kernel: `normal-v1`, one term, to nearest.
+def _accesses(lines: list[str]) -> dict[str, int]:
+    return dict(Counter(line.split()[0] for line in lines if line.startswith(("LDG", "STG"))))
 
-    Args:
-        architecture: e.g. 90.
-        dtype: "fp32", "bf16" or "fp16".
-    """
+
+def _holds(loop: list[str], *opcodes: str) -> bool:
+    return any(line.startswith(opcodes) for line in loop)
+
+
+def _cuda_variant(name: str) -> Variant:
+    found = re.search(r"perturb_kernelINS_\d+(\w+?)ENS_\d+(\w+?)ELb([01])ELb([01])E", name)
+    assert found is not None, name
+    stream = {"NormalNoise": "normal-v1", "SignNoise": "rademacher-v1"}[found[2]]
+    return Variant(found[1].lower(), stream, found[3] == "1", found[4] == "1")
+
+
+def _read_cuda(function: _Function, variant: Variant) -> Code:
+    # Elements of a thread's turn: kPackets * kPacket in csrc/cuda/kernel.cuh.
+    places = 32 if variant.stream == "rademacher-v1" else 8 if variant.one_term else 16
+    # Whole runs go 16 bytes at a time; the loop over edges goes element by element.
+    turns = min((loop for loop in function.loops if _holds(loop, "STG.E.128")), key=len)
+    loop = turns
+    if not variant.one_term:
+        terms = (each for each in function.loops if _holds(each, "LDS.128"))
+        terms = (each for each in terms if _holds(each, "FFMA", "FADD") and not _holds(each, "STG"))
+        loop = min(terms, key=len)
+    return replace(function.code, instructions=len(loop) / places, accesses=_accesses(turns))
+
+
+def _compile_triton(architecture: int, variant: Variant) -> Code:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
     from fedspzo_kernels.triton import GROUPS, WARPS
     from fedspzo_kernels.triton.kernel import perturb_kernel
 
+    dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[variant.dtype]
     types = {"theta": f"*{dtype}", "numel": "i32", "offset": "i64", "key": "i64", "seeds": "*i64"}
     types |= {"coeffs": "*fp32", "terms": "i32", "rounding_seed": "*i64", "table": "*i64"}
-    constants = {"NORMAL": True, "ONE_TERM": True, "STOCHASTIC": False, "SHIFT": 0}
-    constants["GROUPS"] = GROUPS
+    constants = {
+        "NORMAL": variant.stream == "normal-v1",
+        "ONE_TERM": variant.one_term,
+        "STOCHASTIC": variant.stochastic,
+        "SHIFT": 0,
+        "GROUPS": GROUPS,
+    }
     signature = types | dict.fromkeys(constants, "constexpr")
+    place = {name: (number,) for number, name in enumerate(signature)}
     aligned = ("theta", "numel", "seeds", "coeffs", "rounding_seed", "table")
     source = ASTSource(
         fn=perturb_kernel,
         signature=signature,
-        constexprs={(list(signature).index(name),): v for name, v in constants.items()},
-        attrs={(list(signature).index(name),): [["tt.divisibility", 16]] for name in aligned},
+        constexprs={place[name]: value for name, value in constants.items()},
+        attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": WARPS, "enable_fp_fusion": False}
     kernel = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        text = cuobjdump(cubin)
-    lines = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+([^;]*);", text)
-    return sum(not line.startswith("NOP") for line in lines) / (4 * GROUPS / (32 * WARPS))
-
-
-def kernels(architecture: int) -> list[Kernel]:
-    """Compile csrc/cuda for one architecture, e.g. 90, and read every kernel."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "perturb.cubin"
-        command = ["nvcc", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "-fmad=false"]
-        command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xptxas", "-v"]
-        command += [f"-I{path}" for path in include_paths()]
-        command += ["-cubin", "-o", str(cubin), str(ROOT / "csrc/cuda/perturb.cu")]
-        ptxas = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        sass = cuobjdump(cubin)
-    resources = {
-        found[1]: ptxas[found.end() : ptxas.find("Compiling", found.end())]
-        for found in re.finditer(r"Compiling entry function '(\w+)'", ptxas)
-    }
-    functions = sass.split("Function : ")[1:]
-    return sorted((_read(text, resources) for text in functions), key=str)
-
-
-def _read(function: str, resources: dict[str, str]) -> Kernel:
-    name = function.split(maxsplit=1)[0]
-    found = NAME.search(name)
-    assert found is not None, name
-    dtype, noise, one_term, stochastic = found[1], found[2], found[3] == "1", found[4] == "1"
-    lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", function)
-    loop = _main_loop(lines, one_term)
-    places = PLACES.get((noise, one_term), SIGN_PLACES)
-    opcodes = [re.sub(r"^@\S+\s+", "", text).split()[0] for text in loop]
-    everything = [re.sub(r"^@\S+\s+", "", text).split()[0] for _, text in lines]
-    notes = resources[name]
-    spills = re.findall(r"(\d+) bytes spill", notes)
-    shared = re.search(r"(\d+) bytes smem", notes)
-    registers = re.search(r"Used (\d+) registers", notes)
-    assert registers is not None
-    return Kernel(
-        dtype=dtype,
-        noise=noise,
-        one_term=one_term,
-        stochastic=stochastic,
-        instructions=len(loop) / places,
-        registers=int(registers[1]),
-        spills=sum(map(int, spills)),
-        shared=int(shared[1]) if shared else 0,
-        accesses=dict(Counter(o for o in opcodes if o.startswith(("LDG", "STG")))),
-        local=sum(o.startswith(("LDL", "STL")) for o in everything),
+        (function,) = _disassemble(cubin).values()
+    counted = function.lines
+    if not variant.one_term:
+        (counted,) = (loop for loop in function.loops if _holds(loop, "FFMA"))
+    return replace(
+        function.code,
+        instructions=sum(line != "NOP" for line in counted) / (4 * GROUPS / (32 * WARPS)),
+        shared=function.code.shared + kernel.metadata.shared,
+        accesses=_accesses(function.lines),
     )
-
-
-def _main_loop(lines: list[tuple[str, str]], one_term: bool) -> list[str]:
-    """The loop over whole runs, which moves 16 bytes at a time; or its inner loop over terms."""
-    texts = [text for _, text in lines]
-    at = {int(address, 16): number for number, (address, _) in enumerate(lines)}
-    loops = []
-    for number, text in enumerate(texts):
-        target = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
-        if target and (start := at.get(int(target[1], 16), number)) < number:
-            loops.append(texts[start : number + 1])
-
-    def holds(loop: list[str], opcode: str) -> bool:
-        return any(opcode in text for text in loop)
-
-    if one_term:
-        loops = [loop for loop in loops if holds(loop, "STG.E.128")]
-    else:
-        loops = [loop for loop in loops if holds(loop, "LDS.128") and not holds(loop, "STG")]
-        loops = [loop for loop in loops if holds(loop, "FFMA") or holds(loop, "FADD")]
-    return min(loops, key=len)
 
 
 def main() -> None:
     if reason := missing():
         sys.exit(f"sass: {reason}")
-    print("| sm | dtype | noise | kernel | instr. | regs | spills | local | shared | accesses |")
-    print("|" + " --- |" * 10)
+    columns = "sm, kernel, dtype, stream, counted, instr., regs, stack, local, shared, accesses"
+    print("|", columns.replace(", ", " | "), "|")
+    print("|" + " --- |" * 11)
     for architecture in (80, 90):
-        for k in kernels(architecture):
-            kernel = "one term" if k.one_term else "each term"
-            kernel += ", stochastic" if k.stochastic else ""
-            cells = [architecture, k.dtype, k.noise, kernel, f"{k.instructions:.1f}"]
-            cells += [k.registers, k.spills, k.local, k.shared]
-            cells.append(", ".join(f"{n} {opcode}" for opcode, n in k.accesses.items()))
-            print("| " + " | ".join(map(str, cells)) + " |")
-        for dtype in ("fp32", "bf16", "fp16"):
-            count = triton_instructions(architecture, dtype)
-            print(
-                f"| {architecture} | {dtype} | Triton | one term, whole | {count:.1f} |" + " |" * 5
-            )
+        for language, kernels in (("CUDA", cuda_kernels), ("Triton", triton_kernels)):
+            for variant, code in kernels(architecture).items():
+                counted = "one term" if variant.one_term else "each term"
+                counted += ", stochastic" if variant.stochastic else ""
+                cells = [architecture, language, variant.dtype, variant.stream, counted]
+                cells += [f"{code.instructions:.1f}", code.registers, code.stack, code.local]
+                cells += [code.shared]
+                cells += [", ".join(f"{n} {opcode}" for opcode, n in code.accesses.items())]
+                print("|", " | ".join(map(str, cells)), "|")
 
 
 if __name__ == "__main__":

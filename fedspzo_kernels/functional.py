@@ -89,9 +89,10 @@ def perturb_(
                 dense,
                 [keys[j] for j in members],
                 [offsets[j] for j in members],
-                seeds.to(device),
-                coeffs.to(device),
-                None if random is None else random.to(device),
+                # small and pageable: staged at once, and the host does not wait for the GPU
+                seeds.to(device, non_blocking=True),
+                coeffs.to(device, non_blocking=True),
+                None if random is None else random.to(device, non_blocking=True),
                 STREAMS[stream],
             )
             for target, result in zip(targets, dense, strict=True):

@@ -1,4 +1,4 @@
-"""A small two-block classifier, its task and its data, for the tests of the federation."""
+"""A small classifier, its task and its data, for the tests of the federation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Layer(nn.Linear):
 
 
 class Toy(nn.Module):
-    """Three residual layers and a head; the cut is before the last layer."""
+    """Three residual layers and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,11 +29,17 @@ class Toy(nn.Module):
         return self.head(x)
 
 
-def toy(dtype: torch.dtype = torch.float32, *, single: bool = False) -> Blocks:
+def toy(
+    dtype: torch.dtype = torch.float32,
+    *,
+    single: bool = False,
+    at: int | tuple[int | str, ...] = -1,
+) -> Blocks:
+    """In two blocks, cut before the last layer; or cut elsewhere, or in one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = Toy().to(dtype)
-    return Blocks.single(model) if single else split(model, at=-1)
+    return Blocks.single(model) if single else split(model, at=at)
 
 
 class ToyTask:

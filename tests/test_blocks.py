@@ -109,29 +109,42 @@ def names(blocks: Blocks, number: int) -> set[str]:
 
 
 def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
-    """Captured and replayed losses are the full loss, bit for bit, also with block 2 displaced."""
-    ran = []
-    inner = [m for layer in blocks.layers for m in layer.modules() if m not in blocks.layers]
-    hooks = [module.register_forward_hook(lambda *_: ran.append(1)) for module in inner]
+    """From every cut the replayed loss is the full one, bit for bit, also with a block moved."""
+    ran: set[nn.Module] = set()
+    layer_of = {
+        module: number
+        for number, layer in enumerate(blocks.layers)
+        for module in layer.modules()
+        if module not in blocks.layers
+    }
+    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layer_of]
     with torch.no_grad(), evaluating(blocks.model):
         full = loss()
-        with Replay(blocks.layers) as replay:
+        with Replay(blocks.layers, blocks.ends) as replay:
             replay.capture()
             assert torch.equal(loss(), full)
             replay.check()
-            assert bool(ran) == bool(inner)
-            ran.clear()
-            replay.replay()
-            assert torch.equal(loss(), full)
-            replay.check()
-            keys = [parameter_key(name) for name, _ in blocks.groups[1]]
-            perturb_([p for _, p in blocks.groups[1]], keys, [7], [0.1])
-            replay.replay()
-            moved = loss()
-            replay.check()
-            assert not ran, "a replayed layer ran"
-        assert torch.equal(loss(), moved)
-        assert not torch.equal(moved, full)
+            assert bool(ran) == bool(layer_of)
+            used = set(ran)
+            for number, end in enumerate(blocks.ends, 1):
+                group = blocks.groups[number]
+                keys = [parameter_key(name) for name, _ in group]
+                start = [p.clone() for _, p in group]
+                ran.clear()
+                replay.replay(number)
+                assert torch.equal(loss(), full)
+                replay.check()
+                perturb_([p for _, p in group], keys, [7], [0.1])
+                replay.replay(number)
+                moved = loss()
+                replay.check()
+                assert ran == {m for m in used if layer_of[m] >= end}, "a replayed layer ran"
+                replay.mode = "run"
+                assert torch.equal(loss(), moved)
+                assert not torch.equal(moved, full)
+                for (_, p), value in zip(group, start, strict=True):
+                    p.copy_(value)
+        assert torch.equal(loss(), full)
     for hook in hooks:
         hook.remove()
 
@@ -151,6 +164,21 @@ def test_split_loss_equals_full_loss_bit_for_bit_at_every_cut(family, adapted):
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
+def test_nested_blocks_are_replayed_bit_for_bit_from_every_cut(family, adapted):
+    model = FAMILIES[family]()
+    loss = loss_of(model)
+    cuts: tuple[int | str, ...] = (1, 3, "head")
+    if adapted:
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+        cuts = (1, -1)  # what follows the stack has no adapter in some families
+    blocks = split(model, cuts)
+    assert blocks.ends == ((1, 3) if adapted else (1, 3, LAYERS))
+    assert len(blocks.groups) == len(cuts) + 1
+    assert_split_is_exact(blocks, loss)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_accepts_every_family(family, adapted):
     """The first step checks on real data what `split` saw on made-up tokens."""
     model = FAMILIES[family]()
@@ -160,7 +188,7 @@ def test_a_step_accepts_every_family(family, adapted):
     frozen = [(p, p.clone()) for p in model.parameters() if not p.requires_grad]
     optimizer = SPZO(split(model, 2))
     assert math.isfinite(optimizer.step(loss))
-    assert 0.4 < optimizer.cost_share < 0.9
+    assert 0.4 < optimizer.cost_shares[0] < 0.9
     assert all(torch.equal(p, before) for p, before in frozen)
 
 
@@ -171,7 +199,47 @@ def test_every_trainable_storage_is_in_one_block_once(family):
     placed = [storage(p) for group in blocks.groups for _, p in group]
     assert len(placed) == len(set(placed))
     assert set(placed) == {storage(p) for p in model.parameters()}
-    assert len(blocks.layers) == LAYERS - 1
+    assert blocks.ends[0] == LAYERS - 1
+    assert len(blocks.layers) == blocks.ends[-1]
+
+
+# families whose head has no matrix of its own: tied to the embedding, or none at all
+HEADLESS = ("opt", "qwen2", "gpt2", "t5-encoder")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_makes_a_block_of_a_head_with_a_matrix_of_its_own(family):
+    model = FAMILIES[family]()
+    blocks = split(model)
+    if family in HEADLESS:
+        assert blocks.ends == (LAYERS - 1,)
+        assert len(blocks.groups) == 2
+        last = {storage(p) for p in blocks.model.get_input_embeddings().parameters()}
+        assert not any(storage(p) in last for _, p in blocks.groups[1])
+        assert any("norm" in name or "ln_f" in name for name in names(blocks, 2))
+    else:
+        assert blocks.ends == (LAYERS - 1, LAYERS)
+        assert any(p.dim() > 1 for _, p in blocks.groups[2])
+        inside = {p for layer in blocks.layers for p in layer.parameters()}
+        assert not any(p in inside for _, p in blocks.groups[2])
+    explicit = split(model, LAYERS - 1 if family in HEADLESS else (LAYERS - 1, "head"))
+    assert (explicit.groups, explicit.ends) == (blocks.groups, blocks.ends)
+
+
+def test_auto_looks_at_what_trains():
+    model = FAMILIES["llama"]()
+    model.lm_head.requires_grad_(False)
+    assert names(split(model), 2) > {"model.norm.weight"}  # the norm alone is no block
+    settings = {"target_modules": ["q_proj", "v_proj"], "r": 2}
+    adapted = peft.get_peft_model(FAMILIES["llama"](), peft.LoraConfig(**settings))
+    assert len(split(adapted).groups) == 2
+    saved = peft.LoraConfig(**settings, modules_to_save=["lm_head"])
+    with_head = split(peft.get_peft_model(FAMILIES["llama"](), saved))
+    assert names(with_head, 3) == {"base_model.model.lm_head.modules_to_save.default.weight"}
+    # adapters in the first layers only: the head is block 2
+    early = peft.LoraConfig(**settings, layers_to_transform=[0, 1], modules_to_save=["lm_head"])
+    blocks = split(peft.get_peft_model(FAMILIES["llama"](), early))
+    assert names(blocks, 2) == {"base_model.model.lm_head.modules_to_save.default.weight"}
 
 
 def test_ownership_follows_execution_not_registration():
@@ -209,13 +277,25 @@ def test_two_parameters_over_one_storage_are_taken_once():
 @pytest.mark.parametrize(("layers", "kept"), [(2, 1), (8, 7), (12, 11), (24, 21), (32, 28)])
 def test_auto_is_the_last_eighth_at_least_one(layers, kept):
     model = nn.ModuleList([nn.Linear(2, 2) for _ in range(layers)])
-    assert len(split(nn.Sequential(*model)).layers) == kept
+    assert split(nn.Sequential(*model)).ends == (kept,)
 
 
-def test_at_takes_indices_and_names():
+def test_at_takes_indices_names_the_head_and_sequences():
     model = FAMILIES["llama"]()
-    for at in (1, -3, "model.layers.1", "layers.1"):
-        assert split(model, at).layers == (model.model.layers[0],)
+    for at in (1, -3, "model.layers.1", "layers.1", [1], ("layers.1",)):
+        blocks = split(model, at)
+        assert blocks.layers == (model.model.layers[0],)
+        assert blocks.ends == (1,)
+    head = split(model, "head")
+    assert head.layers == tuple(model.model.layers)
+    assert names(head, 2) == {"model.norm.weight", "lm_head.weight"}
+    for cuts in ((1, 3, "head"), [-3, "layers.3", "head"], ("layers.1", -1, "head")):
+        blocks = split(model, cuts)
+        assert blocks.ends == (1, 3, LAYERS)
+        assert {f"model.layers.{n}.mlp.up_proj.weight" for n in (1, 2)} < names(blocks, 2)
+        assert "model.layers.3.mlp.up_proj.weight" in names(blocks, 3)
+        assert blocks.groups[3] == head.groups[1]
+        assert [group["block"] for group in blocks.param_groups()] == [1, 2, 3, 4]
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
     assert len(split(adapted, "model.layers.1").layers) == 1
 
@@ -232,6 +312,15 @@ def test_at_takes_indices_and_names():
         ("model.layers.0", ValueError, r"'model.layers.0', the first.*later"),
         ("model.norm", ValueError, r"'model.norm', which is not an entry"),
         ("mlp", ValueError, r"'mlp', which fits several modules"),
+        ((1, True), TypeError, r"at is \(1, True\); pass 'auto'"),
+        (None, TypeError, r"at is None; pass 'auto'"),
+        ((), ValueError, r"at is \(\); name each block's first layer"),
+        ((2, 1), ValueError, r"at is \(2, 1\); .* in order"),
+        (("head", 1), ValueError, r"at is \('head', 1\); .* in order"),
+        ((2, -2), ValueError, r"at is \(2, -2\); .* in order"),
+        ((1, 4), ValueError, r"at is \(1, 4\).* 4 layers.*1 to 3"),
+        ((1, "auto"), ValueError, r"'auto' stands for all cuts"),
+        ((1, "layers.9"), ValueError, r"'layers.9', which names no module"),
     ],
 )
 def test_a_bad_cut_is_told_with_the_remedy(at, error, says):
@@ -252,6 +341,11 @@ def test_an_encoder_decoder_needs_a_name():
     assert_split_is_exact(blocks, lambda: model(input_ids=ids, labels=ids).loss)
     assert names(blocks, 1).isdisjoint(name for name in names(blocks, 2))
     assert all(not name.startswith("decoder") for name in names(blocks, 1))
+    nested = split(model, ("encoder.block.1", 2, "head"))  # the name's stack is that of the others
+    assert nested.layers == tuple(model.encoder.block)
+    assert_split_is_exact(nested, lambda: model(input_ids=ids, labels=ids).loss)
+    with pytest.raises(ValueError, match=r"'decoder.block.1', a layer of another stack"):
+        split(model, ("encoder.block.1", "decoder.block.1"))
 
 
 def test_a_model_without_a_stack_is_told_what_to_pass():
@@ -293,7 +387,8 @@ class Plain(nn.Module):
 def test_other_modules_follow_registration_or_an_example():
     model = Plain()
     assert {"embed.weight"} < names(split(model), 1)
-    assert "gate.weight" in names(split(model), 2)  # SPZO's first step finds this out
+    assert "gate.weight" in names(split(model, at=-1), 2)
+    assert names(split(model), 3) == {"gate.weight", "gate.bias"}  # SPZO's first step tells
     ids = torch.tensor([[1, 2]])
     blocks = split(model, example={"ids": ids})
     assert "gate.weight" in names(blocks, 1)
@@ -326,7 +421,7 @@ def test_splitting_leaves_the_model_as_it_was():
 def test_param_groups_hold_only_what_trains():
     model = FAMILIES["llama"]()
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
-    first, second = split(adapted).param_groups()
+    first, second = split(adapted, at=-1).param_groups()
     assert (first["block"], second["block"]) == (1, 2)
     assert all(
         "lora" in name and p.requires_grad for g in (first, second) for name, p in g["params"]

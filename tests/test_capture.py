@@ -64,6 +64,47 @@ def test_replay_returns_the_whole_output_and_runs_no_layer(net):
 
 
 @torch.no_grad()
+def test_replay_from_each_of_several_cuts(net):
+    """One capture serves all cuts, in any order; layers after the cut run."""
+    x = torch.randn(2, 4)
+    full = net(x)
+    with Replay(net.layers, (1, 3)) as replay:
+        replay.capture()
+        assert torch.equal(net(x), full)
+        replay.check()
+        for blocks, ran in ((2, [0, 0, 0]), (1, [0, 1, 1]), (2, [0, 0, 0])):
+            for layer in net.layers:
+                layer.calls = 0
+            replay.replay(blocks)
+            assert torch.equal(net(x), full)
+            replay.check()
+            assert [layer.calls for layer in net.layers] == ran
+        replay.replay(1)
+        with pytest.raises(RuntimeError, match="more than the 1 times"):
+            run(net, x, x)
+        replay.replay(2)
+        with pytest.raises(RuntimeError, match="did not run the first block's layers"):
+            replay.check()
+
+
+@torch.no_grad()
+def test_micro_batches_are_replayed_from_each_of_several_cuts(net):
+    inputs = [torch.randn(2, 4) for _ in range(3)]
+    full = run(net, *inputs)
+    with Replay(net.layers, (1, 2)) as replay:
+        replay.capture()
+        assert torch.equal(run(net, *inputs), full)
+        for blocks in (1, 2):
+            replay.replay(blocks)
+            assert torch.equal(run(net, *inputs), full)
+            replay.check()
+            replay.replay(blocks)
+            run(net, *inputs[:2])
+            with pytest.raises(RuntimeError, match="2 times in a replayed evaluation and 3 times"):
+                replay.check()
+
+
+@torch.no_grad()
 def test_calls_are_replayed_in_order(net):
     """Gradient accumulation: the closure runs the model once a micro-batch."""
     inputs = [torch.randn(2, 4) for _ in range(3)]
@@ -157,7 +198,18 @@ def test_measure_gives_the_share_of_the_flops(net):
     x = torch.randn(8, 4)
     second = dict(net.layers[2].named_parameters())
     with Replay(net.layers[:2]) as replay:
-        assert measure(replay, second, lambda: net(x)) == pytest.approx(1 / 3)
+        assert measure(replay, [second], lambda: net(x)) == pytest.approx((1 / 3,))
+
+
+@torch.no_grad()
+def test_measure_gives_a_share_for_every_cut():
+    net, x = Net(depth=4), torch.randn(8, 4)
+    blocks = [dict(net.layers[n].named_parameters(prefix=str(n))) for n in (1, 3)]
+    with Replay(net.layers, (1, 3)) as replay:
+        assert measure(replay, blocks, lambda: net(x)) == pytest.approx((3 / 4, 1 / 4))
+        # the second block's parameters, said to be the third's, are used before its cut
+        with pytest.raises(RuntimeError, match=r"block 3's parameters \['1.linear.bias', "):
+            measure(replay, blocks[::-1], lambda: net(x))
 
 
 @torch.no_grad()
@@ -167,7 +219,7 @@ def test_measure_refuses_a_parameter_used_on_both_sides(net):
         Replay(net.layers[:2]) as replay,
         pytest.raises(RuntimeError, match=r"\['stray'\].*example"),
     ):
-        measure(replay, second, lambda: net(torch.ones(2, 4)))
+        measure(replay, [second], lambda: net(torch.ones(2, 4)))
 
 
 class Skip(Net):
@@ -186,8 +238,13 @@ def test_measure_refuses_losses_that_replay_does_not_reproduce():
     net, x = Skip(), torch.randn(2, 4)
     second = dict(net.layers[2].named_parameters())
     with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="block 2 uses more"):
-        measure(replay, second, lambda: net(x))
+        measure(replay, [second], lambda: net(x))
+    net = Skip()
+    blocks = [dict(net.layers[n].named_parameters(prefix=str(n))) for n in (1, 2)]
+    # after its first layer it can be cut
+    with Replay(net.layers[:2], (1, 2)) as replay, pytest.raises(RuntimeError, match="block 3 use"):
+        measure(replay, blocks, lambda: net(x))
     net = Net()
     second = dict(net.layers[2].named_parameters())
     with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="closure's data"):
-        measure(replay, second, lambda: net(x) + torch.rand(()))
+        measure(replay, [second], lambda: net(x) + torch.rand(()))

@@ -27,7 +27,7 @@ rounds = 4
 batch_size = 4
 [optimizer]
 lr = 1e-3
-perturbations = [1, 2]
+perturbations = [1, 2, 4]
 [output]
 evaluate_every = 2
 """

@@ -62,6 +62,21 @@ def test_whole_numbers_serve_as_numbers_and_lists_as_tuples(folder: Path) -> Non
     assert run.optimizer.lr == 1.0
     assert isinstance(run.optimizer.lr, float)
     assert run.optimizer.perturbations == (1, 4)
+    assert run.optimizer.at == "auto"
+
+
+def test_settings_of_each_block_are_lists(folder: Path, tmp_path: Path) -> None:
+    lists = 'lr = [1, 2e-3, 4e-3]\nperturbations = [2, 0, 16]\nat = [-1, "head"]'
+    run = load(folder, MINIMAL.replace("lr = 1e-3", lists))
+    assert run.optimizer.lr == (1.0, 2e-3, 4e-3)
+    assert all(isinstance(rate, float) for rate in run.optimizer.lr)
+    assert run.optimizer.perturbations == (2, 0, 16)
+    assert run.optimizer.at == (-1, "head")
+    again = load(folder, config.to_toml(run))
+    assert again.optimizer == run.optimizer
+    assert tomllib.loads(config.to_toml(run))["optimizer"]["at"] == [-1, "head"]
+    for text, at in (("at = 3", 3), ('at = "head"', "head"), ('at = ["a.b", 2]', ("a.b", 2))):
+        assert load(folder, MINIMAL.replace("lr = 1e-3", text)).optimizer.at == at
 
 
 def test_overrides_replace_the_files_values(folder: Path) -> None:
@@ -103,7 +118,23 @@ WRONG = [
     ("clients = 2", "clients = 2.0", ["clients is 2.0", "whole number"]),
     ("lr = 1e-3", "lr = -1.0", ["[optimizer]", "lr", "-1.0"]),
     ("lr = 1e-3", "lr = nan", ["[optimizer]", "lr", "nan"]),
-    ("lr = 1e-3", "lr = 1e-3\nperturbations = [1, 2, 3]", ["perturbations is [1, 2, 3]"]),
+    ("lr = 1e-3", "lr = [1e-3]", ["[optimizer] lr is (0.001,)", "one for each"]),
+    ("lr = 1e-3", "lr = [1e-3, 0.0]", ["[optimizer] lr is 0.0", "above 0"]),
+    (
+        "lr = 1e-3",
+        'lr = [1e-3, "fast"]',
+        ["lr is [0.001, 'fast']", "a number or a list, each entry a number"],
+    ),
+    ("lr = 1e-3", "lr = 1e-3\nlr2 = 2e-3", ["unknown key 'lr2'", "did you mean 'lr'"]),
+    ("lr = 1e-3", "perturbations = [1, 2.5]", ["perturbations is [1, 2.5]", "whole number"]),
+    ("lr = 1e-3", "perturbations = [0, 0]", ["perturbations is (0, 0)", "directions in all"]),
+    ("lr = 1e-3", "lr = [1, 2]\nperturbations = [1, 2, 3]", ["each block one of both"]),
+    ("lr = 1e-3", "at = 1.5", ["[optimizer] at is 1.5", "whole number"]),
+    (
+        "lr = 1e-3",
+        'estimator = "balanced"\nperturbations = [1, 2, 3]',
+        ["perturbations is (1, 2, 3)", "two blocks"],
+    ),
     ('"prompt"', '"promt"', ["[task] type is 'promt'", "did you mean 'prompt'"]),
     ('"prompt"', '"lm"', ["[task] verbalizers", "remove it"]),
     ('"train.jsonl"', '"gone.jsonl"', ["[data] train", "gone.jsonl", "no file"]),

@@ -18,13 +18,20 @@ from fedspzo.estimator import (
     HERE,
     Estimator,
     coefficients,
-    default_perturbations,
     to_float32,
 )
+from fedspzo.rules import MOST_PERTURBATIONS, default_lr_scales, default_perturbations
 
 D1, D2, DRAWS, EPS = 24, 12, 10_000, (0.01, 0.02)
 
-TWO_BLOCKS = [("balanced", "one"), ("balanced", "two"), ("coupled", "two"), ("coupled-loo", "two")]
+TWO_BLOCKS = [
+    ("anchored", "one"),
+    ("anchored", "two"),
+    ("balanced", "one"),
+    ("balanced", "two"),
+    ("coupled", "two"),
+    ("coupled-loo", "two"),
+]
 EVERY = [*TWO_BLOCKS, ("mezo", "one"), ("mezo", "two")]
 
 
@@ -96,6 +103,14 @@ def second_moment(n: float, other: float, d: int, p: int) -> float:
 # E|estimate|^2 of each block on a linear function of squared gradients n1 and n2, where DESIGN's
 # table keeps the terms of order d. A step of `coupled` has one z1, and P2 independent z2.
 VARIANCES = {
+    ("anchored", "one"): lambda n1, n2, p: (
+        second_moment(n1, 0, D1, 1),
+        second_moment(n2, 0, D2, p),
+    ),
+    ("anchored", "two"): lambda n1, n2, p: (
+        second_moment(n1, 0, D1, 1),
+        second_moment(n2, 0, D2, p),
+    ),
     ("balanced", "one"): lambda n1, n2, p: (
         second_moment(n1, 0, D1, 1),
         second_moment(n2, 0, D2, p),
@@ -162,6 +177,9 @@ def test_more_directions_of_block_1_divide_its_variance(name, sides):
 @pytest.mark.parametrize(
     ("name", "sides", "perturbations", "full", "replayed"),
     [
+        ("anchored", "one", (2, 6), 3, 6),
+        ("anchored", "two", (2, 6), 5, 12),
+        ("anchored", "one", (0, 6), 1, 6),
         ("balanced", "one", (1, 6), 2, 6),
         ("balanced", "one", (1, 1), 2, 1),
         ("balanced", "two", (1, 6), 2, 10),
@@ -209,6 +227,12 @@ def test_formulas_on_given_losses():
     assert coupled.gradients(loss, eps) == ([4.0], [10.0, 6.0])
     without = Estimator(name="coupled-loo", sides="two", perturbations=(1, 2))
     assert without.gradients(loss, eps) == ([4.0], [4.0, -4.0])
+    base, first, second = (HERE, HERE), ((0, 1), HERE), (HERE, (0, 1))
+    anchored = Estimator(name="anchored", sides="one", perturbations=(1, 1))
+    loss = {base: 5.0, second: 4.0, first: 7.0}
+    assert anchored.points() == list(loss)
+    assert anchored.gradients(loss, eps) == ([4.0], [-4.0])
+    assert anchored.loss(loss) == 5.0
     mezo = Estimator(name="mezo", sides="one", perturbations=(2,))
     assert mezo.gradients({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}, (0.5,)) == ([2.0, -1.0],)
     assert mezo.loss({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}) == 1.0
@@ -227,7 +251,7 @@ def test_seeds_follow_from_the_seed_and_the_step():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("spsa", "two", (1, 2)), "estimator is 'spsa'; pass one of balanced, coupled"),
+        (("spsa", "two", (1, 2)), "estimator is 'spsa'; pass one of anchored, balanced"),
         (("balanced", "three", (1, 2)), "sides is 'three'; pass 'one' or 'two'"),
         (("coupled", "one", (1, 2)), "sides is 'one', but 'coupled' is two-sided"),
         (("coupled-loo", "two", (1, 1)), "perturbations of block 2 is 1.*at least 2"),
@@ -235,10 +259,10 @@ def test_seeds_follow_from_the_seed_and_the_step():
         (("balanced", "one", (1, 0)), "perturbations is 0; pass an int of at least 1"),
         (("mezo", "two", (True,)), "perturbations is True; pass an int"),
         (("mezo", "two", (1, 2)), r"perturbations are \(1, 2\), but 'mezo'"),
-        (
-            ("balanced", "one", (2,)),
-            r"needs two blocks, but there are 1; pass blocks.split\(model\)",
-        ),
+        (("balanced", "one", (2,)), r"needs two blocks, but there are 1; pass split\(model"),
+        (("balanced", "one", (1, 2, 3)), "needs two blocks, but there are 3"),
+        (("anchored", "one", (0, 0)), r"perturbations are \(0, 0\); give at least one"),
+        (("anchored", "one", (1, -1)), "perturbations is -1; pass an int of at least 0"),
     ],
 )
 def test_bad_settings_are_named(settings, says):
@@ -258,4 +282,33 @@ def test_coefficients_are_float32_means():
     ("share", "count"), [(0.125, 8), (0.2, 4), (0.1, 8), (0.5, 2), (1.0, 2), (0.04, 24)]
 )
 def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
-    assert default_perturbations(share) == count
+    assert default_perturbations("balanced", [share]) == (1, count)
+
+
+def test_every_block_of_an_anchored_step_gets_as_much_computation_as_block_1():
+    shares = (0.5, 0.125, 0.001)
+    counts = default_perturbations("anchored", shares)
+    assert counts == (2, 4, 16, MOST_PERTURBATIONS)
+
+
+def test_by_the_rule_every_direction_counts_alike():
+    assert default_lr_scales((2, 16, 64)) == (1.0, 8.0, 32.0)
+    assert default_lr_scales((0, 16)) == (1.0, 16.0)
+
+
+def test_three_blocks_are_estimated_one_at_a_time():
+    """Each block's evaluations leave the others as they are, and follow theta's own."""
+    estimator = Estimator(name="anchored", sides="one", perturbations=(1, 2, 3))
+    points = estimator.points()
+    assert points[0] == (HERE,) * 3
+    moved = [[block for block, offset in enumerate(point) if offset != HERE] for point in points]
+    assert moved == [[], [2], [2], [2], [1], [1], [0]]
+    slopes = (2.0, 3.0, 5.0)
+    eps = (0.5, 0.25, 0.125)
+    loss = {
+        point: sum(
+            s * sign * e * (1 + d) for s, (d, sign), e in zip(slopes, point, eps, strict=True)
+        )
+        for point in points
+    }
+    assert estimator.gradients(loss, eps) == ([2.0], [3.0, 6.0], [5.0, 10.0, 15.0])

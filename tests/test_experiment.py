@@ -42,7 +42,7 @@ batch_size = 4
 {federation}
 [optimizer]
 lr = 1e-3
-perturbations = [1, 2]
+perturbations = [1, 2, 4]
 [output]
 evaluate_every = 4
 """
@@ -131,7 +131,9 @@ def test_a_run_leaves_model_metrics_config_and_figure(
 
     folder = Path("runs/mine")
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert tomllib.loads((folder / "config.toml").read_text())["optimizer"]["lr2"] == 4e-3
+    used = tomllib.loads((folder / "config.toml").read_text())["optimizer"]
+    assert used["lr"] == [1e-3, 2e-3, 4e-3]  # by the rule, P_b / P1
+    assert (used["estimator"], used["perturbations"]) == ("anchored", [1, 2, 4])
     assert not list(folder.glob(".*"))
     shown = capsys.readouterr()
     assert summary["digest"] in shown.out
@@ -230,6 +232,48 @@ def test_a_cut_that_is_no_layer_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "[optimizer] at is 7" in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[1, 2, 4]", "[1, 2]", "perturbations is (1, 2), but there are 3 blocks"),
+        ("lr = 1e-3\nperturbations = [1, 2, 4]", "lr = [1e-3, 1e-3]", "but there are 3 blocks"),
+        (
+            "perturbations = [1, 2, 4]",
+            'estimator = "balanced"',
+            "needs two blocks, but there are 3",
+        ),
+    ],
+)
+def test_settings_for_another_number_of_blocks_are_one_line(
+    write: Write, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    path = write()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert main(["run", str(path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "[optimizer]" in error
+    assert message in error
+    assert not Path("runs").exists()
+
+
+def test_a_run_cut_in_two_with_measured_perturbations(write: Write) -> None:
+    path = write()
+    two = 'at = ["layers.2"]\nestimator = "balanced"'
+    path.write_text(path.read_text().replace("perturbations = [1, 2, 4]", two))
+    first = run(path, "--quiet", "--rounds", 2)[-1]
+    used = tomllib.loads(Path("runs/mine/config.toml").read_text())["optimizer"]
+    assert (used["at"], used["estimator"], len(used["perturbations"])) == (
+        ["layers.2"],
+        "balanced",
+        2,
+    )
+    again = Path("runs/mine/config.toml").rename("mine.toml")
+    assert run(again, "--quiet", "--overwrite")[-1]["digest"] == first["digest"]
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(

@@ -102,6 +102,7 @@ def test_the_given_model_is_the_result():
         (OPTIMIZER, torch.float32, "shared"),
         (OPTIMIZER, torch.bfloat16, "shared"),
         (OPTIMIZER, torch.float16, "shared"),
+        (replace(OPTIMIZER, estimator="balanced"), torch.float32, "shared"),
         (replace(OPTIMIZER, estimator="coupled-loo"), torch.float32, "shared"),
         (OptimizerConfig(estimator="mezo", perturbations=3, lr=1e-2), torch.float32, "shared"),
     ],
@@ -345,8 +346,8 @@ def test_coefficients_are_learning_rate_weight_and_gradient():
         g = report.gradients.values.astype(np.float64)
         np.testing.assert_allclose(made.values[:, 0], -1e-2 * weight * g[:, 0], rtol=1e-6)
         np.testing.assert_allclose(
-            made.values[:, 1:], -8e-2 * weight * g[:, 1:] / 4, rtol=1e-6
-        )  # lr2 = 2 P2 lr
+            made.values[:, 1:], -4e-2 * weight * g[:, 1:] / 4, rtol=1e-6
+        )  # by the rule, 4 / 1 times block 1's
 
 
 def test_weighting():
@@ -410,8 +411,8 @@ def broken(report: Report, fault: str) -> list[Report]:
 )
 @pytest.mark.parametrize("seeds", ["per-client", "shared"])
 def test_a_wrong_report_is_refused_and_nothing_changes(fault, error, message, seeds):
-    lr2 = 1e4 if fault == "overflow" else None
-    server, clients = a_federation(replace(FEDERATION, seeds=seeds), replace(OPTIMIZER, lr2=lr2))
+    optimizer = replace(OPTIMIZER, lr=(1e-2, 1e4)) if fault == "overflow" else OPTIMIZER
+    server, clients = a_federation(replace(FEDERATION, seeds=seeds), optimizer)
     if fault != "overflow":
         server.aggregate(a_round(server, clients))
     before, plan = server.replica.digest(), server.plan(0)
@@ -487,19 +488,31 @@ def test_federation_settings_are_checked(changes, message):
     [
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": None}, "lr is None"),
-        ({"lr2": math.inf}, "lr2 is inf"),
+        ({"lr": (1.0, math.inf)}, "lr is inf"),
+        ({"lr": (1.0,)}, r"lr is \(1.0,\); give one number, or one for each of several blocks"),
+        ({"lr": ()}, r"lr is \(\)"),
+        (
+            {"lr": (1.0, 2.0, 3.0)},
+            r"lr is \(1.0, 2.0, 3.0\), perturbations is \(1, 4\); .* of both",
+        ),
         ({"eps": -1e-3}, "eps is -0.001"),
-        ({"estimator": "spsa"}, "estimator is 'spsa'; give one of 'balanced'"),
+        ({"estimator": "spsa"}, "estimator is 'spsa'; give one of 'anchored', 'balanced'"),
         ({"sides": "both"}, "sides is 'both'"),
         ({"rounding": "down"}, "rounding is 'down'"),
-        ({"perturbations": 4}, r"perturbations is 4; give a pair \[P1, P2\]"),
-        ({"perturbations": (1, 0)}, r"perturbations \(P2\) is 0"),
-        ({"perturbations": (256, 256)}, "directions fit"),
+        ({"perturbations": 4}, r"perturbations is 4; give one number a block, \[P1, P2\]"),
+        ({"perturbations": (4,)}, r"perturbations is \(4,\); give one number a block"),
+        ({"perturbations": (1,) * 256}, "give one number a block, .* at most 255"),
+        ({"perturbations": (0, 0, 0)}, "give 1 to 65535 directions in all"),
+        ({"perturbations": (1, 2, -1)}, r"perturbations \(P3\) is -1"),
+        ({"perturbations": (65535, 1)}, "give 1 to 65535 directions in all"),
+        ({"perturbations": (1, 0), "estimator": "balanced"}, r"perturbations \(P2\) is 0"),
+        ({"perturbations": (256, 256), "estimator": "balanced"}, "1 to 65535 directions in all"),
+        ({"perturbations": (1, 2, 3), "estimator": "balanced"}, r"has two blocks; give \[P1, P2\]"),
         ({"perturbations": (1, 1), "estimator": "coupled-loo"}, "needs P2 >= 2"),
-        ({"perturbations": (1, 1), "sides": "two"}, "needs P2 >= 2"),
+        ({"perturbations": (1, 1), "estimator": "balanced", "sides": "two"}, "needs P2 >= 2"),
         ({"sides": "one", "estimator": "coupled"}, "sides is 'one', but 'coupled'"),
         ({"estimator": "mezo"}, r"perturbations is \(1, 4\)"),
-        ({"estimator": "mezo", "perturbations": 1, "lr2": 1.0}, "lr2 is 1.0, but 'mezo'"),
+        ({"estimator": "mezo", "perturbations": 1, "lr": (1.0, 2.0)}, "but 'mezo' has one block"),
     ],
 )
 def test_optimizer_settings_are_checked(changes, message):
@@ -513,10 +526,52 @@ def test_settings_are_resolved_from_the_model():
     made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
-    assert (p1, p2 % 2) == (1, 0)
-    assert made.lr2 == 2 * p2 * 1e-3
+    assert p1 == 2
+    assert p2 > 2
+    assert made.lr == (1e-3, 1e-3 * p2 / 2)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made
+    balanced = resolve(OptimizerConfig(lr=1e-3, estimator="balanced"), client, batch_size=2)
+    p1, p2 = balanced.perturbations
+    assert (p1, p2 % 2) == (1, 0)
+    assert balanced.lr == (1e-3, p2 * 1e-3)
+    mezo = resolve(
+        OptimizerConfig(lr=1e-3, estimator="mezo"),
+        Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask()),
+        batch_size=2,
+    )
+    assert (mezo.perturbations, mezo.lr) == (1, (1e-3,))
+
+
+def test_three_blocks_with_one_left_alone():
+    """Every participant's weights move alike, and the middle block's not at all."""
+    optimizer = OptimizerConfig(lr=(1e-2, 1e-2, 4e-2), perturbations=(1, 0, 3))
+    blocks, start = toy(at=(1, "head")), toy(at=(1, "head"))
+    result = run(blocks, ToyTask(), toy_data(SIZES), FEDERATION, optimizer, replicas=4)
+    assert digest(blocks.model.named_parameters()) == result.final.digest
+    assert len(set(digests(result))) == FEDERATION.rounds + 1
+    for number, (group, before) in enumerate(zip(blocks.groups, start.groups, strict=True)):
+        pairs = zip(group, before, strict=True)
+        kept = all(torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
+        assert kept == (number == 1)
+    steps = FEDERATION.participants * FEDERATION.local_steps
+    assert [len(t.seeds) for t in result.records[0].terms] == [steps, 0, 3 * steps]
+
+
+def test_settings_for_another_number_of_blocks_are_named():
+    client = Client(0, Replica(toy(at=(1, "head"))), toy_data([4])[0], ToyTask())
+    for settings, message in (
+        (OPTIMIZER, r"perturbations is \(1, 4\), but there are 3 blocks"),
+        (OptimizerConfig(lr=(1.0, 1.0)), r"lr is \(1.0, 1.0\), but there are 3 blocks"),
+        (OptimizerConfig(estimator="balanced"), "'balanced' needs two blocks, but there are 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(settings, client, batch_size=2)
+
+
+def test_the_settings_of_mezo_take_one_rate():
+    made = OptimizerConfig(estimator="mezo", perturbations=3, lr=(1e-3,))
+    assert (made.directions, made.learning_rates) == ((3,), (1e-3,))
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_losses_are_those_of_moved_weights_bit_for_bit(family, adapted):
     parameters = [(module, dict(module._parameters)) for module in model.modules()]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing strays, everything fits
-        optimizer = step_at_no_rate(split(model), loss, perturbations=(1, 2))
+        optimizer = step_at_no_rate(split(model, -1), loss, perturbations=(1, 2))
     assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
     assert unchanged(model, before)
     for module, own in parameters:
@@ -101,7 +101,7 @@ def test_what_does_not_fit_the_scratch_buffer_goes_by_rows(family):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         optimizer = step_at_no_rate(
-            split(model), loss, perturbations=(1, 2), scratch_bytes=28 * 32 + 128
+            split(model, -1), loss, perturbations=(1, 2), scratch_bytes=28 * 32 + 128
         )
     # a head's rows are the same sums, which a BLAS may add in another order
     assert list(optimizer.last_step.losses) == pytest.approx(
@@ -183,7 +183,7 @@ def test_killing_a_step_at_any_operation_leaves_every_bit():
 
     def step(die_at: int) -> int:
         """One step, killed at an operation of its evaluations; their number."""
-        left, optimizer = die_at, SPZO(split(model), cost_share=0.5, scratch_bytes=1 << 12)
+        left, optimizer = die_at, SPZO(split(model, -1), cost_shares=(0.5,), scratch_bytes=1 << 12)
 
         def watched() -> Tensor:
             nonlocal left
@@ -217,7 +217,7 @@ def test_peak_memory_stays_within_the_bound(dtype):
     peaks = {}
     for evaluation, size in (("in_place", None), ("layerwise", 64 << 10), ("layerwise", 1 << 20)):
         optimizer = SPZO(
-            split(model), 1e-6, evaluation=evaluation, scratch_bytes=size, cost_share=0.5
+            split(model, -1), 1e-6, evaluation=evaluation, scratch_bytes=size, cost_shares=(0.5,)
         )
         loss = loss_on(model, ids)
         optimizer.step(loss)
@@ -252,7 +252,7 @@ def test_parameters_used_past_their_modules_are_named_and_moved_from_a_copy():
     before, loss = bits(model), loss_on(model, ids)
     blocks = split(model, 1, example={"ids": ids})
     with pytest.warns(UserWarning, match="'layers.1.bias', 'norm.weight' are used past .* a copy"):
-        optimizer = step_at_no_rate(blocks, loss, perturbations=(1, 2), cost_share=0.5)
+        optimizer = step_at_no_rate(blocks, loss, perturbations=(1, 2), cost_shares=(0.5,))
     report = optimizer.last_step
     assert list(report.losses) == by_copies(optimizer, model, loss)
     assert unchanged(model, before)
@@ -304,7 +304,7 @@ def test_hooks_of_accelerate_and_forwards_of_instances_stay():
     accelerate.hooks.add_hook_to_module(model.layers[0], accelerate.hooks.ModelHook())
     hooked = model.layers[0].forward
     loss = loss_on(model, torch.arange(6).reshape(2, 3))
-    optimizer = step_at_no_rate(split(model), loss, perturbations=(1, 2))
+    optimizer = step_at_no_rate(split(model, -1), loss, perturbations=(1, 2))
     assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
     assert model.layers[0].forward is hooked
 
@@ -329,7 +329,9 @@ def test_two_parameters_over_one_memory_are_one():
 def test_a_kernel_that_asks_for_an_address_is_told_what_to_pass():
     model = Small()
     with pytest.raises(RuntimeError, match=r"'norm.weight'.*pass evaluation='in_place'"):
-        step_at_no_rate(split(model), lambda: model.norm.weight.data_ptr() * 1.0, cost_share=0.5)
+        step_at_no_rate(
+            split(model, -1), lambda: model.norm.weight.data_ptr() * 1.0, cost_shares=(0.5,)
+        )
 
 
 @pytest.mark.parametrize(
@@ -341,15 +343,15 @@ def test_a_kernel_that_asks_for_an_address_is_told_what_to_pass():
 )
 def test_bad_settings_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
-        SPZO(split(Small()), **settings)
+        SPZO(split(Small(), -1), **settings)
 
 
 def test_the_bound_is_the_largest_layers_weights_or_what_was_passed():
     wide = Small(width=1024)
-    assert SPZO(split(wide)).scratch_bytes == 4 * (1024 * 1024 + 1024)
+    assert SPZO(split(wide, -1)).scratch_bytes == 4 * (1024 * 1024 + 1024)
     assert SPZO(Blocks.single(wide)).scratch_bytes == 4 * (1024 * 1024 + 1024)
-    assert SPZO(split(Small())).scratch_bytes == 1 << 20
-    assert SPZO(split(Small()), scratch_bytes=5000).scratch_bytes == 5000
+    assert SPZO(split(Small(), -1)).scratch_bytes == 1 << 20
+    assert SPZO(split(Small(), -1), scratch_bytes=5000).scratch_bytes == 5000
     model = Small()
     loss = loss_on(model, torch.arange(6).reshape(2, 3))
     with pytest.warns(UserWarning, match=r"'norm.weight' takes 128 bytes.*\(100\)"):
@@ -367,5 +369,7 @@ def test_weights_of_any_layout_and_empty_batches_are_taken():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer = step_at_no_rate(split(model), loss, perturbations=(1, 2), scratch_bytes=1 << 10)
+        optimizer = step_at_no_rate(
+            split(model, -1), loss, perturbations=(1, 2), scratch_bytes=1 << 10
+        )
     assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)

@@ -15,10 +15,9 @@ from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 DIGEST = "00112233445566778899aabbccddeeff"
-OPTIMIZER = OptimizerConfig(
-    lr=1e-3, lr2=4e-3, perturbations=(1, 2), sides="one", rounding="nearest"
-)
-HEADER, CHECKSUM, PLAN_BODY, REPORT_BODY = 10, 4, 77, 36
+OPTIMIZER = OptimizerConfig(lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest")
+HEADER, CHECKSUM, REPORT_BODY = 10, 4, 36
+PLAN_BODY = 54 + 2 * 10 + 4  # two blocks, no updates
 
 
 def scalars(steps: tuple[int, ...] = (0, 2), local_steps: int = 3, columns: int = 3) -> Scalars:
@@ -64,7 +63,13 @@ PLANS = {
     "audit": a_plan(train=False, seeds="shared"),
     "nobody took a step": a_plan(updates=(Update(6, ()),)),
     "mezo": a_plan(
-        optimizer=OptimizerConfig(estimator="mezo", perturbations=3, rounding="stochastic"),
+        optimizer=OptimizerConfig(
+            estimator="mezo", lr=(1e-3,), perturbations=3, rounding="stochastic"
+        ),
+    ),
+    "balanced": a_plan(optimizer=replace(OPTIMIZER, estimator="balanced")),
+    "three blocks, one left alone": a_plan(
+        optimizer=replace(OPTIMIZER, lr=(1e-3, 2e-3, 4e-3), perturbations=(1, 0, 2))
     ),
     "all settings": a_plan(
         optimizer=replace(
@@ -99,7 +104,10 @@ def test_random_messages_survive_the_wire():
     rng = random.Random(0)
     for _ in range(200):
         local_steps, columns = rng.randrange(1, 40), rng.randrange(2, 9)
-        optimizer = replace(OPTIMIZER, perturbations=(1, columns - 1), lr=rng.random() + 1e-9)
+        rest = columns - 1
+        perturbations = [(1, rest), (0, columns), (rest, 0, 1), (0, 0, 1, rest)][rng.randrange(4)]
+        rates = tuple(rng.random() + 1e-9 for _ in perturbations)
+        optimizer = replace(OPTIMIZER, perturbations=perturbations, lr=rates)
         updates = []
         for round in range(rng.randrange(4)):
             clients = sorted(rng.sample(range(100), rng.randrange(5)))
@@ -124,8 +132,8 @@ def test_the_layout_is_the_documented_one():
     assert a_report().encode() == message + struct.pack("<I", zlib.crc32(message))
 
     body = struct.pack("<IIQ16s", 7, 3, 2**64 - 2, bytes.fromhex(DIGEST))
-    body += struct.pack("<BHIBBBBBBHH", 1, 3, 8, 0, 0, 1, 0, 0, 0, 1, 2)
-    body += struct.pack("<dddI", 1e-3, 4e-3, math.nan, 1)
+    body += struct.pack("<BHIBBBBBBdB", 1, 3, 8, 0, 0, 1, 0, 0, 0, math.nan, 2)
+    body += struct.pack("<HdHdI", 1, 1e-3, 2, 4e-3, 1)
     body += struct.pack("<IHI", 6, 1, EVERYBODY) + struct.pack("<HHB", 3, 3, 0b010)
     body += struct.pack("<3f", *(np.arange(3, dtype=np.float32) / 7))
     message = struct.pack("<4sBBI", b"FSPZ", 1, 1, len(body)) + body
@@ -174,20 +182,25 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 33, "<H", 0, "local_steps is 0"),
         (Plan, 33, "<H", 4, r"\(steps, directions\) \(3, 3\) for client 0; this run has \(4, 3\)"),
         (Plan, 39, "<B", 2, "seeds has code 2"),
-        (Plan, 40, "<B", 4, "estimator has code 4"),
+        (Plan, 40, "<B", 4, r"'mezo' has one block"),
+        (Plan, 40, "<B", 5, "estimator has code 5"),
         (Plan, 41, "<B", 3, "sides has code 3"),
         (Plan, 42, "<B", 255, "rounding has code 255"),
         (Plan, 43, "<B", 3, "evaluation has code 3"),
         (Plan, 44, "<B", 1, "stream is 'rademacher-v1'"),
         (Plan, 44, "<B", 9, "stream is 9"),
-        (Plan, 45, "<H", 0, "perturbations"),
-        (Plan, 49, "<d", math.nan, "lr is nan"),
-        (Plan, 49, "<d", -1.0, "lr is -1.0"),
-        (Plan, 57, "<d", math.inf, "lr2 is inf"),
-        (Plan, 65, "<d", 0.0, "eps is 0.0"),
-        (Plan, 73, "<I", 2**32 - 1, "body ends at byte"),
-        (Plan, 73, "<I", 1, "updates are of rounds"),
-        (Plan, 77, "<I", 4, "updates are of rounds"),
+        (Plan, 45, "<d", 0.0, "eps is 0.0"),
+        (Plan, 53, "<B", 0, r"lr is \(\)"),
+        (Plan, 53, "<B", 1, r"lr is \(0.001,\)"),
+        (Plan, 53, "<B", 255, "body ends at byte"),
+        (Plan, 54, "<H", 0, r"\(steps, directions\) \(3, 3\) for client 0; this run has \(3, 2\)"),
+        (Plan, 54, "<H", 65534, "give 1 to 65535 directions in all"),
+        (Plan, 56, "<d", math.nan, "lr is nan"),
+        (Plan, 56, "<d", -1.0, "lr is -1.0"),
+        (Plan, 66, "<d", math.inf, "lr is inf"),
+        (Plan, 74, "<I", 2**32 - 1, "body ends at byte"),
+        (Plan, 74, "<I", 1, "updates are of rounds"),
+        (Plan, 78, "<I", 4, "updates are of rounds"),
         (Report, 24, "<I", 0, "examples is 0"),
         (Report, 28, "<f", math.inf, "loss is inf"),
         (Report, 32, "<f", math.nan, "forwards is nan"),
@@ -276,3 +289,13 @@ def test_a_record_has_every_seed_beside_its_coefficient():
     )
     assert tuple(map(tuple, (t.seeds.tolist() for t in shared.terms))) == step_seeds(77, 16, (1, 2))
     assert shared.rounding_seed == step_rounding_seed(77, 15)
+
+
+def test_a_record_of_three_blocks_one_of_them_left_alone():
+    optimizer = replace(OPTIMIZER, lr=(1e-3, 1e-3, 1e-3), perturbations=(1, 0, 2))
+    update = Update(0, ((4, scalars((0,))),))
+    made = record(update, run_seed=77, local_steps=3, optimizer=optimizer)
+    seeds = step_seeds(derive(77, 3, 4), 0, (1, 0, 2))
+    assert [t.seeds.tolist() for t in made.terms] == [list(block) for block in seeds]
+    row = update.entries[0][1].values[0]
+    assert [t.coeffs.tolist() for t in made.terms] == [[row[0]], [], [row[1], row[2]]]

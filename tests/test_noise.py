@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
-from kernel_backends import Op, perturb, signed
+from kernel_backends import Op, perturb, same_bits, signed
+from torch import Tensor
 
 from fedspzo_kernels import noise, noise_table, parameter_key, reference
 from fedspzo_kernels.streams import STREAMS
@@ -86,6 +88,32 @@ def test_known_answers_of_the_shared_header(host_program: Callable[[str], Path])
         [host_program("noise")], input="\n".join(asked), text=True, capture_output=True, check=True
     )
     assert done.stdout.splitlines() == [" ".join(r[6:]) for r in philox] + [r[1] for r in normal]
+
+
+# Stream, seed, key, offset, elements: the ends of each range; carries into a counter's high word.
+SPANS = (
+    ("normal-v1", 0, 0, 0, 4_000_000),
+    ("normal-v1", 2**64 - 1, 2**64 - 1, 2**62 + 3, 2_000_000),
+    ("normal-v1", 0x0123456789ABCDEF, 0xFEDCBA9876543210, 2**34 - 1_000_003, 2_000_000),
+    ("normal-v1", 1, 2**32, 2**63 - 2_000_001, 2_000_000),
+    ("rademacher-v1", 2**63, 5, 2**39 - 500_001, 1_000_000),
+    ("rademacher-v1", 7, 2**63, 2**63 - 1_000_001, 1_000_000),
+)
+
+
+@functools.cache
+def span_of_the_reference(stream: str, seed: int, key: int, offset: int, elements: int) -> Tensor:
+    parts = (torch.arange(elements) + offset).split(1 << 16)
+    z = reference.NOISE[STREAMS[stream]]
+    return torch.cat([z(part, key, torch.tensor(signed(seed))) for part in parts])
+
+
+def test_twelve_million_elements_of_the_shared_header(host_program: Callable[[str], Path]) -> None:
+    program = host_program("stream")
+    for span in SPANS:
+        done = subprocess.run([program, *map(str, span)], capture_output=True, check=True)
+        got = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
+        assert same_bits(got, span_of_the_reference(*span)), span
 
 
 def test_the_cuda_kernel_visits_each_element_once(host_program: Callable[[str], Path]) -> None:

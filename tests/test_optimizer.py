@@ -85,6 +85,9 @@ def replayed(optimizer: SPZO, before: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 SETTINGS = [
+    {"estimator": "anchored", "sides": "one"},
+    {"estimator": "anchored", "sides": "two", "perturbations": (1, 3, 2)},
+    {"estimator": "anchored", "perturbations": (0, 2, 3)},
     {"estimator": "balanced", "sides": "one"},
     {"estimator": "balanced", "sides": "two"},
     {"estimator": "balanced", "perturbations": (2, 3)},
@@ -98,42 +101,43 @@ every_estimator = pytest.mark.parametrize(
 )
 
 
-def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, float]) -> dict[str, Tensor]:
-    """The update, from the table and the noise alone: full forwards on a clean copy."""
-    clean = weights(model)
-    named = [list(zip(g["param_names"], g["params"], strict=True)) for g in optimizer.param_groups]
-    seeds = optimizer.last_step.seeds
-    z = [
-        [
-            {n: noise(p.numel(), parameter_key(n), s).reshape(p.shape) for n, p in group}
-            for s in block
-        ]
-        for group, block in zip(named, seeds, strict=True)
-    ]
-    eps = [g["eps"] for g in optimizer.param_groups]
+def cut(model: nn.Module, estimator: str) -> Blocks:
+    """Three blocks, by default: the untied head is one. Two for the two-block estimators."""
+    return split(model) if estimator in ("anchored", "mezo") else split(model, at=-1)
 
-    @torch.no_grad()
-    def loss(*offsets: tuple[int, int]) -> float:
-        for group, block, e, (d, s) in zip(named, z, eps, offsets, strict=True):
-            for n, p in group:
-                p.copy_(clean[n] + s * e * block[d][n])
-        value = loss_of(model)().item()
-        for name, p in model.named_parameters():
-            p.copy_(clean[name])
-        return value
 
-    p1, p2 = (g["perturbations"] for g in optimizer.param_groups)
+def mezo_by_hand(optimizer, loss, counts, eps):
+    blocks, gradients = len(counts), [[] for _ in counts]
+    for d in range(counts[0]):
+        if optimizer.sides == "two":
+            difference = (loss(*[(d, 1)] * blocks) - loss(*[(d, -1)] * blocks)) / 2
+        else:
+            difference = loss(*[(d, 1)] * blocks) - loss(*[(0, 0)] * blocks)
+        for block, e in zip(gradients, eps, strict=True):
+            block.append(difference / e)
+    return gradients
+
+
+def anchored_by_hand(optimizer, loss, counts, eps):
+    gradients = [[] for _ in counts]
+    for block, (count, e) in enumerate(zip(counts, eps, strict=True)):
+        for d in range(count):
+            up, down = (
+                [(d, s) if b == block else (0, 0) for b in range(len(counts))] for s in (1, -1)
+            )
+            if optimizer.sides == "two":
+                difference = (loss(*up) - loss(*down)) / 2
+            else:
+                difference = loss(*up) - loss(*[(0, 0)] * len(counts))
+            gradients[block].append(difference / e)
+    return gradients
+
+
+def two_blocks_by_hand(optimizer, loss, counts, eps):
+    p1, p2 = counts
     name, sides, here = optimizer.estimator, optimizer.sides, (0, 0)
     g1, g2 = [], []
-    if name == "mezo":
-        for d in range(p1):
-            if sides == "two":
-                difference = (loss((d, 1), (d, 1)) - loss((d, -1), (d, -1))) / 2
-            else:
-                difference = loss((d, 1), (d, 1)) - loss(here, here)
-            g1.append(difference / eps[0])
-            g2.append(difference / eps[1])
-    for a in range(p1 if name != "mezo" else 0):
+    for a in range(p1):
         ps = range(a * p2, (a + 1) * p2)
         s = {p: 1 if p % 2 == 0 else -1 for p in ps}
         if name == "balanced" and sides == "one":
@@ -153,11 +157,43 @@ def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, float]) -> dict[
             if name == "coupled-loo":
                 d = [x - (sum(d) - x) / (len(d) - 1) for x in d]
             g2 += [x / (2 * eps[1]) for x in d]
+    return g1, g2
+
+
+def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, ...]) -> dict[str, Tensor]:
+    """The update, from the table and the noise alone: full forwards on a clean copy."""
+    clean = weights(model)
+    named = [list(zip(g["param_names"], g["params"], strict=True)) for g in optimizer.param_groups]
+    seeds = optimizer.last_step.seeds
+    z = [
+        [
+            {n: noise(p.numel(), parameter_key(n), s).reshape(p.shape) for n, p in group}
+            for s in block
+        ]
+        for group, block in zip(named, seeds, strict=True)
+    ]
+    eps = [g["eps"] for g in optimizer.param_groups]
+
+    @torch.no_grad()
+    def loss(*offsets: tuple[int, int]) -> float:
+        for group, block, e, (d, s) in zip(named, z, eps, offsets, strict=True):
+            for n, p in group:
+                if s:
+                    p.copy_(clean[n] + s * e * block[d][n])
+        value = loss_of(model)().item()
+        for name, p in model.named_parameters():
+            p.copy_(clean[name])
+        return value
+
+    formula = {"anchored": anchored_by_hand, "mezo": mezo_by_hand}.get(
+        optimizer.estimator, two_blocks_by_hand
+    )
+    gradients = formula(optimizer, loss, [g["perturbations"] for g in optimizer.param_groups], eps)
     after = {n: v.clone() for n, v in clean.items()}
-    for group, block, gradients, rate in zip(named, z, (g1, g2), lr, strict=True):
+    for group, block, found, rate in zip(named, z, gradients, lr, strict=True):
         for n, _ in group:
-            for g, direction in zip(gradients, block, strict=True):
-                after[n] -= rate * g / len(gradients) * direction[n]
+            for g, direction in zip(found, block, strict=True):
+                after[n] -= rate * g / len(found) * direction[n]
     return after
 
 
@@ -165,11 +201,13 @@ def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, float]) -> dict[
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_a_step_is_the_tables_update(settings, evaluation):
     """Against a plain implementation: full forwards on clean copies, no capture, no in-place."""
-    model, lr = llama(), (1e-2, 3e-2)
+    model = llama()
     oracle = copy.deepcopy(model).eval()
-    optimizer = SPZO(split(model), lr, eps=(2e-3, 1e-3), evaluation=evaluation, seed=3, **settings)
+    blocks = cut(model, settings["estimator"])
+    lr, eps = (1e-2, 3e-2, 2e-2)[: len(blocks.groups)], (2e-3, 1e-3, 4e-3)[: len(blocks.groups)]
+    optimizer = SPZO(blocks, lr, eps=eps, evaluation=evaluation, seed=3, **settings)
     optimizer.step(loss_of(model))
-    reference = SPZO(split(oracle), lr, eps=(2e-3, 1e-3), **settings)
+    reference = SPZO(cut(oracle, settings["estimator"]), lr, eps=eps, **settings)
     reference.last_step = optimizer.last_step
     for mine, theirs in zip(reference.param_groups, optimizer.param_groups, strict=True):
         mine["perturbations"] = theirs["perturbations"]
@@ -186,7 +224,7 @@ def test_a_step_is_the_tables_update(settings, evaluation):
 def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtype):
     """What a server replays from the report is, to the bit, what the step did."""
     model = llama(dtype)
-    optimizer = SPZO(split(model), 1e-2, evaluation="layerwise", **settings)
+    optimizer = SPZO(cut(model, settings["estimator"]), 1e-2, evaluation="layerwise", **settings)
     for _ in range(3):
         before = weights(model)
         optimizer.step(loss_of(model))
@@ -198,7 +236,7 @@ def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtyp
 def test_in_place_steps_do_the_same_to_rounding(settings):
     models = llama(), llama()
     for model, evaluation in zip(models, ("layerwise", "in_place"), strict=True):
-        optimizer = SPZO(split(model), 1e-4, evaluation=evaluation, **settings)
+        optimizer = SPZO(cut(model, settings["estimator"]), 1e-4, evaluation=evaluation, **settings)
         for _ in range(2):
             before = weights(model)
             optimizer.step(loss_of(model))
@@ -207,7 +245,7 @@ def test_in_place_steps_do_the_same_to_rounding(settings):
 
 
 def test_in_place_schedule_takes_few_passes(monkeypatch):
-    """Block 1: 3 passes a step; block 2: P2 + 2, the turns and restores fused with what follows."""
+    """Turns and restores are fused with what follows; block 1's restore with the update."""
     calls: list[tuple[int, int]] = []
     plain = fedspzo_kernels.perturb_
 
@@ -218,7 +256,16 @@ def test_in_place_schedule_takes_few_passes(monkeypatch):
     monkeypatch.setattr(fedspzo_kernels, "perturb_", counted)
     model = llama()
     blocks = split(model)
-    optimizer = SPZO(blocks, perturbations=(1, 4), cost_share=0.25)
+    optimizer = SPZO(blocks, perturbations=(2, 3, 4), cost_shares=(0.5, 0.25))
+    optimizer.step(loss_of(model))
+    first, second, third = (len(group) for group in blocks.groups)
+    # + eps z, on to the next z; then back and the update of as many terms, in one for block 1
+    assert [terms for size, terms in calls if size == first] == [1, 2, 2]
+    assert [terms for size, terms in calls if size == second] == [1, 2, 2, 1, 3]
+    assert [terms for size, terms in calls if size == third] == [1, 2, 2, 2, 1, 4]
+    calls.clear()
+    blocks = split(model, at=-1)
+    optimizer = SPZO(blocks, estimator="balanced", perturbations=(1, 4), cost_shares=(0.25,))
     optimizer.step(loss_of(model))
     first, second = (len(group) for group in blocks.groups)
     assert [terms for size, terms in calls if size == first] == [1, 1, 1]
@@ -238,30 +285,58 @@ def test_defaults_follow_the_dtype():
         optimizer = SPZO(split(llama(dtype)))
         assert (optimizer.sides, optimizer.rounding) == (sides, rounding)
         assert optimizer.evaluation == ("in_place" if dtype == torch.float32 else "layerwise")
-        assert [group["eps"] for group in optimizer.param_groups] == [eps, eps]
-    assert SPZO(split(llama()), estimator="coupled").sides == "two"
+        assert [group["eps"] for group in optimizer.param_groups] == [eps] * 3
+        assert optimizer.estimator == "anchored"
+        balanced = SPZO(split(llama(dtype), at=-1), estimator="balanced")
+        assert balanced.sides == sides
+    assert SPZO(split(llama(), at=-1), estimator="coupled").sides == "two"
+    assert SPZO(Blocks.single(llama())).estimator == "mezo"
     assert SPZO(llama().parameters()).estimator == "mezo"
 
 
-def test_cost_p2_and_learning_rate_come_from_the_first_step():
+def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     model = llama(layers=8)
-    optimizer = SPZO(split(model, 6), lr=1e-3)
-    assert optimizer.cost_share is None
+    optimizer = SPZO(split(model, at=(6, "head")), lr=1e-3)
+    assert optimizer.cost_shares is None
+    optimizer.step(loss_of(model))
+    layers, head = optimizer.cost_shares
+    assert 2 / 8 < layers < 3 / 8  # 2 of 8 layers and the head
+    assert head < layers / 4
+    counts = [group["perturbations"] for group in optimizer.param_groups]
+    assert counts == [2, round(2 / layers), min(64, round(2 / head))]
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert scales == [count / 2 for count in counts]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3] * 3
+    report = optimizer.last_step
+    p1, p2, p3 = counts
+    assert report.forwards == pytest.approx(1 + p1 + p2 * layers + p3 * head)
+    assert optimizer.forwards == pytest.approx(report.forwards + 1 + layers + head)
+    for gradients, added in zip(report.gradients, report.coefficients, strict=True):
+        # by the rule every direction counts alike
+        assert added == pytest.approx([-1e-3 / 2 * g for g in gradients])
+    optimizer.step(loss_of(model))
+    assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + layers + head)
+
+
+def test_cost_p2_and_learning_rate_of_balanced_come_from_the_first_step():
+    model = llama(layers=8)
+    optimizer = SPZO(split(model, 6), lr=1e-3, estimator="balanced")
+    assert optimizer.cost_shares is None
     optimizer.step(loss_of(model))
     # a layer's matmuls, q k v o of 16 x (16 + 8 + 8 + 16), attention, and 3 x 16 x 24, next to
     # the head's 16 x 32: block 2 is 2 of 8 layers and the head
-    share = optimizer.cost_share
+    (share,) = optimizer.cost_shares
     assert 2 / 8 < share < 3 / 8
     p2 = optimizer.param_groups[1]["perturbations"]
     assert p2 == 2 * round((1 - share) / share / 2)
-    assert [group["lr_scale"] for group in optimizer.param_groups] == [1, 2 * p2]
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1, p2]
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
     report = optimizer.last_step
     assert report.forwards == pytest.approx(2 + p2 * share)
     assert optimizer.forwards == pytest.approx(report.forwards + 1 + share)
     (g1,), (c1,) = report.gradients[0], report.coefficients[0]
     assert c1 == pytest.approx(-1e-3 * g1)
-    assert report.coefficients[1] == pytest.approx([-1e-3 * 2 * g for g in report.gradients[1]])
+    assert report.coefficients[1] == pytest.approx([-1e-3 * g for g in report.gradients[1]])
     optimizer.step(loss_of(model))
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + share)
 
@@ -269,25 +344,40 @@ def test_cost_p2_and_learning_rate_come_from_the_first_step():
 @pytest.mark.parametrize(
     ("settings", "forwards"),
     [
-        ({"perturbations": (1, 6)}, 2 + 6 / 4),
-        ({"perturbations": (1, 6), "sides": "two"}, 2 * 3 / 4 + 2 * 6 / 4),
+        ({"perturbations": (3, 6)}, 1 + 3 + 6 / 4),
+        ({"perturbations": (0, 6)}, 1 + 6 / 4),
+        ({"perturbations": (3, 0)}, 1 + 3),
+        ({"perturbations": (3, 6), "sides": "two"}, 1 + 2 * (3 + 6 / 4)),
+        ({"perturbations": (1, 6), "estimator": "balanced"}, 2 + 6 / 4),
+        (
+            {"perturbations": (1, 6), "estimator": "balanced", "sides": "two"},
+            2 * 3 / 4 + 2 * 6 / 4,
+        ),
         ({"perturbations": (1, 6), "estimator": "coupled"}, 2 * 3 / 4 + 2 * 6 / 4),
-        ({"perturbations": (2, 6)}, 2 * (2 + 6 / 4)),
+        ({"perturbations": (2, 6), "estimator": "balanced"}, 2 * (2 + 6 / 4)),
         ({"perturbations": 3, "estimator": "mezo"}, 6),
         ({"perturbations": 3, "estimator": "mezo", "sides": "one"}, 4),
     ],
 )
 def test_forwards_are_the_tables(settings, forwards):
     model = llama()
-    optimizer = SPZO(split(model), cost_share=1 / 4, **settings)
+    optimizer = SPZO(split(model, at=-1), cost_shares=(1 / 4,), **settings)
     optimizer.step(loss_of(model))
     assert optimizer.last_step.forwards == optimizer.forwards == pytest.approx(forwards)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[1], SETTINGS[5]])
-def test_the_loss_falls(settings):
+@pytest.mark.parametrize(
+    ("lr", "settings"),
+    [
+        (2e-3, {}),
+        (4e-3, {"estimator": "balanced", "sides": "one"}),
+        (4e-3, {"estimator": "balanced", "sides": "two"}),
+        (4e-3, {"estimator": "mezo", "perturbations": 3}),
+    ],
+)
+def test_the_loss_falls(lr, settings):
     model = llama()
-    optimizer = SPZO(split(model), 2e-3 if settings["estimator"] != "mezo" else 4e-3, **settings)
+    optimizer = SPZO(cut(model, settings.get("estimator", "anchored")), lr, **settings)
     losses = [optimizer.step(loss_of(model)) for _ in range(150)]
     assert isinstance(losses[0], float)
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
@@ -322,10 +412,11 @@ def state_of_modules(model: nn.Module) -> list[object]:
 def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
     model = llama().train()
     model.model.layers[1].eval()
-    before, modules = weights(model), state_of_modules(model)
+    modules = state_of_modules(model)
     handler = signal.getsignal(signal.SIGINT)
-    for n in range(2 + 2 + 4):  # the first step measures with two more
-        optimizer = SPZO(split(model), 1e-2, evaluation=evaluation, perturbations=(1, 4))
+    for n in range(3 + 1 + 7):  # the first step measures with three more
+        before = weights(model)
+        optimizer = SPZO(split(model), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2))
         with pytest.raises(type(error)):
             optimizer.step(Interrupted(model, n, error))
         assert same(model, before) if evaluation == "layerwise" else close(model, before)
@@ -334,12 +425,11 @@ def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
         assert optimizer.steps == 0
     assert torch.is_grad_enabled()
     clean = llama()
-    clean_optimizer = SPZO(split(clean), 1e-2, evaluation=evaluation, perturbations=(1, 4))
-    optimizer.step(loss_of(model))
-    clean_optimizer.step(loss_of(clean))
-    assert (
-        same(model, weights(clean)) if evaluation == "layerwise" else close(model, weights(clean))
-    )
+    assert same(model, weights(clean)) == (evaluation == "layerwise")
+    clean.load_state_dict(model.state_dict())  # with what the ways back in place rounded off
+    clean_optimizer = SPZO(split(clean), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2))
+    assert optimizer.step(loss_of(model)) == clean_optimizer.step(loss_of(clean))
+    assert same(model, weights(clean))
 
 
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
@@ -361,11 +451,11 @@ def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(
 
     monkeypatch.setattr(fedspzo_kernels, "perturb_", struck)
     model = llama()
-    optimizer = SPZO(
-        split(model), 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_share=0.5
-    )
+    blocks = split(model, at=-1)
+    optimizer = SPZO(blocks, 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_shares=(0.5,))
     done = 0
-    for n in range(1, 3 if evaluation == "layerwise" else 8):
+    # + eps z, on to the next z, back for block 2; + eps z for block 1; 2 updates
+    for n in range(1, 3 if evaluation == "layerwise" else 7):
         before, steps = weights(model), optimizer.steps
         counter["left"] = n
         with pytest.raises(KeyboardInterrupt):
@@ -386,9 +476,8 @@ def test_a_failing_op_puts_weights_back(monkeypatch, evaluation):
     """Also when block 1 has its update already and block 2's fails."""
     model = llama()
     plain, calls = fedspzo_kernels.perturb_, []
-    optimizer = SPZO(
-        split(model), 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_share=0.5
-    )
+    blocks = split(model, at=-1)
+    optimizer = SPZO(blocks, 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_shares=(0.5,))
     before = weights(model)
 
     def failing(*args, **kwargs):
@@ -399,7 +488,7 @@ def test_a_failing_op_puts_weights_back(monkeypatch, evaluation):
 
     monkeypatch.setattr(fedspzo_kernels, "perturb_", failing)
     # layerwise, the two updates are the only ops; a first one is taken back by arithmetic
-    for fail_at in range(1, 3 if evaluation == "layerwise" else 8):
+    for fail_at in range(1, 3 if evaluation == "layerwise" else 7):
         calls.clear()
         with pytest.raises(MemoryError):
             optimizer.step(loss_of(model))
@@ -440,9 +529,8 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_reported(evaluation, bad):
     model = llama()
-    optimizer = SPZO(
-        split(model), 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_share=0.5
-    )
+    blocks = split(model, at=-1)
+    optimizer = SPZO(blocks, 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_shares=(0.5,))
     before, n = weights(model), iter(range(100))
 
     def loss() -> Tensor:
@@ -468,7 +556,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_reported(evaluatio
 
 def test_a_difference_beyond_float32_is_skipped():
     model = llama()
-    optimizer = SPZO(split(model), cost_share=0.5)
+    optimizer = SPZO(split(model, at=-1), perturbations=(1, 2), cost_shares=(0.5,))
     n = iter(range(10))
     with pytest.warns(UserWarning, match="skipped"):
         optimizer.step(lambda: loss_of(model)() * (1e37 if next(n) else 1))
@@ -479,12 +567,13 @@ def test_a_difference_beyond_float32_is_skipped():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_state_dict_continues_bit_for_bit(settings, dtype):
     model = llama(dtype)
-    optimizer = SPZO(split(model), 1e-2, seed=11, **settings)
+    optimizer = SPZO(cut(model, settings["estimator"]), 1e-2, seed=11, **settings)
     for _ in range(2):
         optimizer.step(loss_of(model))
     state = json.loads(json.dumps(optimizer.state_dict()))  # plain values
     twin = copy.deepcopy(model)
-    resumed = SPZO(split(twin), 5.0, seed=1, sides=None, estimator=settings["estimator"])
+    blocks = cut(twin, settings["estimator"])
+    resumed = SPZO(blocks, 5.0, seed=1, sides=None, estimator=settings["estimator"])
     resumed.load_state_dict(state)
     for _ in range(2):
         assert resumed.step(loss_of(twin)) == optimizer.step(loss_of(model))
@@ -499,20 +588,21 @@ def test_a_foreign_state_dict_is_refused():
         optimizer.load_state_dict(torch.optim.SGD(llama().parameters()).state_dict())
     with pytest.raises(ValueError, match="split at the same layer"):
         optimizer.load_state_dict(SPZO(split(llama(), 1)).state_dict())
+    coupled = SPZO(split(llama(), at=-1), estimator="coupled")
     with pytest.raises(ValueError, match="estimator 'coupled'; build SPZO with it"):
-        optimizer.load_state_dict(SPZO(split(llama()), estimator="coupled").state_dict())
+        optimizer.load_state_dict(coupled.state_dict())
 
 
 def test_learning_rate_schedulers_scale_the_updates():
     model = llama()
-    optimizer = SPZO(split(model), 1e-2, perturbations=(1, 2))
+    optimizer = SPZO(split(model), 1e-2, perturbations=(1, 2, 4))
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     for step in range(3):
         optimizer.step(loss_of(model))
         report, rate = optimizer.last_step, 1e-2 / 2**step
-        assert report.coefficients[0] == pytest.approx([-rate * g for g in report.gradients[0]])
-        # lr_scale is 2 P2 = 4, the mean is over 2
-        assert report.coefficients[1] == pytest.approx([-rate * 2 * g for g in report.gradients[1]])
+        for gradients, added in zip(report.gradients, report.coefficients, strict=True):
+            # lr_scale is P_b / P1 = 1, 2, 4; the means are over as many
+            assert added == pytest.approx([-rate * g for g in gradients])
         scheduler.step()
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     before = weights(model)
@@ -524,10 +614,11 @@ def test_learning_rate_schedulers_scale_the_updates():
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_weight_decay_is_decoupled_and_comes_before_the_update(evaluation):
     model = llama()
-    optimizer = SPZO(split(model), (1e-2, 2e-2), weight_decay=0.5, evaluation=evaluation)
+    optimizer = SPZO(split(model), (1e-2, 2e-2, 4e-2), weight_decay=0.5, evaluation=evaluation)
     before = weights(model)
     optimizer.step(loss_of(model))
-    for group, factor in zip(optimizer.param_groups, (1 - 5e-3, 1 - 1e-2), strict=True):
+    factors = (1 - 5e-3, 1 - 1e-2, 1 - 2e-2)
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
         for name in group["param_names"]:
             before[name].mul_(factor)
     expected = replayed(optimizer, before)
@@ -545,7 +636,47 @@ def test_a_closure_that_averages_accumulates():
     one.step(loss_of(whole))
     two.step(averaged)
     assert two.last_step.losses == pytest.approx(one.last_step.losses, rel=1e-5)
-    assert two.cost_share == pytest.approx(one.cost_share)
+    assert two.cost_shares == pytest.approx(one.cost_shares)
+
+
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_a_block_without_perturbations_keeps_its_bits(evaluation):
+    """Whatever the others do: block 1 is never moved, so that in place too no bit is lost."""
+    model = llama()
+    optimizer = SPZO(split(model), 1e-2, evaluation=evaluation, perturbations=(0, 3, 2))
+    before, untouched = weights(model), optimizer.param_groups[0]["param_names"]
+    for _ in range(3):
+        optimizer.step(loss_of(model))
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in untouched)
+    moved = [g["param_names"][0] for g in optimizer.param_groups[1:]]
+    assert not any(torch.equal(after[name], before[name]) for name in moved)
+    report = optimizer.last_step
+    assert (report.seeds[0], report.gradients[0], report.coefficients[0]) == ((), (), ())
+    assert len(report.losses) == 1 + 3 + 2
+    assert report.forwards == pytest.approx(
+        1 + 3 * optimizer.cost_shares[0] + 2 * optimizer.cost_shares[1]
+    )
+
+
+def test_an_anchored_step_runs_only_the_layers_it_counts():
+    """Layers before a block's cut run for theta and for what is before it, and never for it."""
+    model = llama()
+    optimizer = SPZO(split(model, at=(2, 3, "head")), perturbations=(1, 2, 3, 4))
+    optimizer.step(loss_of(model))  # measures
+    ran = dict.fromkeys((0, 2, 3, "head"), 0)
+
+    def count(place):
+        def hook(*_):
+            ran[place] += 1
+
+        return hook
+
+    for place in (0, 2, 3):
+        model.model.layers[place].mlp.register_forward_hook(count(place))
+    model.lm_head.register_forward_hook(count("head"))
+    assert optimizer.step(loss_of(model)) == optimizer.last_step.losses[0]
+    assert ran == {0: 1 + 1, 2: 1 + 1 + 2, 3: 1 + 1 + 2 + 3, "head": 1 + 1 + 2 + 3 + 4}
 
 
 def test_tied_weights_move_once():
@@ -553,6 +684,7 @@ def test_tied_weights_move_once():
     config = hf.GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=4, n_head=2, n_positions=12)
     model = hf.GPT2LMHeadModel(config)
     optimizer = SPZO(split(model), 1e-2, evaluation="layerwise")
+    assert len(optimizer.param_groups) == 2  # the head's only matrix is block 1's
     assert optimizer.param_groups[0]["param_names"].count("transformer.wte.weight") == 1
     before = weights(model)
     optimizer.step(loss_of(model))
@@ -598,7 +730,7 @@ def test_bare_parameters_are_one_block():
 
 def test_bare_groups_have_options_of_their_own():
     model = llama()
-    first, second = split(model).param_groups()
+    first, second = split(model, at=-1).param_groups()
     groups = [{**first, "lr": 1e-2}, {**second, "lr": 3e-2, "eps": 2e-3}]
     optimizer = SPZO(groups)  # mezo: both groups along the same directions
     optimizer.step(loss_of(model))
@@ -658,14 +790,14 @@ BFLOAT16 = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
             [PARAMETER],
             {"estimator": "balanced"},
             ValueError,
-            r"two blocks.*pass blocks.split\(model",
+            r"two blocks.*pass split\(model, at=",
         ),
         ([PARAMETER], {"sides": "three"}, ValueError, "sides is 'three'; pass 'one' or 'two'"),
         ([PARAMETER], {"weight_decay": -1}, ValueError, "weight_decay is -1; pass .* 0 or more"),
         ([BFLOAT16], {"weight_decay": 0.1}, ValueError, "weight_decay is 0.1, but bfloat16"),
         ([PARAMETER], {"seed": -1}, ValueError, r"seed is -1; pass an int in \[0, 2\*\*64\)"),
         ([PARAMETER], {"rounding": "up"}, ValueError, "rounding is 'up'; pass 'nearest'"),
-        ([PARAMETER], {"cost_share": 0}, ValueError, r"cost_share is 0; pass a number in \(0, 1\]"),
+        ([PARAMETER], {"cost_shares": (0.5,)}, ValueError, r"cost_shares is \(0.5,\); .* \(0, 1\]"),
     ],
 )
 def test_bad_arguments_are_named(params, settings, error, says):
@@ -673,14 +805,36 @@ def test_bad_arguments_are_named(params, settings, error, says):
         SPZO(params, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"perturbations": 4}, "perturbations is 4; 'anchored' takes one number a block"),
+        ({"perturbations": (1, 2)}, r"perturbations is \(1, 2\), but there are 3 blocks"),
+        ({"perturbations": (0, 0, 0)}, r"\(0, 0, 0\); give at least one block some"),
+        ({"perturbations": (1, -1, 1)}, "perturbations is -1; pass an int of at least 0"),
+        ({"perturbations": (1, 1, True)}, "perturbations is True; pass an int"),
+        ({"lr": (1.0, 2.0)}, r"lr is \(1.0, 2.0\), but there are 3 blocks; pass one value"),
+        ({"eps": (1.0,)}, r"eps is \(1.0,\), but there are 3 blocks"),
+        ({"cost_shares": (0.5,)}, r"cost_shares is \(0.5,\); pass a number in \(0, 1\] for each"),
+        ({"cost_shares": (0.5, 0.0)}, r"cost_shares is \(0.5, 0.0\)"),
+        ({"estimator": "balanced"}, r"'balanced' needs two blocks, .* 3; pass split\(model, at="),
+    ],
+)
+def test_bad_arguments_for_three_blocks_are_named(settings, says):
+    with pytest.raises(ValueError, match=says):
+        SPZO(split(llama()), **settings)
+
+
 def test_bad_arguments_for_two_blocks_are_named():
-    blocks = split(llama())
-    with pytest.raises(ValueError, match=r"perturbations is 4; 'balanced' takes \(P1, P2\)"):
-        SPZO(blocks, perturbations=4)
+    blocks = split(llama(), at=-1)
+    with pytest.raises(ValueError, match="perturbations is 4; 'balanced' takes one number a block"):
+        SPZO(blocks, estimator="balanced", perturbations=4)
+    with pytest.raises(ValueError, match="perturbations is 0; pass an int of at least 1"):
+        SPZO(blocks, estimator="balanced", perturbations=(1, 0))
     with pytest.raises(ValueError, match="sides is 'one', but 'coupled' is two-sided"):
         SPZO(blocks, estimator="coupled", sides="one")
     with pytest.raises(ValueError, match=r"block 2 is 1, .* needs at least 2"):
-        SPZO(blocks, sides="two", perturbations=(1, 1))
+        SPZO(blocks, estimator="balanced", sides="two", perturbations=(1, 1))
     with pytest.raises(ValueError, match="'balanced' needs two blocks, but there are 1"):
         SPZO(Blocks.single(blocks.model), estimator="balanced")
 
@@ -701,7 +855,7 @@ def test_the_closure_is_required_and_returns_a_scalar():
 
 def test_reseeding_starts_another_sequence():
     model = llama()
-    optimizer = SPZO(split(model), cost_share=0.25, seed=1)
+    optimizer = SPZO(split(model), cost_shares=(0.25, 0.1), seed=1)
     optimizer.step(loss_of(model))
     first = optimizer.last_step.seeds
     optimizer.reseed(2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -22,7 +24,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from fedspzo.blocks import split
 from fedspzo.data import Example
+from fedspzo.optimizer import SPZO
 from fedspzo.tables import InputError
 from fedspzo.tasks import HeadClassification, LanguageModelling, PromptClassification
 
@@ -97,6 +101,89 @@ def test_masked_prompt_reads_the_templates_mask_not_the_texts() -> None:
             logits = model(input_ids=torch.tensor([item.ids])).logits[0, places[mask]]
             wanted = logits[[WORDS.index("great"), WORDS.index("awful")]]
             torch.testing.assert_close(scores[row], wanted)
+
+
+def masked_bert() -> nn.Module:
+    config = BertConfig(vocab_size=len(WORDS), intermediate_size=32, **SMALL)
+    return BertForMaskedLM(config).eval()
+
+
+class Headless(nn.Module):
+    """A model that shows no head, so that every position's logits are computed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.model(**inputs)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "bert", "llama-lora-head"])
+@torch.no_grad()
+def test_a_prompts_head_is_computed_at_one_position_with_the_full_heads_logits(kind: str) -> None:
+    template = "{text} it was"
+    if kind == "bert":
+        model, template = masked_bert(), "{mask} film {text}"
+    elif kind == "llama-lora-head":
+        settings = peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False, r=2)
+        model = peft.get_peft_model(causal("llama"), settings).eval()
+    else:
+        model = causal(kind)
+    task = PromptClassification(tokenizer(special=kind == "bert"), template, VERBALIZERS, 32)
+    batch = task.collate(task.encode(EXAMPLES))
+    head = model.get_output_embeddings()
+    shapes: list[torch.Size] = []
+    watch = head.register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    hooks = len(head._forward_pre_hooks)
+    scores, labels = task.scores(model, batch)
+    full, expected_labels = task.scores(Headless(model), batch)
+    watch.remove()
+    rows, length = batch["input_ids"].shape
+    assert [tuple(shape[:2]) for shape in shapes] == [(rows, 1), (rows, length)]
+    assert torch.equal(labels, expected_labels)
+    # a product of another shape may add in another order
+    torch.testing.assert_close(scores, full, rtol=1e-6, atol=1e-6)
+    assert len(head._forward_pre_hooks) == hooks
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=repr)
+def test_the_head_is_put_back_when_the_model_fails(error: BaseException) -> None:
+    model = causal("llama")
+    task = PromptClassification(tokenizer(), "{text} it was", VERBALIZERS, 32)
+    batch = task.collate(task.encode(EXAMPLES))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    broken = model.lm_head.register_forward_hook(fail)
+    with pytest.raises(type(error)):
+        task.loss(model, batch)
+    broken.remove()
+    assert not model.lm_head._forward_pre_hooks
+    length = batch["input_ids"].shape[1]
+    assert model(input_ids=batch["input_ids"]).logits.shape[1] == length  # every position again
+
+
+def test_a_prompts_loss_trains_in_three_blocks_as_with_the_full_head() -> None:
+    """The head at one position is a head like any other to capture and replay."""
+    losses = []
+    for wrap in (False, True):
+        torch.manual_seed(0)
+        model = causal("llama")
+        task = PromptClassification(tokenizer(), "{text} it was", VERBALIZERS, 32)
+        batch = task.collate(task.encode(EXAMPLES))
+        blocks = split(model)
+        assert len(blocks.groups) == 3
+        seen = Headless(model) if wrap else model
+        optimizer = SPZO(blocks, 1e-3, perturbations=(1, 2, 4))
+        for _ in range(2):
+            optimizer.step(partial(task.loss, seen, batch))
+        losses.append(optimizer.last_step.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_long_text_is_cut_and_the_template_stays() -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from kernel_backends import REFERENCE, same_bits
 from test_perturb import DTYPES, TERMS, values
+from torch import Tensor
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
+from fedspzo_kernels import noise_table
 from fedspzo_kernels.triton import perturb_, signed_table
+from fedspzo_kernels.triton.kernel import fma
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (0, 1, 33, 4097)
@@ -50,6 +60,116 @@ def test_the_signed_table_has_each_row_twice() -> None:
     used = table.any(1)
     assert int(used.sum()) == 2 * 62  # the octave of 2**31 is zero
     assert torch.equal(table[254:318] * torch.tensor([-1, 1, -1, 1]), table[766:830])
+
+
+Fma = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@triton.jit
+def fma_kernel(a, b, c, out, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    result = fma(tl.load(a + place), tl.load(b + place), tl.load(c + place))
+    tl.store(out + place, result)
+
+
+def fma_of_the_kernel(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The function that perturb_kernel calls, on a multiple of 4096 elements."""
+    a, b, c = (x.contiguous().to(DEVICE) for x in (a, b, c))
+    out = torch.empty_like(a)
+    fma_kernel[(len(a) // 4096,)](a, b, c, out, BLOCK=4096, enable_fp_fusion=False)
+    return out.cpu()
+
+
+@pytest.fixture(scope="module")
+def fma_of_c(tmp_path_factory: pytest.TempPathFactory) -> Fma:
+    if (compiler := shutil.which("c++")) is None:
+        pytest.skip("no c++ on the path")
+    library = tmp_path_factory.mktemp("fma") / "fma.so"
+    source = Path(__file__).parent / "host" / "fma.cpp"
+    command = [compiler, "-O2", "-std=c++17", "-shared", "-fPIC", source, "-o", library]
+    subprocess.run(command, check=True)
+    loop = ctypes.CDLL(str(library)).fma_all
+
+    def call(*operands: Tensor) -> Tensor:
+        operands = tuple(x.contiguous() for x in operands)
+        out = torch.empty_like(operands[0])
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*operands, out)]
+        loop(*pointers, ctypes.c_int64(len(out)))
+        return out
+
+    return call
+
+
+def assert_fma(fma_of_c: Fma, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    expected, got = fma_of_c(a, b, c), fma_of_the_kernel(a, b, c)
+    special = expected.isnan()
+    assert torch.equal(got.isnan(), special)
+    wrong = (got.view(torch.int32) != expected.view(torch.int32)) & ~special
+    assert not wrong.any(), [float(x[wrong][0]).hex() for x in (a, b, c, got, expected)]
+    return expected
+
+
+@pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")
+def test_fma_is_that_of_c_on_every_row_of_the_table(fma_of_c: Fma) -> None:
+    """All four of an element: three of `normal`, then the term's."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.rand(62, 2048, generator=generator, dtype=torch.float64)
+    words[:, 0], words[:, -1] = 0, 1 - 2.0**-53
+    octave, half = torch.arange(62) // 2, torch.arange(62) % 2
+    low, width = 2.0**octave * (1 + 0.5 * half), 2.0**octave * 0.5
+    words = (low.double()[:, None] + width[:, None] * words).long() | 1
+    f = torch.cat([words, -words]).flatten().float()
+    rows = f.view(torch.int32) >> (23 - noise_table.SEGMENT_BITS) & 0x3FF
+    table = signed_table(torch.device("cpu")).view(torch.float32)
+    assert len(rows.unique()) == 2 * 61  # odd integers leave out [1.5, 3) and round to 2**31
+    c0, c1, c2, c3 = table[rows].unbind(1)
+    z = assert_fma(fma_of_c, c3, f, c2)
+    z = assert_fma(fma_of_c, z, f, c1)
+    z = assert_fma(fma_of_c, z, f, c0)
+    assert 6.2 < z.abs().max() < 6.4
+    for coeff, scale in ((1e-3, 0.02), (1e-9, 0.02), (0.7, 1e-6), (1.0, 1.0)):
+        theta = scale * torch.randn(len(z), generator=generator)
+        assert_fma(fma_of_c, torch.full_like(z, coeff), z, theta)
+        assert_fma(fma_of_c, torch.full_like(z, coeff), z, theta.bfloat16().float())
+
+
+@pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")
+def test_fma_is_that_of_c_on_hard_triples(fma_of_c: Fma) -> None:
+    generator = torch.Generator().manual_seed(1)
+    count = 1 << 18
+
+    def bits(low: int = -(2**31), high: int = 2**31) -> Tensor:
+        return torch.randint(low, high, (count,), generator=generator).int()
+
+    def power(low: int, high: int) -> Tensor:
+        return torch.exp2(torch.randint(low, high, (count,), generator=generator).double())
+
+    def near(x: Tensor) -> Tensor:
+        """Up to two float32 away."""
+        return (x.view(torch.int32) + bits(-2, 3)).view(torch.float32)
+
+    # anything at all, infinities and NaN among them
+    anything = [bits().view(torch.float32) for _ in range(3)]
+    assert_fma(fma_of_c, *anything)
+    a, b = (torch.randn(count, generator=generator) for _ in range(2))
+    # cancellation: what is left is the product's own error, or a few last bits
+    assert_fma(fma_of_c, a, b, near(-(a * b)))
+    # a product of about half the last bit of c, a hair off the tie
+    c = near(power(-20, 20).float())
+    ulp = torch.nextafter(c, torch.tensor(torch.inf)) - c
+    sign = 1 - 2 * (bits(0, 2)).float()
+    hair = 1 + power(-23, -11).float()
+    assert_fma(fma_of_c, hair, sign * ulp / 2 * (2 - hair), c)
+    assert_fma(fma_of_c, sign * near(torch.ones(count)), near(ulp / 2), c)
+    # subnormal sums and products
+    small = bits(0, 1 << 24).view(torch.float32)
+    scale = power(-149, -120)
+    assert_fma(fma_of_c, a, (b * scale).float(), small)
+    assert_fma(fma_of_c, (a * power(-90, -60)).float(), (b * power(-90, -60)).float(), small)
+    assert_fma(fma_of_c, (a * 2.0**-70).float(), (b * 2.0**-70).float(), torch.zeros(count))
+    # around the largest float32
+    large = (a * power(60, 67)).float()
+    assert_fma(fma_of_c, large, (b * power(60, 64)).float(), near(torch.full((count,), 3e38)))
 
 
 def test_it_serves_on_request() -> None:

@@ -93,18 +93,15 @@ struct Float16 : Sixteen<Float16> {
     return word;
   }
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
-    return pack(truncated(low, random >> 3 & 0x1FFFu), truncated(high, random >> 19));
+    return pack(neighbour(low, __byte_perm(random, 0, 0x1044)), neighbour(high, random));
   }
-  // stochastic_float16 without branches: a value that float16 holds, or overflows to infinity.
-  __device__ static float truncated(float value, uint32_t random) {
-    const float magnitude = fabsf(value);
-    const uint32_t bits = bits_of(magnitude);
-    const float normal = float_of((bits + random) & ~0x1FFFu);
-    // Below 2^-14 in units of 2^-37, truncated to 2^-24, which is the last bit's worth from 1/2 on.
-    const float sum = __fmaf_rz(float(int32_t(random)), 0x1p-37f, magnitude);
-    const float tiny = __fadd_rz(sum, 0.5f) - 0.5f;
-    const bool is_normal = bits - 0x38800000u < kInfinity - 0x38800000u;
-    return copysignf(is_normal ? normal : tiny, value);
+  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the upper
+  // half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its bits
+  // are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
+  // nothing beside the product, but a NaN that the integer sum has spoilt it makes one again.
+  __device__ static float neighbour(float value, uint32_t random) {
+    const float scaled = __fmul_rz(value, 0x1p-112f);
+    return fmaf(float_of((bits_of(scaled) + (random >> 19)) & ~0x1FFFu), 0x1p112f, scaled);
   }
 };
 

@@ -84,17 +84,14 @@ def stochastic(value, random, dtype: tl.constexpr):
     sign = (bits >> 16) & 0x8000
     if dtype == tl.bfloat16:
         rounded = (magnitude + random) >> 16
-        infinity = 0x7F80
         nan = 0x7FC0
     else:
         random = random >> 3
         small = tl.minimum(tl.abs(value), 6.103515625e-05)  # 2^-14
         tiny = ((small * 137438953472.0).to(tl.uint32) + random) >> 13  # in units of 2^-37
         rounded = ((magnitude + random) >> 13) - ((127 - 15) << 10)
-        infinity = 0x7C00
         nan = 0x7E00
-        rounded = tl.where(magnitude < 0x38800000, tiny, tl.minimum(rounded, infinity))
-    rounded = tl.where(magnitude == 0x7F800000, infinity, rounded)
+        rounded = tl.where(magnitude < 0x38800000, tiny, tl.minimum(rounded, 0x7C00))
     rounded = tl.where(magnitude > 0x7F800000, nan, rounded)
     return (rounded | sign).to(tl.uint16).to(dtype, bitcast=True)
 

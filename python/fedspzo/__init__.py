@@ -1,6 +1,6 @@
 """Fine-tune language models with forward passes alone, federated by exchanging scalars.
 
-`SPZO` is the optimizer, `split` cuts a model into its two blocks; `fedspzo.federated` holds the
+`SPZO` is the optimizer, `split` cuts a model into blocks; `fedspzo.federated` holds the
 server, the clients and the in-process loop, `fedspzo_kernels` the fused op underneath.
 """
 

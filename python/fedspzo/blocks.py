@@ -1,9 +1,10 @@
-"""Cut a model into two consecutive blocks, at a layer of its stack of layers."""
+"""Cut a model into consecutive blocks, at layers of its stack of layers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .capture import Touched, evaluating
+from .stack import find_cuts
 
 Named = tuple[tuple[str, nn.Parameter], ...]
-
-_HOW = (
-    "pass at='NAME' with the qualified name of block 2's first layer, an entry of an nn.ModuleList"
-    " or nn.Sequential that the model runs in order (see model.named_modules())"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +23,16 @@ class Blocks:
 
     Attributes:
         model: the module itself (inside DistributedDataParallel or torch.compile's wrapper).
-        layers: the layers of block 1, in order: captured and replayed. Empty for one block.
+        layers: the layers before the last cut, in order: captured and replayed. Empty for one
+            block.
         groups: per block, the (name, parameter) pairs that train, each storage once.
+        ends: per block but the last, how many of `layers` are before its end.
     """
 
     model: nn.Module
     layers: tuple[nn.Module, ...]
     groups: tuple[Named, ...]
+    ends: tuple[int, ...] = ()
 
     @classmethod
     def single(cls, model: nn.Module) -> Blocks:
@@ -48,65 +48,74 @@ class Blocks:
         return blocks
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The blocks as torch param groups of named parameters, with `block` 1, 2."""
+        """The blocks as torch param groups of named parameters, with `block` 1, 2 and so on."""
         return [
             {"params": list(named), "block": number} for number, named in enumerate(self.groups, 1)
         ]
 
 
 def split(
-    model: nn.Module, at: int | str = "auto", *, example: Mapping[str, Any] | None = None
+    model: nn.Module,
+    at: int | str | Sequence[int | str] = "auto",
+    *,
+    example: Mapping[str, Any] | None = None,
 ) -> Blocks:
-    """Cut `model` into two consecutive blocks.
+    """Cut `model` into consecutive blocks.
 
-    Block 1 holds the layers before the cut and every parameter that the model uses up to there
-    (embeddings, also those tied to the head); block 2 holds the rest (final norm, head). What is
-    used where is found out by running the model up to the cut on `example`, or on a few made-up
-    tokens when it is a Hugging Face model of `input_ids`. For other models the order of
-    registration decides, and `SPZO` checks it in its first step.
+    Block 1 holds the layers before the first cut and every parameter that the model uses up to
+    there (embeddings, also those tied to the head), and so on; the last block holds the rest
+    (final norm, head). What is used where is found out by running the model up to the last cut on
+    `example`, or on a few made-up tokens when it is a Hugging Face model of `input_ids`. For other
+    models the order of registration decides, and `SPZO` checks it in its first step.
 
     Args:
         model: a model with a stack of layers. Freeze what must not train before you split it.
-        at: block 2's first layer: "auto" (the last eighth of the layers, at least one, with the
-            final norm and the head), an index in the stack (negative: from the end), or a
-            layer's qualified name (a unique ending of it will do, so wrappers need no spelling
-            out).
+        at: the first layer of block 2, or of every block but the first: an index in the stack
+            (negative: from the end), a layer's qualified name (a unique ending of it will do, so
+            wrappers need no spelling out), or "head" for what comes after the stack. "auto":
+            block 2 is the last eighth of the layers, at least one, with the head; where those
+            layers train, and a weight matrix of the head that is not tied to an earlier one,
+            the head is block 3.
         example: keyword arguments of one forward pass.
 
     Raises:
-        TypeError: `at` is neither an int nor a string.
-        ValueError: no stack, several stacks, `at` out of range, or a block without trainable
-            parameters; the message tells what to pass.
+        TypeError: `at` is neither an int nor a string nor a sequence of them.
+        ValueError: no stack, several stacks, `at` out of range or order, or a block without
+            trainable parameters; the message tells what to pass.
     """
     model = unwrap(model)
-    if isinstance(at, bool) or not isinstance(at, int | str):
-        raise TypeError(f"at is {at!r}; pass 'auto', a layer's index or its qualified name")
-    if isinstance(at, str) and at != "auto":
-        stack, cut = _find_layer(model, at)
-    else:
-        stack = find_stack(model)
-        n = len(stack)
-        cut = n - max(1, n // 8) if isinstance(at, str) else at
-        cut += n if cut < 0 else 0
-        if not 0 < cut < n:
-            raise ValueError(
-                f"at is {at}, but the stack has {n} layers and each block needs one; pass an int"
-                f" from 1 to {n - 1}, or from {1 - n} to -1"
-            )
-    layers = stack[:cut]
-    names = _first_block(model, stack, cut, example)
-    every = dict(model.named_parameters(remove_duplicate=False))
-    first = {storage(every[name]) for name in names}
-    groups: tuple[list[tuple[str, nn.Parameter]], ...] = ([], [])
-    for name, parameter in trainable(model.named_parameters()):
-        groups[storage(parameter) not in first].append((name, parameter))
+    stack, cuts = find_cuts(model, at)
+    before = _used_before(model, stack, cuts, example)
+    groups = _grouped(model, before)
+    if at == "auto":
+        _, last, head = groups
+        if not last or not any(parameter.dim() > 1 for _, parameter in head):
+            groups, cuts = _grouped(model, before[:-1]), cuts[:-1]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(
                 f"block {number} of the cut at={at!r} has no parameter with requires_grad=True;"
                 " unfreeze some, cut elsewhere, or pass Blocks.single(model) for one block"
             )
-    return Blocks(model, layers, (tuple(groups[0]), tuple(groups[1])))
+    return Blocks(model, stack[: cuts[-1]], groups, cuts)
+
+
+def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
+    """The parameters that train, by block, each in the order of registration.
+
+    Args:
+        before: for every cut, the names of all parameters that are used before it.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    block = {
+        storage(every[name]): number
+        for number in reversed(range(len(before)))
+        for name in before[number]
+    }
+    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(len(before) + 1)]
+    for name, parameter in trainable(model.named_parameters()):
+        groups[block.get(storage(parameter), len(before))].append((name, parameter))
+    return tuple(tuple(group) for group in groups)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -136,96 +145,56 @@ def trainable(named: Iterable[tuple[str, nn.Parameter]]) -> Named:
     return tuple(kept.values())
 
 
-def find_stack(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The model's stack of layers: its largest list of modules of one class.
-
-    Raises:
-        ValueError: there is none, or several of like size.
-    """
-    found: dict[str, list[nn.Module]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            layers = list(module)
-            distinct = len(set(layers)) == len(layers) >= 2
-            nested = any(name.startswith(f"{stack}.") for stack in found)
-            alike = len({type(layer) for layer in layers}) == 1
-            if distinct and alike and not nested and _size(module):
-                found[name] = layers
-    if not found and isinstance(model, nn.Sequential) and len(model) >= 2:
-        found[""] = list(model)
-    ranked = sorted(found, key=lambda name: _size(model.get_submodule(name)), reverse=True)
-    if not ranked:
-        raise ValueError(f"{type(model).__name__} has no list of two or more like layers; {_HOW}")
-    if len(ranked) > 1:
-        first, second = (_size(model.get_submodule(name)) for name in ranked[:2])
-        if 2 * second > first:
-            stacks = ", ".join(repr(f"{name}.{len(found[name]) - 1}") for name in ranked)
-            raise ValueError(
-                f"{type(model).__name__} has several stacks of layers, with last layers {stacks};"
-                f" {_HOW}"
-            )
-    return tuple(found[ranked[0]])
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _find_layer(model: nn.Module, at: str) -> tuple[tuple[nn.Module, ...], int]:
-    """The list that holds the layer named `at`, and the layer's index there."""
-    modules = dict(model.named_modules())
-    names = [at] if at in modules else [name for name in modules if name.endswith(f".{at}")]
-    if len(names) != 1:
-        problem = "fits several modules" if names else "names no module"
-        raise ValueError(f"at is {at!r}, which {problem} of {type(model).__name__}; {_HOW}")
-    parent, _, index = names[0].rpartition(".")
-    stack = modules[parent]
-    if not isinstance(stack, nn.ModuleList | nn.Sequential) or not index.isdecimal():
-        raise ValueError(f"at is {at!r}, which is not an entry of a list of layers; {_HOW}")
-    cut = int(index)
-    if not 0 < cut < len(stack):
-        raise ValueError(f"at is {at!r}, the first of its layers; name a later one")
-    return tuple(stack), cut
-
-
-def _first_block(
-    model: nn.Module, stack: tuple[nn.Module, ...], cut: int, example: Mapping[str, Any] | None
-) -> set[str]:
-    """The names of all parameters that the model uses before layer `cut` of the stack."""
+def _used_before(
+    model: nn.Module,
+    stack: tuple[nn.Module, ...],
+    cuts: tuple[int, ...],
+    example: Mapping[str, Any] | None,
+) -> list[set[str]]:
+    """For every cut, the names of all parameters that the model uses before it."""
     every = dict(model.named_parameters(remove_duplicate=False))
-    owned = {id(p) for layer in stack[:cut] for p in layer.parameters()}
-    inside = {name for name, p in every.items() if id(p) in owned}
     if example is None:
         example = _made_up(model)
+    touched = None
     if example is not None:
-        touched = _run_to(model, stack[cut - 1], example)
-        if touched is not None:
-            return inside | touched
-    return inside | _registered_before(model, stack[0], set(every))
+        touched = _run_to(model, [stack[cut - 1] for cut in cuts], example)
+    if touched is None:
+        touched = [_registered_before(model, stack[0], set(every))] * len(cuts)
+    used = []
+    for cut, names in zip(cuts, touched, strict=True):
+        owned = {id(p) for layer in stack[:cut] for p in layer.parameters()}
+        used.append(names | {name for name, p in every.items() if id(p) in owned})
+    return used
 
 
 class _Reached(Exception):
-    """The forward pass has come to the cut."""
+    """The forward pass has come to the last cut."""
 
 
-def _run_to(model: nn.Module, last: nn.Module, example: Mapping[str, Any]) -> set[str] | None:
+def _run_to(
+    model: nn.Module, ends: Sequence[nn.Module], example: Mapping[str, Any]
+) -> list[set[str]] | None:
+    """The parameters used until each of `ends` returns; None where the model does not run."""
+
     def stop(*_: Any) -> None:
         raise _Reached
 
-    touched = Touched(dict(model.named_parameters(remove_duplicate=False)))
-    handle = last.register_forward_hook(stop)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    touched = [Touched(every, until=end) for end in ends]
+    problem = "never came to the cut"
     try:
-        with evaluating(model), torch.no_grad(), touched:
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(torch.no_grad())
+            for record in touched:
+                stack.enter_context(record)
+            stack.callback(ends[-1].register_forward_hook(stop).remove)
             model(**example)
     except _Reached:
-        return touched.names
+        return [record.names for record in touched]
     except Exception as error:
         # any failure of foreign model code on made-up input: told, and decided the other way
         problem = f"failed: {error}"
-    else:
-        problem = "never came to the cut"
-    finally:
-        handle.remove()
     warnings.warn(
         f"a forward pass of {type(model).__name__} {problem}; its blocks follow the order of"
         " registration. Pass example=BATCH to follow the order of execution",

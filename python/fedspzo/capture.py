@@ -1,15 +1,15 @@
-"""Capture and replay: the first block's layers run once, then return their output at once.
+"""Capture and replay: the layers before a cut run once, then return their output at once.
 
-In *capture* the layers run and a copy of the last one's output is kept, call by call; in *replay*
-every one of them returns that output. Only the instances' `forward` is shadowed, so hooks still
-fire and no model is rewritten.
+In *capture* the layers run and a copy of the output before every cut is kept, call by call; in
+*replay* every layer before one cut returns the output that was kept there. Only the instances'
+`forward` is shadowed, so hooks still fire and no model is rewritten.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,23 +27,27 @@ class Replay:
 
     Args:
         layers: the modules, in the order in which the model calls them. Empty: does nothing.
+        ends: the cuts: for each block but the last, how many of the layers are before its end,
+            ascending. Default: one cut, after all of them.
 
     `mode` is "run" (the model as it is), "capture" or "replay"; set it before each evaluation with
     `capture()` or `replay()` and verify the evaluation with `check()`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], ends: Sequence[int] | None = None) -> None:
         self.layers = tuple(layers)
+        self.ends = tuple(ends if ends is not None else [len(self.layers)][: len(self.layers)])
         self.mode = "run"
-        self._outputs: list[Any] = []  # of the last layer, in call order
+        self._outputs: dict[int, list[Any]] = {end: [] for end in self.ends}  # in call order
+        self._end = 0  # where the evaluation counts its calls: at its cut
         self._calls = 0
         self._shadowed: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> Replay:
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             # accelerate, among others, keeps a forward of its own in this slot
             self._shadowed.append((layer, layer.__dict__.get("forward", _ABSENT)))
-            layer.forward = self._shadow(layer.forward, last=layer is self.layers[-1])
+            layer.forward = self._shadow(layer.forward, after=index + 1)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -54,16 +58,26 @@ class Replay:
             else:
                 layer.forward = forward
         self.mode = "run"
-        self._outputs.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        for outputs in self._outputs.values():
+            outputs.clear()
 
     def capture(self) -> None:
-        """Run the layers in the next evaluation and keep what they return."""
+        """Run the layers in the next evaluation and keep what they return before each cut."""
         self.mode, self._calls = "capture", 0
-        self._outputs.clear()
+        self._end = self.ends[-1] if self.ends else 0
+        self._forget()
 
-    def replay(self) -> None:
-        """Return what was captured in the next evaluation."""
+    def replay(self, blocks: int = 1) -> None:
+        """Return what was captured in the next evaluation, in place of the first `blocks` blocks.
+
+        Args:
+            blocks: 1 to the number of cuts.
+        """
         self.mode, self._calls = "replay", 0
+        self._end = self.ends[blocks - 1] if self.ends else 0
 
     def check(self) -> None:
         """Raise if the evaluation since `capture()` or `replay()` did not use the layers alike.
@@ -78,35 +92,39 @@ class Replay:
                 "the closure's loss did not run the first block's layers; compute it with the"
                 " model that was split, and let the model call its layers as modules"
             )
-        if self._calls != len(self._outputs):
+        if self._calls != len(self._outputs[self._end]):
             raise RuntimeError(
                 f"the closure ran the model {self._calls} times in a replayed evaluation and"
-                f" {len(self._outputs)} times before; every call of a step must see the same data"
+                f" {len(self._outputs[self._end])} times before; every call of a step must see the"
+                " same data"
             )
 
-    def _shadow(self, forward: Callable[..., Any], *, last: bool) -> Callable[..., Any]:
+    def _shadow(self, forward: Callable[..., Any], *, after: int) -> Callable[..., Any]:
         def shadow(*args: Any, **kwargs: Any) -> Any:
-            if self.mode != "replay":
+            if self.mode != "replay" or after > self._end:
                 output = forward(*args, **kwargs)
-                if last and self.mode == "capture":
-                    self._outputs.append(_copy(output))
-                    self._calls += 1
+                if self.mode == "capture" and after in self._outputs:
+                    self._outputs[after].append(_copy(output))
+                    self._calls += after == self._end
                 return output
-            if self._calls >= len(self._outputs):
+            outputs = self._outputs[self._end]
+            if self._calls >= len(outputs):
                 raise RuntimeError(
-                    f"the closure runs the model more than the {len(self._outputs)} times it did"
+                    f"the closure runs the model more than the {len(outputs)} times it did"
                     " when the first block was captured; every call of a step must see the same"
                     " data"
                 )
-            output = self._outputs[self._calls]
-            self._calls += last
-            return _copy(output) if last else output
+            output = outputs[self._calls]
+            if after < self._end:
+                return output
+            self._calls += 1
+            return _copy(output)
 
         return shadow
 
 
 def _copy(output: Any) -> Any:
-    """Copy the tensors of a layer's output: block 2 may change its input in place."""
+    """Copy the tensors of a layer's output: what comes next may change its input in place."""
     return tree_map_only(Tensor, torch.clone, output)
 
 
@@ -196,43 +214,55 @@ def _flop_counter() -> FlopCounterMode:
     return counter
 
 
-def measure(replay: Replay, second: Mapping[str, Tensor], evaluate: Callable[[], Tensor]) -> float:
-    """Check that a model works as it was split, and measure block 2's share of its cost.
+def measure(
+    replay: Replay, blocks: Sequence[Mapping[str, Tensor]], evaluate: Callable[[], Tensor]
+) -> tuple[float, ...]:
+    """Check that a model works as it was split, and measure what each replay costs.
 
-    Evaluates once in full and once replayed, at the weights as they are.
+    Evaluates once in full and once replayed from every cut, at the weights as they are.
 
     Args:
         replay: entered, with at least one layer.
-        second: block 2's parameters by name.
+        blocks: the parameters of the blocks by name, without the first block's.
         evaluate: returns the loss, always of the same data.
 
     Returns:
-        The replayed evaluation's floating point operations over the full one's, in (0, 1].
+        For every cut, the floating point operations of an evaluation replayed there over those of
+        the full one, in (0, 1].
 
     Raises:
-        RuntimeError: block 2's parameters are used before the cut, or the losses differ.
+        RuntimeError: a block's parameters are used before its cut, or the losses differ.
     """
     replay.capture()
-    with Touched(second, until=replay.layers[-1]) as early, _flop_counter() as full:
+    with ExitStack() as stack:
+        early = [
+            stack.enter_context(Touched(block, until=replay.layers[end - 1]))
+            for block, end in zip(blocks, replay.ends, strict=True)
+        ]
+        full = stack.enter_context(_flop_counter())
         loss = evaluate()
     replay.check()
-    if early.names:
-        raise RuntimeError(
-            f"block 2's parameters {sorted(early.names)} are used before the cut; pass"
-            " example=BATCH to blocks.split, so that it can see where they are used"
-        )
-    replay.replay()
-    with _flop_counter() as part:
-        again = evaluate()
-    replay.check()
-    # On a CPU forward passes repeat to the bit; other devices may add in another order.
-    tolerance = 0.0 if loss.device.type == "cpu" else 1e-3
-    if loss.isfinite() and not torch.isclose(again, loss, rtol=tolerance, atol=0.0):
-        raise RuntimeError(
-            f"the loss is {loss.item()} in full and {again.item()} with the first block replayed."
-            " Either the closure's data or dropout change from call to call, or block 2 uses more"
-            " than the last output of block 1's layers: then cut elsewhere, or pass"
-            " Blocks.single(model)"
-        )
+    for number, touched in enumerate(early, 2):
+        if touched.names:
+            raise RuntimeError(
+                f"block {number}'s parameters {sorted(touched.names)} are used before the cut; pass"
+                " example=BATCH to blocks.split, so that it can see where they are used"
+            )
     total = full.get_total_flops()
-    return max(part.get_total_flops(), 1) / total if total else 1.0
+    shares = []
+    for number in range(1, len(replay.ends) + 1):
+        replay.replay(number)
+        with _flop_counter() as part:
+            again = evaluate()
+        replay.check()
+        # On a CPU forward passes repeat to the bit; other devices may add in another order.
+        tolerance = 0.0 if loss.device.type == "cpu" else 1e-3
+        if loss.isfinite() and not torch.isclose(again, loss, rtol=tolerance, atol=0.0):
+            raise RuntimeError(
+                f"the loss is {loss.item()} in full and {again.item()} replayed before block"
+                f" {number + 1}. Either the closure's data or dropout change from call to call, or"
+                f" block {number + 1} uses more than the last output of the layers before it: then"
+                " cut elsewhere, or pass Blocks.single(model)"
+            )
+        shares.append(max(part.get_total_flops(), 1) / total if total else 1.0)
+    return tuple(shares)

@@ -1,11 +1,14 @@
 """The estimators: at which points the loss is evaluated, and what the losses say.
 
-A step takes P1 directions z1 of block 1 and, for each, P2 directions z2 of block 2. Every estimator
-turns the losses at some points theta + s eps z, s in {+1, 0, -1}, into one *projected gradient* g a
-direction; block b's step is the mean of g z over its directions.
+Every estimator turns the losses at some points theta + s eps z, s in {+1, 0, -1}, into one
+*projected gradient* g a direction; block b's step is the mean of g z over its directions.
 
-`balanced` is fedspzo's own: neither block's estimate contains the other's noise. `coupled` is our
-reading of FedSPZO's abstract (arXiv 2502.10239), `mezo` is MeZO's (arXiv 2305.17333).
+`anchored`, the default and ours, is for any number of blocks: all differences are taken at theta,
+and of one block at a time, so that no block's estimate contains another's noise, and a block's
+evaluations replay all blocks before it. The others but `mezo` are for two blocks and take, for each
+of P1 directions z1 of block 1, P2 directions z2 of block 2. `balanced` evaluates block 2 on both
+sides of block 1's perturbation; `coupled` is our reading of FedSPZO's abstract (arXiv 2502.10239);
+`mezo` is MeZO (arXiv 2305.17333), where all blocks move along one direction.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .rules import directions
 from .seeds import step_seeds
 
 Offset = tuple[int, int]  # (direction, sign); sign 0: the weights as they are
@@ -30,7 +34,8 @@ def side(p: int) -> int:
     return -1 if p % 2 else +1
 
 
-# Each estimator is two functions of block 1's direction `a` and of its block 2 directions `ps`:
+# Each two-block estimator is two functions of block 1's direction `a` and its directions `ps` of
+# block 2:
 # the points, in the order that moves the weights least, and the differences l(...) - l(...) that
 # still have to be divided by eps.
 
@@ -94,7 +99,7 @@ _TWO_BLOCKS: dict[
     ("coupled", "two"): (_coupled_points, _coupled, 1),
     ("coupled-loo", "two"): (_coupled_points, _coupled_loo, 2),
 }
-NAMES = ("balanced", "coupled", "coupled-loo", "mezo")
+NAMES = ("anchored", "balanced", "coupled", "coupled-loo", "mezo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +107,11 @@ class Estimator:
     """An estimator with its numbers of perturbations.
 
     Attributes:
-        name: "balanced", "coupled", "coupled-loo" or "mezo".
+        name: "anchored", "balanced", "coupled", "coupled-loo" or "mezo".
         sides: "one" or "two"; the coupled estimators are two-sided.
-        perturbations: (P1, P2): P2 directions of block 2 for each of P1 of block 1. For "mezo"
-            one number a block, all alike: every block moves along one direction of the whole.
+        perturbations: one number a block. "anchored": how many directions the block has; 0 leaves
+            it as it is. "mezo": all alike, as every block moves along one direction of the whole.
+            The others: P2 directions of block 2 for each of P1 of block 1.
 
     Raises:
         ValueError: a value out of range, naming it and the remedy.
@@ -122,7 +128,11 @@ class Estimator:
         if self.sides not in ("one", "two"):
             raise ValueError(f"sides is {self.sides!r}; pass 'one' or 'two'")
         for count in counts:
-            check_perturbations(count)
+            check_perturbations(count, fewest=0 if self.name == "anchored" else 1)
+        if self.name == "anchored":
+            if not any(counts):
+                raise ValueError(f"perturbations are {counts}; give at least one block some")
+            return
         if self.name == "mezo":
             if len(set(counts)) != 1:
                 raise ValueError(
@@ -133,7 +143,7 @@ class Estimator:
         if len(counts) != 2:
             raise ValueError(
                 f"estimator {self.name!r} needs two blocks, but there are {len(counts)}; pass"
-                " blocks.split(model), or estimator='mezo'"
+                " split(model, at=LAYER), or another estimator"
             )
         if (self.name, self.sides) not in _TWO_BLOCKS:
             raise ValueError(f"sides is {self.sides!r}, but {self.name!r} is two-sided; pass 'two'")
@@ -147,10 +157,7 @@ class Estimator:
     @property
     def directions(self) -> tuple[int, ...]:
         """How many directions each block has in a step."""
-        if self.name == "mezo":
-            return self.perturbations
-        p1, p2 = self.perturbations
-        return p1, p1 * p2
+        return directions(self.name, self.perturbations)
 
     def seeds(self, seed: int, step: int) -> tuple[tuple[int, ...], ...]:
         """The directions' seeds, block by block, in step `step` of the optimizer's `seed`."""
@@ -160,11 +167,18 @@ class Estimator:
 
     def points(self) -> list[Point]:
         """The points of one step, in the order in which to evaluate them."""
+        if self.name == "anchored":
+            # the last block first: what block 1 replays is what theta's own evaluation captured
+            moves = [
+                (block, p)
+                for block in reversed(range(len(self.perturbations)))
+                for p in range(self.perturbations[block])
+            ]
+            return [self._alone(), *(self._alone(*m, s) for m in moves for s in self._signs)]
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
-            signs = (+1, -1) if self.sides == "two" else (+1,)
             here = [] if self.sides == "two" else [(HERE,) * blocks]
-            return here + [((p, s),) * blocks for p in range(count) for s in signs]
+            return here + [((p, s),) * blocks for p in range(count) for s in self._signs]
         points = _TWO_BLOCKS[self.name, self.sides][0]
         return [point for a, ps in self._repeats() for point in points(a, ps)]
 
@@ -175,6 +189,11 @@ class Estimator:
             loss: the loss at each of `points()`.
             eps: each block's perturbation scale.
         """
+        if self.name == "anchored":
+            return tuple(
+                [self._difference(loss, block, p) / scale for p in range(count)]
+                for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True))
+            )
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
             if self.sides == "two":
@@ -195,19 +214,38 @@ class Estimator:
         return first, second
 
     def loss(self, loss: Losses) -> float:
-        """The step's loss: the mean where the last block is as it is, else over all points."""
+        """The step's loss: at theta; else the mean where the last block is as it is, or of all."""
+        at_theta = loss.get((HERE,) * len(self.perturbations))
+        if at_theta is not None:
+            return at_theta
         here = [value for point, value in loss.items() if point[-1] == HERE]
         return _mean(here or list(loss.values()))
+
+    @property
+    def _signs(self) -> tuple[int, ...]:
+        return (+1, -1) if self.sides == "two" else (+1,)
+
+    def _alone(self, block: int = 0, p: int = 0, sign: int = 0) -> Point:
+        """The point where one block is moved and the others are as they are."""
+        offsets = [HERE] * len(self.perturbations)
+        offsets[block] = (p, sign)
+        return tuple(offsets)
+
+    def _difference(self, loss: Losses, block: int, p: int) -> float:
+        plus = loss[self._alone(block, p, +1)]
+        if self.sides == "two":
+            return (plus - loss[self._alone(block, p, -1)]) / 2
+        return plus - loss[self._alone()]
 
     def _repeats(self) -> list[tuple[int, range]]:
         p1, p2 = self.perturbations
         return [(a, range(a * p2, (a + 1) * p2)) for a in range(p1)]
 
 
-def check_perturbations(count: object) -> None:
-    """Raise ValueError unless `count` is an int of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"perturbations is {count!r}; pass an int of at least 1")
+def check_perturbations(count: object, fewest: int = 1) -> None:
+    """Raise ValueError unless `count` is an int of at least `fewest`."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < fewest:
+        raise ValueError(f"perturbations is {count!r}; pass an int of at least {fewest}")
 
 
 def coefficients(gradients: Sequence[float], lr: float) -> tuple[float, ...]:
@@ -223,15 +261,6 @@ def coefficients(gradients: Sequence[float], lr: float) -> tuple[float, ...]:
 def to_float32(values: Sequence[float]) -> tuple[float, ...]:
     """The nearest float32 values, as Python floats; infinite beyond float32's range."""
     return tuple(torch.tensor(values, dtype=torch.float64).to(torch.float32).tolist())
-
-
-def default_perturbations(second_share: float) -> int:
-    """P2 by the rule C1 / C2, rounded to an even number, at least 2.
-
-    Args:
-        second_share: C2, block 2's share of the cost of a forward pass, in (0, 1].
-    """
-    return max(2, 2 * round((1 - second_share) / second_share / 2))
 
 
 def _mean(values: Sequence[float]) -> float:

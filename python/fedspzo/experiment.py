@@ -21,6 +21,7 @@ from .config import Config, evaluation_interval, to_toml
 from .data import Example, Splits
 from .federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
 from .federated import run as run_federation
+from .federated.client import spzo
 from .output import CONFIG, FIGURE, METRICS, MEZO_METRICS, OutputFolder
 from .report import ProgressReport, figure_png, print_table
 from .tables import InputError, one_line
@@ -111,14 +112,16 @@ class Experiment:
             self.clients = _deal(train, config)
 
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
-        """The model in blocks, as `optimizer` wants them: one for MeZO, else two."""
+        """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
         if optimizer.estimator == "mezo":
             return Blocks.single(model)
         batch = self.task.collate(self.clients[0][:1])
         device = next(model.parameters()).device
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with self._naming("[optimizer]"):
-            return split(model, optimizer.at, example=inputs)
+            blocks = split(model, optimizer.at, example=inputs)
+            spzo(blocks, optimizer)  # raises where a setting has not one value a block
+        return blocks
 
     def train_model(
         self,

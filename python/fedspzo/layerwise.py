@@ -14,9 +14,10 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from .blocks import find_stack, storage
+from .blocks import storage
 from .capture import Touched
 from .scratch import Scratch, footprint
+from .stack import find_stack
 from .stand_in import Perturbation, StandIn
 
 Evaluation = Literal["in_place", "layerwise"]

@@ -1,4 +1,4 @@
-"""SPZO: zeroth-order steps on the two blocks of a network, as a torch optimizer."""
+"""SPZO: zeroth-order steps on the blocks of a network, as a torch optimizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
-from .estimator import Estimator, Point, coefficients, default_perturbations, to_float32
+from .estimator import Estimator, Point, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
+from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
 
 Closure = Callable[[], Tensor | float]
@@ -27,15 +28,8 @@ Closure = Callable[[], Tensor | float]
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
-    "sides",
-    "rounding",
-    "evaluation",
-    "scratch_bytes",
-    "seed",
-    "steps",
-    "skipped",
-    "forwards",
-    "cost_share",
+    *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
+    "cost_shares",
 )
 
 
@@ -45,7 +39,8 @@ class StepReport:
 
     Attributes:
         step: the step's number, from 0.
-        loss: the mean loss where block 2 is as it is (over all points if two-sided).
+        loss: at the weights as they were, where it was evaluated; else the mean where the last
+            block is as it was, or over all points (`Estimator.loss`).
         losses: the loss at every point, in the order of evaluation.
         seeds: a block, its directions' seeds.
         gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
@@ -79,14 +74,15 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
             control (call `model.eval()` yourself), named parameters, parameters (addressed by
             their index) or param groups. Frozen parameters are left alone, tied ones taken once.
-        lr: one learning rate, for block 1, where block 2 gets `2 * P2` times it (kept as
-            `lr_scale`); or a tuple, one a block.
-        estimator: "balanced" (default for two blocks), "coupled", "coupled-loo" or "mezo"
-            (default otherwise).
-        sides: "one" or "two". Default for "balanced": "one" in float32, "two" in bfloat16 and
-            float16; for the others "two".
-        perturbations: (P1, P2), or one int for "mezo". Default P1 = 1 and
-            P2 = C1 / C2 rounded to an even number, its cost share measured in the first step.
+        lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
+            `lr_scale`), so that every direction counts alike; or a tuple, one a block.
+        estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
+            or "mezo" (default for one).
+        sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
+            bfloat16 and float16; for the others "two".
+        perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
+            Default by the rule (`rules.default_perturbations`): P1 = 2 and P_b = P1 / C_b, at
+            most 64, the cost shares C_b measured in the first step.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
@@ -100,15 +96,17 @@ class SPZO(Optimizer):
         scratch_bytes: the memory for layerwise evaluation's copies. Default: what the largest
             module in the stack of layers needs, at least 1 MiB. Larger weights, a head's or an
             embedding's, are perturbed some rows at a time.
-        cost_share: C2, block 2's share of a forward pass's cost, if known: saves measuring it.
+        cost_shares: if known, for each block but the first, what an evaluation costs that replays
+            the blocks before it, as a share of a forward pass: saves measuring it.
 
     Attributes:
         last_step: the `StepReport` of the last step, or None.
         steps: steps done, `skipped` ones among them.
         skipped: steps skipped because a loss was not finite.
         forwards: the cost of all evaluations so far, in full forward passes; with the first
-            step's measurement, which evaluates once in full and once replayed, and the evaluation
-            that is done again where layerwise evaluation falls back (docs/estimators.md).
+            step's measurement, which evaluates once in full and once replayed from each cut, and
+            the evaluation that is done again where layerwise evaluation falls back
+            (docs/estimators.md).
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
@@ -128,12 +126,10 @@ class SPZO(Optimizer):
         rounding: Rounding | None = None,
         evaluation: Evaluation | None = None,
         scratch_bytes: int | None = None,
-        cost_share: float | None = None,
+        cost_shares: Sequence[float] | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
             raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
-        if cost_share is not None and not 0 < cost_share <= 1:
-            raise ValueError(f"cost_share is {cost_share!r}; pass a number in (0, 1]")
         if evaluation not in (None, "in_place", "layerwise"):
             raise ValueError(f"evaluation is {evaluation!r}; pass 'in_place' or 'layerwise'")
         if scratch_bytes is not None and scratch_bytes < 1:
@@ -141,20 +137,21 @@ class SPZO(Optimizer):
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params) if isinstance(params, Iterable) else params.param_groups()
         if estimator is None:
-            estimator = "balanced" if blocks and len(groups) == 2 else "mezo"
+            estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
         mezo = estimator == "mezo"
         Estimator(name=estimator, sides=sides or "two", perturbations=(2,) * len(groups))
         if perturbations is None:
-            perturbations = 1 if mezo else (1, None)
+            perturbations = 1 if mezo else (None,) * len(groups)
         elif not mezo and not isinstance(perturbations, Sequence):
-            raise ValueError(f"perturbations is {perturbations!r}; {estimator!r} takes (P1, P2)")
+            raise ValueError(
+                f"perturbations is {perturbations!r}; {estimator!r} takes one number a block"
+            )
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
         for name, value in settings.items():
             distribute(groups, name, value)
-        for number, group in enumerate(groups, 1):
-            # None: by the rule, once P2 is known. Not folded into lr, which schedulers own.
-            rule = number == 2 and not mezo and not isinstance(lr, Sequence)
-            group.setdefault("lr_scale", None if rule else 1.0)
+        for group in groups:
+            # None: by the rule, once P is known. Not folded into lr, which schedulers own.
+            group.setdefault("lr_scale", 1.0 if mezo or isinstance(lr, Sequence) else None)
 
         self.reseed(seed)
         self.skipped = 0
@@ -162,14 +159,15 @@ class SPZO(Optimizer):
         self.last_step: StepReport | None = None
         self.estimator = estimator
         self._model = blocks.model if blocks else None
-        self._replay = Replay(blocks.layers if blocks and not mezo else ())
+        self._replay = Replay(blocks.layers, blocks.ends) if blocks and not mezo else Replay(())
         # without layers to replay every evaluation is a full forward
-        self.cost_share = cost_share if self._replay.layers else 1.0
+        self.cost_shares = _shares(cost_shares, len(groups), replayed=bool(self._replay.layers))
         self._indexed = 0
         super().__init__(groups, {"weight_decay": weight_decay})
 
         low = any(is_low(g) for g in self.param_groups)
-        self.sides = sides or ("one" if estimator == "balanced" and not low else "two")
+        one = estimator in ("anchored", "balanced") and not low
+        self.sides = sides or ("one" if one else "two")
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
         self.evaluation: Evaluation = evaluation or ("layerwise" if low else "in_place")
         self.scratch_bytes = scratch_bytes or default_scratch(
@@ -220,10 +218,10 @@ class SPZO(Optimizer):
                     return _scalar(closure())
 
             with evaluating(self._model), self._replay:
-                if self.cost_share is None:
-                    second = dict(named(groups[1]))
-                    self.cost_share = measure(self._replay, second, evaluate)
-                    self.forwards += 1.0 + self.cost_share
+                if self.cost_shares is None:
+                    later = [dict(named(group)) for group in groups[1:]]
+                    self.cost_shares = measure(self._replay, later, evaluate)
+                    self.forwards += 1.0 + sum(self.cost_shares)
                 self._apply_rules()
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
@@ -267,19 +265,22 @@ class SPZO(Optimizer):
         seeds = estimator.seeds(self.seed, self.steps)
         eps = to_float32([group["eps"] for group in self.param_groups])
         values: dict[Point, Tensor] = {}
-        forwards, captured = 0.0, None
+        shares = self.cost_shares or ()
+        forwards, captured = 0.0, Point()
         for point in estimator.points():
             for stand, block_seeds, (direction, sign), scale in zip(
                 stands, seeds, point, eps, strict=True
             ):
                 stand.move({block_seeds[direction]: sign * scale} if sign else {})
-            if point[0] == captured:
-                self._replay.replay()
-                forwards += self.cost_share or 1.0
+            # the leading blocks that are where they were when last captured
+            same = next((i for i, at in enumerate(captured) if point[i] != at), 0)
+            if same:
+                self._replay.replay(same)
+                forwards += shares[same - 1]
             else:
                 self._replay.capture()
                 forwards += 1.0
-            captured = point[0]
+                captured = point
             values[point] = evaluate()
             self._replay.check()
         losses = {point: value.item() for point, value in values.items()}
@@ -307,12 +308,18 @@ class SPZO(Optimizer):
         )
 
     def _apply_rules(self) -> None:
-        """Settle the defaults that follow from the cost: P2, and from it block 2's rate."""
-        for group in self.param_groups:
-            if group["perturbations"] is None and self.cost_share is not None:
-                group["perturbations"] = default_perturbations(self.cost_share)
-            if group["lr_scale"] is None and group["perturbations"] is not None:
-                group["lr_scale"] = 2.0 * group["perturbations"]
+        """Settle the defaults that follow from the costs: perturbations, and from them rates."""
+        groups = self.param_groups
+        if self.cost_shares is not None and self.estimator != "mezo":
+            rule = default_perturbations(self.estimator, self.cost_shares)
+            for group, count in zip(groups, rule, strict=True):
+                if group["perturbations"] is None:
+                    group["perturbations"] = count
+        if all(group["perturbations"] is not None for group in groups):
+            scales = default_lr_scales(self._estimator().directions)
+            for group, scale in zip(groups, scales, strict=True):
+                if group["lr_scale"] is None:
+                    group["lr_scale"] = scale
 
     def _estimator(self) -> Estimator:
         counts = (group["perturbations"] for group in self.param_groups)
@@ -370,9 +377,22 @@ class SPZO(Optimizer):
                 " model, split at the same layer"
             )
         super().load_state_dict(state_dict)
+        self._layerwise = None
         for name in _STATE:
             setattr(self, name, state[name])
-        self._layerwise = None
+
+
+def _shares(
+    given: Sequence[float] | None, blocks: int, *, replayed: bool
+) -> tuple[float, ...] | None:
+    """The cost shares as given, checked; all 1 where nothing is replayed; else to be measured."""
+    if given is not None:
+        if len(given) != blocks - 1 or not all(0 < share <= 1 for share in given):
+            raise ValueError(
+                f"cost_shares is {given!r}; pass a number in (0, 1] for each block but the first"
+            )
+        return tuple(given) if replayed else (1.0,) * (blocks - 1)
+    return None if replayed else (1.0,) * (blocks - 1)
 
 
 def _scalar(loss: object) -> Tensor:

@@ -99,7 +99,7 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
             remedy = "of 0 or more" if zero else "above 0"
             raise ValueError(f"{field} is {value!r}; pass a finite number {remedy}")
     if group["perturbations"] is not None:
-        check_perturbations(group["perturbations"])
+        check_perturbations(group["perturbations"], fewest=0)
     if low and group["weight_decay"]:
         raise ValueError(
             f"weight_decay is {group['weight_decay']}, but bfloat16 and float16 weights round"

@@ -72,6 +72,11 @@ class Scratch:
                 stacklevel=2,
             )
 
+    @property
+    def watched(self) -> bool:
+        """Whether reading a weight outside `aside` is noticed."""
+        return self.aside is not nullcontext
+
     def rows(self, tensors: Sequence[Tensor]) -> int:
         """How many rows of all these tensors fit, at least one."""
         count = len(tensors[0])

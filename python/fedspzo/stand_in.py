@@ -143,7 +143,9 @@ def _perturbed(
     They are valid until the next call, unless `lasting`.
     """
     weights = [s.weight if rows == slice(None) else s.weight[rows] for s in stand_ins]
-    moved = [i for i, stand_in in enumerate(stand_ins) if stand_in.block.terms]
+    # while it is watched who reads weights, a view may not lie in them even without terms
+    every = lasting and stand_ins[0].block.scratch.watched
+    moved = [i for i, stand_in in enumerate(stand_ins) if every or stand_in.block.terms]
     if not moved:
         return weights
     likes, first = [weights[i] for i in moved], stand_ins[moved[0]]
@@ -153,7 +155,7 @@ def _perturbed(
         copies = first.block.scratch.take(likes, first.called)
     for i, copy in zip(moved, copies, strict=True):
         weights[i] = copy.copy_(weights[i])
-    for block in dict.fromkeys(stand_ins[i].block for i in moved):
+    for block in dict.fromkeys(s.block for s in stand_ins if s.block.terms):
         mine = [i for i in moved if stand_ins[i].block is block]
         keys = [stand_ins[i].key for i in mine]
         offsets = [stand_ins[i].first(rows) for i in mine]

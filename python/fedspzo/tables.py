@@ -106,8 +106,13 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
         close = difflib.get_close_matches(str(value), args, n=1)
         suggestion = f" (did you mean {close[0]!r}?)" if close else ""
         raise TypeError(f"one of {', '.join(map(repr, args))}{suggestion}")
+    if origin is tuple and isinstance(value, list) and args[1:] == (...,):
+        args = args[:1] * len(value)
     if origin is tuple and isinstance(value, list) and len(value) == len(args):
-        return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
+        try:
+            return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
+        except TypeError as error:
+            raise TypeError(f"a list, each entry {error}") from None
     # The one kind of table in use is of texts.
     texts = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     if origin is dict and texts:

@@ -8,7 +8,6 @@ padding stands after everything that is read.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -198,15 +197,11 @@ class PromptClassification(Task):
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, labels) of the verbalizers, and labels (B,)."""
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            # The head is then computed at the answers' positions only.
-            kept, columns = torch.unique(batch["positions"], return_inverse=True)
-            device = next(model.parameters()).device
-            logits, batch = self._logits(model, batch, logits_to_keep=kept.to(device))
-            columns = columns.to(device)
-        else:
+        with _head_at(model, batch["positions"]):
             logits, batch = self._logits(model, batch)
-            columns = batch["positions"]
+        columns = (
+            batch["positions"] if logits.shape[1] > 1 else torch.zeros_like(batch["positions"])
+        )
         rows = torch.arange(len(columns), device=logits.device)
         answers = logits[rows, columns].float()
         return answers[:, self.words.to(logits.device)], batch["labels"]
@@ -261,6 +256,29 @@ def _ids(task: Task, examples: Sequence[Example]) -> list[list[int]]:
         texts, truncation=True, max_length=task.max_length
     ).input_ids
     return ids
+
+
+@contextmanager
+def _head_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Compute the head at one position of each row only, where it is a module that reads (B, T, D).
+
+    A vocabulary's logits for every token can cost more than the layers; a prompt asks for one.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].dim() != 3 or len(args[0]) != len(positions):
+            return None
+        hidden = args[0]
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return (hidden[rows, positions.to(hidden.device)][:, None], *args[1:])
+
+    handle = head.register_forward_pre_hook(keep) if isinstance(head, nn.Module) else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @contextmanager

@@ -145,17 +145,16 @@ def spzo(blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0) -> SPZO:
     """The optimizer that the settings describe.
 
     Raises:
-        ValueError: `mezo` with a model cut into two blocks.
+        ValueError: `mezo` with a model cut into blocks, or another estimator with one that is not.
     """
     if settings.estimator == "mezo" and len(blocks.groups) != 1:
         raise ValueError(
             f"estimator is 'mezo', but the model is cut into {len(blocks.groups)} blocks;"
             " pass Blocks.single(model)"
         )
-    two_rates = settings.lr2 is not None
     return SPZO(
         blocks,
-        lr=settings.learning_rates if two_rates else settings.lr,
+        lr=settings.lr,
         estimator=settings.estimator,
         sides=settings.sides,
         perturbations=settings.perturbations,
@@ -173,16 +172,16 @@ def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> Op
     the weights as they are.
     """
     optimizer = spzo(client.replica.blocks, settings)
-    if settings.perturbations is None and settings.estimator != "mezo":
+    mezo = settings.estimator == "mezo"
+    if settings.perturbations is None and not mezo:
         batch = client.batch(0, 0, 0, batch_size)
         with client.replica.local_steps():
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
-    counts = [group["perturbations"] for group in optimizer.param_groups]
+    counts = tuple(group["perturbations"] for group in optimizer.param_groups)
     filled = replace(
         settings,
-        perturbations=counts[0] if settings.estimator == "mezo" else (counts[0], counts[1]),
+        perturbations=counts[0] if mezo else counts,
         sides=optimizer.sides,
         rounding=optimizer.rounding,
     )
-    rates = filled.learning_rates
-    return replace(filled, lr2=rates[1] if len(rates) == 2 else None, at="auto")
+    return replace(filled, lr=filled.learning_rates, at="auto")

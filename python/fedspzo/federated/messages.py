@@ -31,7 +31,9 @@ from .settings import (
 from .updates import EVERYBODY, Scalars, Update
 from .wire import PLAN, REPORT, Reader, frame, from_optional, pick, to_optional, unframe
 
-_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBHHdddI")
+_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdB")
+_BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
+_COUNT = struct.Struct("<I")
 _REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
 
 _ESTIMATORS = get_args(Estimator)
@@ -94,7 +96,7 @@ class Plan:
     def encode(self) -> bytes:
         """The message's bytes (docs/federation.md)."""
         o = self.optimizer
-        p1, p2 = o.perturbations if isinstance(o.perturbations, tuple) else (*o.directions, 0)
+        counts = o.perturbations if isinstance(o.perturbations, tuple) else o.directions
         body = _PLAN_BODY.pack(
             self.round,
             self.client,
@@ -109,13 +111,11 @@ class Plan:
             _ROUNDINGS.index(o.rounding),
             _EVALUATIONS.index(o.evaluation),
             STREAMS[STREAM],
-            p1,
-            p2,
-            o.lr,
-            from_optional(o.lr2),
             from_optional(o.eps),
-            len(self.updates),
+            len(counts),
         )
+        body += b"".join(map(_BLOCK.pack, counts, o.learning_rates))
+        body += _COUNT.pack(len(self.updates))
         return frame(PLAN, body + b"".join(update.encode() for update in self.updates))
 
     @classmethod
@@ -130,17 +130,20 @@ class Plan:
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
             reader.take(_PLAN_BODY)
         )
-        estimator, sides, rounding, evaluation, stream, p1, p2, lr, lr2, eps, count = rest
+        estimator, sides, rounding, evaluation, stream, eps, blocks = rest
+        pairs = [reader.take(_BLOCK) for _ in range(blocks)]
+        counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
+        (updates,) = reader.take(_COUNT)
         if _STREAM_NAMES.get(stream) != STREAM:
             raise ValueError(
                 f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
             )
+        name = pick("estimator", estimator, _ESTIMATORS)
         optimizer = OptimizerConfig(
-            lr=lr,
-            lr2=to_optional(lr2),
-            estimator=pick("estimator", estimator, _ESTIMATORS),
+            lr=rates,
+            estimator=name,
             sides=pick("sides", sides, _SIDES),
-            perturbations=(p1, p2) if p2 else p1,
+            perturbations=counts[0] if name == "mezo" and blocks == 1 else counts,
             eps=to_optional(eps),
             rounding=pick("rounding", rounding, _ROUNDINGS),
             evaluation=pick("evaluation", evaluation, _EVALUATIONS),
@@ -155,7 +158,7 @@ class Plan:
             batch_size=batch_size,
             seeds=pick("seeds", seeds, _SEEDS),
             optimizer=optimizer,
-            updates=tuple(Update.decode(reader) for _ in range(count)),
+            updates=tuple(Update.decode(reader) for _ in range(updates)),
         )
         reader.finish()
         return plan

@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Estimator = Literal["balanced", "coupled", "coupled-loo", "mezo"]
+from fedspzo.rules import default_lr_scales, directions
+
+Estimator = Literal["anchored", "balanced", "coupled", "coupled-loo", "mezo"]
 Sides = Literal["one", "two"]
 Rounding = Literal["nearest", "stochastic"]
 Evaluation = Literal["in_place", "layerwise"]
@@ -17,7 +19,7 @@ Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
 
-LIMIT_16, LIMIT_32, LIMIT_64 = 2**16, 2**32, 2**64
+LIMIT_8, LIMIT_16, LIMIT_32, LIMIT_64 = 2**8, 2**16, 2**32, 2**64
 """Bounds of the fields of the messages (docs/federation.md)."""
 
 
@@ -26,29 +28,28 @@ class OptimizerConfig:
     """How a client takes a step: the settings of `SPZO`.
 
     Attributes:
-        lr: learning rate of block 1 (or of the only block).
-        lr2: learning rate of block 2. None: 2 P2 lr.
+        lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block.
         estimator: how the projected gradients are formed (docs/estimators.md).
         sides: one- or two-sided differences. None: by dtype, "one" for float32.
-        perturbations: (P1, P2); for `mezo` one number. None: (1, C1/C2), measured in the first
-            step; `mezo`: 1.
+        perturbations: one number a block; for `mezo` one int. None: by the rule, from costs
+            measured in the first step (docs/estimators.md); `mezo`: 1.
         eps: scale of the finite difference. None: by dtype.
         rounding: of the update, to the dtype of the weights. None: by dtype, "nearest" for
             float32, "stochastic" for bfloat16 and float16.
         evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
             None: by dtype, "layerwise" for bfloat16 and float16.
-        at: where the network is cut: "auto", the index of block 2's first layer, or its name.
+        at: where the network is cut: "auto"; or the first layer of block 2, as its index, its
+            name or "head"; or that of each block but the first.
     """
 
-    lr: float = 1e-4
-    lr2: float | None = None
-    estimator: Estimator = "balanced"
+    lr: float | tuple[float, ...] = 1e-4
+    estimator: Estimator = "anchored"
     sides: Sides | None = None
-    perturbations: int | tuple[int, int] | None = None
+    perturbations: int | tuple[int, ...] | None = None
     eps: float | None = None
     rounding: Rounding | None = None
     evaluation: Evaluation | None = None
-    at: int | str = "auto"
+    at: int | str | tuple[int | str, ...] = "auto"
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
@@ -56,33 +57,49 @@ class OptimizerConfig:
         for name, choices in optional.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), get_args(choices))
-        for name in ("lr", "lr2", "eps"):
-            value = getattr(self, name)
-            if value is not None or name == "lr":
-                check_positive(name, value)
-        if self.estimator == "mezo" and self.lr2 is not None:
-            raise ValueError(f"lr2 is {self.lr2!r}, but 'mezo' has one block; leave lr2 out")
+        for rate in self.lr if isinstance(self.lr, tuple) else (self.lr,):
+            check_positive("lr", rate)
+        if self.eps is not None:
+            check_positive("eps", self.eps)
         if self.estimator.startswith("coupled") and self.sides == "one":
             raise ValueError(
                 f"sides is 'one', but {self.estimator!r} is two-sided; leave sides out or set 'two'"
             )
-        self._check_perturbations()
+        self._check_blocks()
 
-    def _check_perturbations(self) -> None:
-        value = self.perturbations
+    def _check_blocks(self) -> None:
+        """The settings that have one value a block."""
+        value, lr = self.perturbations, self.lr
+        if self.estimator == "mezo":
+            if isinstance(lr, tuple) and len(lr) != 1:
+                raise ValueError(f"lr is {lr!r}, but 'mezo' has one block; give one number")
+            if value is not None:
+                check_whole("perturbations", value, 1, LIMIT_16 - 1)
+            return
+        if isinstance(lr, tuple) and len(lr) < 2:
+            raise ValueError(f"lr is {lr!r}; give one number, or one for each of several blocks")
         if value is None:
             return
-        if self.estimator == "mezo":
-            check_whole("perturbations", value, 1, LIMIT_16 - 1)
-            return
-        if not isinstance(value, tuple) or len(value) != 2:
+        if not isinstance(value, tuple) or not 1 < len(value) < LIMIT_8:
             raise ValueError(
-                f"perturbations is {value!r}; give a pair [P1, P2] for {self.estimator!r}"
+                f"perturbations is {value!r}; give one number a block, [P1, P2], for"
+                f" {self.estimator!r}, and at most {LIMIT_8 - 1}"
             )
-        for name, count in zip(("P1", "P2"), value, strict=True):
-            check_whole(f"perturbations ({name})", count, 1, LIMIT_16 - 1)
-        if sum(self.directions) >= LIMIT_16:
-            raise ValueError(f"perturbations is {value!r}; at most {LIMIT_16 - 1} directions fit")
+        anchored = self.estimator == "anchored"
+        for number, count in enumerate(value, 1):
+            check_whole(f"perturbations (P{number})", count, 0 if anchored else 1, LIMIT_16 - 1)
+        if not anchored and len(value) != 2:
+            raise ValueError(
+                f"perturbations is {value!r}, but {self.estimator!r} has two blocks; give [P1, P2]"
+            )
+        if not 0 < sum(self.directions) < LIMIT_16:
+            raise ValueError(
+                f"perturbations is {value!r}; give 1 to {LIMIT_16 - 1} directions in all"
+            )
+        if isinstance(lr, tuple) and len(lr) != len(value):
+            raise ValueError(
+                f"lr is {lr!r}, perturbations is {value!r}; give each block one of both"
+            )
         two_sided = self.estimator == "balanced" and self.sides == "two"
         if value[1] < 2 and (two_sided or self.estimator == "coupled-loo"):
             raise ValueError(
@@ -100,19 +117,18 @@ class OptimizerConfig:
             raise ValueError("perturbations is None; give them, or measure them first")
         if isinstance(self.perturbations, int):
             return (self.perturbations,)
-        p1, p2 = self.perturbations
-        return (p1, p1 * p2)
+        return directions(self.estimator, self.perturbations)
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """The learning rate of each block, with the rule for `lr2` applied."""
-        if self.estimator == "mezo":
-            return (self.lr,)
-        if self.lr2 is not None:
-            return (self.lr, self.lr2)
-        if not isinstance(self.perturbations, tuple):
-            raise ValueError("lr2 follows from perturbations, which is None; give one of them")
-        return (self.lr, 2 * self.perturbations[1] * self.lr)
+        """The learning rate of each block, with the rule applied to a single `lr`.
+
+        Raises:
+            ValueError: the rule needs `perturbations`, which is None.
+        """
+        if isinstance(self.lr, tuple):
+            return self.lr
+        return tuple(self.lr * scale for scale in default_lr_scales(self.directions))
 
 
 @dataclass(frozen=True, kw_only=True)

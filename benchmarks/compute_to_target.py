@@ -1,0 +1,124 @@
+"""Computation to reach a target: FedSPZO beside other zeroth-order methods, rates tuned alike.
+
+    python benchmarks/compute_to_target.py                  # everything: hours; resumes
+    python benchmarks/compute_to_target.py --only decoder   # one problem
+    python benchmarks/compute_to_target.py --report         # table and plot of what there is
+    python benchmarks/compute_to_target.py --fast           # a small race, for CI
+
+Each method's learning rate is looked for on the grid 2^k, from the method's first k on, until the
+best one has worse neighbours: by the worse of two seeds' cost to the last accuracy target. The rate
+found then runs on three other seeds, which the table shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from targets import report
+from targets.methods import BASELINE, CENTRAL, FEDERATED, Method
+from targets.problems import PROBLEMS, Loaded, Problem, load
+from targets.runs import Results, Setting, settings
+from tqdm.auto import tqdm
+
+RESULTS = Path(__file__).parent / "results/compute_to_target"
+TUNING_SEEDS = (100, 101)
+SEEDS = (0, 1, 2)
+
+
+def tune(
+    results: Results, loaded: Loaded, setting: Setting, method: Method, seeds: Sequence[int]
+) -> float:
+    """The grid's best learning rate, with both of its neighbours tried."""
+    scores: dict[int, tuple[float, float]] = {}
+
+    def score(k: int) -> tuple[float, float]:
+        """Cost to the last accuracy target, then the loss at the end: the worse of the seeds'."""
+        if k not in scores:
+            worst = (0.0, 0.0)
+            for seed in seeds:
+                run = results.get(loaded, setting, method, 2.0**k, seed)
+                point = run.cost(accuracy=loaded.problem.accuracies[-1])
+                loss = math.inf if run.ended == "diverged" else run.curve[-1].loss
+                worst = max(worst, (point.forwards if point else math.inf, loss))
+                if not math.isfinite(worst[1]):
+                    break  # it diverged: no second seed makes that good
+            scores[k] = worst
+        return scores[k]
+
+    best = method.first
+    while True:
+        found = min((best, best - 1, best + 1), key=score)
+        if found == best:
+            return 2.0**best
+        best = found
+
+
+def race_all(
+    results: Results,
+    problem: Problem,
+    which: Sequence[Setting],
+    methods: Sequence[Method],
+    *,
+    tuning: Sequence[int] = TUNING_SEEDS,
+    seeds: Sequence[int] = SEEDS,
+) -> None:
+    """Tune and run every method in every setting."""
+    loaded = load(problem)
+    jobs = [(setting, method) for setting in which for method in methods]
+    for setting, method in (progress := tqdm(jobs, desc=problem.name, unit="method")):
+        progress.set_postfix_str(f"{setting.name}, {method.name}")
+        lr = tune(results, loaded, setting, method, tuning)
+        for seed in seeds:
+            results.get(loaded, setting, method, lr, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    names = [problem.name for problem in PROBLEMS]
+    parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
+    parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--fast", action="store_true", help="one problem, one seed, two methods")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.fast:
+        fast(options.results if options.results != RESULTS else Path("runs/compute_to_target"))
+        return
+    for problem in PROBLEMS:
+        missing = problem.needs()
+        if options.report or problem.name not in options.only:
+            continue
+        if missing is not None:
+            print(f"{problem.name} is left out, it needs {missing}")
+            continue
+        for kind in options.setting or ("central", "federated"):
+            federated = kind == "federated"
+            file = options.results / f"{problem.name}_{kind}.jsonl"
+            which = list(settings(problem, federated=federated))
+            race_all(Results(file), problem, which, FEDERATED if federated else CENTRAL)
+    report.write(options.results, SEEDS, TUNING_SEEDS)
+
+
+def fast(folder: Path) -> None:
+    """The decoder, MeZO and FedSPZO at rates known to work, one seed."""
+    problem = replace(PROBLEMS[0], budget=300, accuracies=(0.8,), losses=(0.5,), tests=100)
+    methods = [method for method in CENTRAL if method.name in (BASELINE, "FedSPZO")]
+    loaded = load(problem)
+    results = Results(folder / "fast.jsonl")
+    for method in methods:
+        run = results.get(loaded, Setting(), method, 2.0**method.first, 0)
+        point = run.cost(accuracy=problem.accuracies[-1])
+        cost = f"{point.forwards:.0f} forward passes" if point else f"not reached ({run.ended})"
+        print(f"{method.name}: accuracy {problem.accuracies[-1]:.0%} after {cost}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The methods that race, each with the settings that are not tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedspzo.baselines import METHODS, last_block
+from fedspzo.federated import FederationConfig, OptimizerConfig, run
+
+Cut = str | int | tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method; its learning rate is what is tuned.
+
+    Attributes:
+        name: for people, and the key of its results.
+        cut: where the model is split; None: it is not.
+        settings: of the optimizer, but for lr.
+        first: where on the grid of learning rates to look first, a power of two.
+        federated: runs a federation; None: central only.
+        seeds: directions common to all clients, or each client's own.
+    """
+
+    name: str
+    cut: Cut
+    settings: dict[str, Any]
+    first: int = -10
+    federated: Callable[..., Any] = run
+    seeds: str = "per-client"
+
+    def optimizer(self, lr: float) -> OptimizerConfig:
+        """The settings at a learning rate."""
+        return OptimizerConfig(lr=lr, **self.settings)
+
+
+def _mezo(count: int, sides: str) -> dict[str, Any]:
+    return {"estimator": "mezo", "perturbations": count, "sides": sides}
+
+
+BASELINE = "MeZO"
+CENTRAL = (
+    Method(BASELINE, None, _mezo(1, "two")),
+    Method("MeZO, 4 one-sided", None, _mezo(4, "one"), -9),
+    Method("MeZO, 16 one-sided", None, _mezo(16, "one"), -8),
+    Method("coupled, two blocks", -1, {"estimator": "coupled"}),
+    Method("balanced, two blocks", -1, {"estimator": "balanced"}),
+    Method("anchored, two blocks", -1, {}, -9),
+    Method("anchored, head apart", "head", {}, -10),
+    Method("FedSPZO", "auto", {}, -10),
+    Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}, -9),
+)
+
+FEDERATED = (
+    Method("FedMeZO", None, _mezo(1, "two"), federated=METHODS["fedmezo"]),
+    Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]),
+    Method("FedSPZO", "auto", {}, -10),
+    Method("FedSPZO, shared seeds", "auto", {}, -9, seeds="shared"),
+)
+
+
+def federation(
+    method: Method, *, clients: int, rounds: int, local_steps: int, batch: int, seed: int
+) -> FederationConfig:
+    """The federation's settings for a method."""
+    return FederationConfig(
+        clients=clients,
+        rounds=rounds,
+        local_steps=local_steps,
+        batch_size=batch,
+        seeds=method.seeds,  # type: ignore[arg-type]
+        seed=seed,
+    )

@@ -1,0 +1,141 @@
+"""What is fine-tuned: three models, their data, and the targets to reach."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import masked_model
+from torch import nn
+
+from fedspzo import config as configuration
+from fedspzo import models
+from fedspzo.cli import DEMO_CONFIG
+from fedspzo.config import Config, ModelConfig
+from fedspzo.data import read_splits
+from fedspzo.tasks import Encoded, Task
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A model, a task, and when it counts as learned.
+
+    Attributes:
+        name: of its results' file.
+        title: for people.
+        config: makes the run's configuration; `needs` tells what is missing for it, or None.
+        freeze: parameters whose names hold this do not train, for any method.
+        batch: examples in a step.
+        clients: of the federated runs.
+        every: full forward passes between evaluations.
+        budget: full forward passes after which a run is given up.
+        accuracies: targets on the test examples; the last one is what rates are tuned for.
+        losses: further targets.
+        tests: how many test examples are looked at.
+    """
+
+    name: str
+    title: str
+    config: Callable[[], Config]
+    needs: Callable[[], str | None] = lambda: None
+    freeze: str | None = None
+    batch: int = 16
+    clients: int = 8
+    every: int = 25
+    budget: int = 1500
+    accuracies: tuple[float, ...]
+    losses: tuple[float, ...]
+    tests: int = 300
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A problem in memory; `fresh` gives the model from the start."""
+
+    problem: Problem
+    model: nn.Module
+    task: Task
+    train: list[Encoded]
+    test: list[Encoded]
+
+    def fresh(self) -> nn.Module:
+        """A copy of the base model."""
+        return copy.deepcopy(self.model)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and accuracy on examples never trained on."""
+        return self.task.evaluate(model, self.test)
+
+
+def load(problem: Problem) -> Loaded:
+    """The problem's model, task and examples."""
+    config = problem.config()
+    splits = read_splits(config.data, config.task)
+    model, task = models.load(config, splits)
+    for name, parameter in model.named_parameters():
+        if problem.freeze is not None and problem.freeze in name:
+            parameter.requires_grad_(False)
+    test: Sequence[Any] = splits.test[: problem.tests]
+    return Loaded(problem, model, task, task.encode(splits.train), task.encode(test))
+
+
+def _decoder() -> Config:
+    return configuration.load(DEMO_CONFIG)
+
+
+MASKED_MODEL = ROOT / "runs/masked_model"
+
+
+def _encoder() -> Config:
+    if not MASKED_MODEL.is_dir():
+        masked_model.build(MASKED_MODEL)
+    config = configuration.load(DEMO_CONFIG)
+    task = replace(config.task, template="{text} It was {mask}.")
+    return replace(config, model=ModelConfig(name=str(MASKED_MODEL)), task=task)
+
+
+REAL = ROOT / "examples/real"
+
+
+def _real() -> Config:
+    return configuration.load(REAL / "config.toml")
+
+
+def _needs_real() -> str | None:
+    return None if (REAL / "model").exists() else "its weights: run `make real` once"
+
+
+PROBLEMS = (
+    Problem(
+        name="decoder",
+        title="decoder, 0.6 M parameters, a word after the text",
+        config=_decoder,
+        accuracies=(0.90, 0.95),
+        losses=(0.30, 0.15),
+    ),
+    Problem(
+        name="encoder",
+        title="masked encoder, 0.6 M parameters, a word inside the text",
+        config=_encoder,
+        accuracies=(0.90, 0.95),
+        losses=(0.30, 0.15),
+    ),
+    Problem(
+        name="minilm",
+        title="MiniLM, 22.7 M pretrained parameters, a new head, real sentences",
+        config=_real,
+        needs=_needs_real,
+        freeze="word_embeddings",
+        batch=8,
+        clients=4,
+        budget=1000,
+        accuracies=(0.80, 0.85),
+        losses=(0.55, 0.45),
+        tests=150,
+    ),
+)

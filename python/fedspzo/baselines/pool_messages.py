@@ -1,0 +1,115 @@
+"""FedKSeed's two messages, in the frame of `fedspzo.federated.wire`."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedspzo.federated.wire import Reader, frame, from_optional, to_optional, unframe
+from fedspzo.journal import DIGEST_BYTES
+
+from .pool import Singles
+
+PAIR = np.dtype([("member", "<u4"), ("value", "<f4")])
+"""A member of the pool and a number that belongs to it: 8 bytes."""
+
+_PLAN, _REPORT = 101, 102
+_PLAN_BODY = struct.Struct(f"<II{DIGEST_BYTES}sI?")  # round, client, digest, pairs, probabilities
+_REPORT_BODY = struct.Struct("<IIffHI")  # round, client, loss, forwards, skipped steps, pairs
+_ALL = 2**32 - 1  # in the place of a number of pairs: all K coefficients follow
+
+
+@dataclass(frozen=True, eq=False)
+class PoolPlan:
+    """What the server sends a client.
+
+    Attributes:
+        round: the round.
+        client: whom it is for.
+        digest: of the round's weights, 32 hexadecimal digits.
+        coefficients: float32 (K,): where the global weights stand along the pool.
+        probabilities: float32 (K,), of the members; None: uniform.
+    """
+
+    round: int
+    client: int
+    digest: str
+    coefficients: Singles
+    probabilities: Singles | None = None
+
+    def encode(self, known: Singles) -> bytes:
+        """The message for a client that knows the coefficients `known`, (K,).
+
+        Those that differ travel as pairs or, where that is shorter, all K as numbers alone.
+        """
+        changed = np.flatnonzero(self.coefficients != known)
+        pairs = len(changed) * PAIR.itemsize < len(known) * 4
+        head = (len(changed) if pairs else _ALL, self.probabilities is not None)
+        new = as_pairs(changed, self.coefficients[changed]) if pairs else self.coefficients
+        weights = b"" if self.probabilities is None else self.probabilities.tobytes()
+        digest = bytes.fromhex(self.digest)
+        body = _PLAN_BODY.pack(self.round, self.client, digest, *head) + new.tobytes() + weights
+        return frame(_PLAN, body)
+
+    @classmethod
+    def decode(cls, data: bytes, known: Singles) -> PoolPlan:
+        """The plan in a message to a client that knows the coefficients `known`, (K,)."""
+        reader = Reader(unframe(_PLAN, data))
+        number, client, digest, count, weighted = reader.take(_PLAN_BODY)
+        size = len(known)
+        if count == _ALL:
+            coefficients = np.frombuffer(reader.read(4 * size), "<f4").astype(np.float32)
+        else:
+            pairs = np.frombuffer(reader.read(PAIR.itemsize * count), PAIR)
+            coefficients = known.copy()
+            coefficients[pairs["member"]] = pairs["value"]
+        weights = reader.read(4 * size) if weighted else None
+        reader.finish()
+        probabilities = None if weights is None else np.frombuffer(weights, "<f4")
+        return cls(number, client, digest.hex(), coefficients, probabilities)
+
+
+@dataclass(frozen=True, eq=False)
+class PoolReport:
+    """What a client answers.
+
+    Attributes:
+        round: the round.
+        client: its id.
+        loss: mean loss of the steps taken; None: none was.
+        forwards: computation, in full forward passes.
+        skipped: steps skipped, for losses that were not finite.
+        gradients: PAIR (steps taken,): each step's member and projected gradient.
+    """
+
+    round: int
+    client: int
+    loss: float | None
+    forwards: float
+    skipped: int
+    gradients: npt.NDArray[np.void]
+
+    def encode(self) -> bytes:
+        """The message."""
+        head = (self.round, self.client, from_optional(self.loss), self.forwards, self.skipped)
+        body = _REPORT_BODY.pack(*head, len(self.gradients)) + self.gradients.tobytes()
+        return frame(_REPORT, body)
+
+    @classmethod
+    def decode(cls, data: bytes) -> PoolReport:
+        """The report in a message."""
+        reader = Reader(unframe(_REPORT, data))
+        number, client, loss, forwards, skipped, count = reader.take(_REPORT_BODY)
+        gradients = np.frombuffer(reader.read(PAIR.itemsize * count), PAIR)
+        reader.finish()
+        return cls(number, client, to_optional(loss), forwards, skipped, gradients)
+
+
+def as_pairs(members: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.void]:
+    """Members of the pool with a number each, as PAIR (n,)."""
+    pairs = np.empty(len(np.asarray(members)), PAIR)
+    pairs["member"], pairs["value"] = members, values
+    return pairs

@@ -1,0 +1,47 @@
+"""The defaults that follow from what the blocks cost: perturbations, and from them learning rates.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+FIRST_BLOCK_PERTURBATIONS = 2
+MOST_PERTURBATIONS = 64
+"""The rule's P1 of "anchored", and its bound for the others: a direction is also sent."""
+
+
+def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
+    """How many directions each block has in a step of estimator `name`."""
+    if name in ("anchored", "mezo"):
+        return tuple(perturbations)
+    p1, p2 = perturbations
+    return p1, p1 * p2
+
+
+def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
+    """Perturbations by the rule: every later block gets as much computation as block 1.
+
+    "anchored": P1 = 2 and P_b = P1 / C_b, at most 64. The others: P1 = 1, and P2 = C1 / C2
+    rounded to an even number, at least 2.
+
+    Args:
+        name: the estimator's; not "mezo".
+        shares: C_b for the blocks from the second on: what an evaluation costs that replays the
+            blocks before it, as a share of a full forward pass, in (0, 1].
+    """
+    if name == "anchored":
+        p1 = FIRST_BLOCK_PERTURBATIONS
+        return (p1, *(min(MOST_PERTURBATIONS, max(p1, round(p1 / share))) for share in shares))
+    return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
+
+
+def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
+    """Learning rates by the rule, over block 1's: D_b / D_1, so that every direction counts alike.
+
+    A step adds `-lr_b g / D_b` along each of block b's D_b directions: with lr_b = lr D_b / D_1
+    that is `-lr g / D_1` whatever its block. With D_1 = 0 the rates are those of D_1 = 1.
+    """
+    first = max(1, directions[0])
+    return (1.0, *(count / first for count in directions[1:]))
