@@ -70,6 +70,7 @@ def demo(
     optimizer = SPZO(
         split(model, -1),
         (lr, 4 * lr),
+        estimator="balanced",
         sides="two",
         eps=5e-3,
         perturbations=(1, 2),
@@ -116,7 +117,7 @@ def arithmetic() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--lr", type=float, default=2.5e-5, help="of block 1")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of block 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
