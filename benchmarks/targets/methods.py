@@ -56,9 +56,7 @@ CENTRAL = (
 
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), federated=METHODS["fedmezo"]),
-    Method(
-        "DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]
-    ),
+    Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]),
     Method("FedSPZO", "auto", {}, -10),
     Method("FedSPZO, shared seeds", "auto", {}, -9, seeds="shared"),
 )

@@ -181,7 +181,7 @@ def spzo(blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0) -> SPZO:
         eps=settings.eps,
         seed=seed,
         rounding=settings.rounding,
-        exact=settings.exact,
+        evaluation=settings.evaluation,
     )
 
 
