@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .messages import Report
 
-REASON_BYTES = 400
+REASON_BYTES = 200
 """A longer reason is cut."""
 
-_SHOWN = 8
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
