@@ -16,10 +16,11 @@ from .updates import Scalars, Update
 from .wire import from_optional, to_optional
 
 _ROUND = struct.Struct(
-    f"<{DIGEST_BYTES}sdQQHHHI"
-)  # digest, seconds, bytes down, up, clients, reports, downloads, rejections
+    f"<{DIGEST_BYTES}sdQQHH"
+)  # digest, seconds, bytes down, up, clients, reports
 _CLIENT = struct.Struct("<I")
 _REPORT = struct.Struct("<IIff")  # client, examples, loss, forwards
+_UNUSUAL = struct.Struct("<HI")  # downloads, rejections: there are some, or this is left out
 _REJECTION = struct.Struct("<IH")  # client, bytes of the reason
 _EVALUATION = struct.Struct("<Idd")  # round, loss, accuracy
 
@@ -87,21 +88,24 @@ class Round:
             self.bytes_up,
             len(self.clients),
             len(self.reports),
-            len(self.downloads),
-            len(self.rejected),
         )
         reports = (
             _REPORT.pack(r.client, r.examples, from_optional(r.loss), r.forwards)
             + r.gradients.encode()
             for r in self.reports
         )
-        clients = b"".join(map(_CLIENT.pack, (*self.clients, *self.downloads)))
-        rejected = (
-            _REJECTION.pack(r.client, len(reason)) + reason
-            for r in self.rejected
-            for reason in [r.reason.encode()]
-        )
-        return self.update.encode() + head + clients + b"".join((*reports, *rejected))
+        asked = b"".join(map(_CLIENT.pack, self.clients))
+        return self.update.encode() + head + asked + b"".join(reports) + self._unusual()
+
+    def _unusual(self) -> bytes:
+        if not self.downloads and not self.rejected:
+            return b""
+        body = _UNUSUAL.pack(len(self.downloads), len(self.rejected))
+        body += b"".join(map(_CLIENT.pack, self.downloads))
+        for rejection in self.rejected:
+            reason = rejection.reason.encode()
+            body += _REJECTION.pack(rejection.client, len(reason)) + reason
+        return body
 
     @classmethod
     def decode(cls, body: bytes, before: str) -> Round:
@@ -117,10 +121,11 @@ class Round:
         """
         reader = Reader(body)
         update = Update.decode(reader)
-        digest, seconds, down, up, asked, reported, loaded, failed = reader.take(_ROUND)
+        digest, seconds, down, up, asked, reported = reader.take(_ROUND)
         clients = tuple(reader.take(_CLIENT)[0] for _ in range(asked))
-        downloads = tuple(reader.take(_CLIENT)[0] for _ in range(loaded))
         reports = tuple(_report(reader, update.round, before) for _ in range(reported))
+        loaded, failed = reader.take(_UNUSUAL) if reader.left else (0, 0)
+        downloads = tuple(reader.take(_CLIENT)[0] for _ in range(loaded))
         rejected = tuple(_rejection(reader) for _ in range(failed))
         reader.finish()
         return cls(

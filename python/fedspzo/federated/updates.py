@@ -65,9 +65,8 @@ class Scalars:
                 f"values has shape {self.values.shape}; give a row for each of the"
                 f" {len(self.steps)} steps and at least one direction"
             )
-        wrong = np.argwhere(~np.isfinite(self.values))
-        if wrong.size:
-            row, column = wrong[0]
+        if not np.isfinite(self.values).all():
+            row, column = np.argwhere(~np.isfinite(self.values))[0]
             raise ValueError(
                 f"values[{row}, {column}] is {self.values[row, column]}; all must be finite"
             )
