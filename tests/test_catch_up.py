@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Plan, S
 from fedspzo.federated.client import resolve
 from fedspzo.federated.download import encode, load
 from fedspzo.federated.history import History
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.updates import Scalars, Update
 from fedspzo.replica import Replica
 
@@ -162,7 +164,9 @@ def test_a_download_for_another_model_is_refused() -> None:
     assert frozen.round == 0
 
 
-def test_a_run_says_who_downloads_and_counts_the_bytes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_says_who_downloads_and_counts_the_bytes(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     federation = replace(FEDERATION, clients=12, participation=0.1, rounds=60, local_steps=1)
     data = toy_data([4] * 12)
     sent: list[int] = []
@@ -177,14 +181,22 @@ def test_a_run_says_who_downloads_and_counts_the_bytes(caplog: pytest.LogCapture
             assert bool(weights) == Plan.decode(plan).download
             return self.link.exchange(client, plan, weights)
 
-    with caplog.at_level(logging.INFO, "fedspzo"):
-        result = run(toy(), ToyTask(), data, federation, OPTIMIZER, link=Counting)
+    with (
+        caplog.at_level(logging.INFO, "fedspzo"),
+        RunJournal(tmp_path / "journal.fspz", source="toy") as journal,
+    ):
+        result = run(
+            toy(), ToyTask(), data, federation, OPTIMIZER, link=Counting, journal=journal
+        )
     downloads = {done.round - 1: done.downloads for done in result.rounds if done.downloads}
     assert 0 < len(downloads) < 60
     assert all(len(clients) == 1 for clients in downloads.values())
     lines = [f"round {r}: client {c} downloads the weights" for r, (c,) in downloads.items()]
     assert [record.getMessage() for record in caplog.records] == lines
     assert result.final.bytes_down == sum(sent)
+    with RunJournal(tmp_path / "journal.fspz", source="toy") as journal:
+        again = run(toy(), ToyTask(), data, federation, OPTIMIZER, journal=journal)
+    assert again.rounds == result.rounds  # from the journal
     # whoever holds a copy of the model makes no difference
     assert run(toy(), ToyTask(), data, federation, OPTIMIZER, replicas=12).final.digest == (
         result.final.digest
