@@ -185,9 +185,7 @@ def test_a_run_says_who_downloads_and_counts_the_bytes(
         caplog.at_level(logging.INFO, "fedspzo"),
         RunJournal(tmp_path / "journal.fspz", source="toy") as journal,
     ):
-        result = run(
-            toy(), ToyTask(), data, federation, OPTIMIZER, link=Counting, journal=journal
-        )
+        result = run(toy(), ToyTask(), data, federation, OPTIMIZER, link=Counting, journal=journal)
     downloads = {done.round - 1: done.downloads for done in result.rounds if done.downloads}
     assert 0 < len(downloads) < 60
     assert all(len(clients) == 1 for clients in downloads.values())

@@ -62,7 +62,7 @@ def combine(
         Scalars (steps, directions), and which of the steps have any (steps,).
     """
     if rule == "krum":
-        chosen = _krum(values, _liars(len(values), byzantine, per_client=2, beside=3))
+        chosen = _krum(values, _liars(len(values), byzantine, honest=3))
         return values[chosen], np.asarray(taken[chosen])
     combined = _RULES[rule](values, weights, byzantine)
     return combined, np.asarray(taken.any(axis=0))
@@ -76,7 +76,7 @@ def _mean(values: Array, weights: Sequence[float], byzantine: float) -> Array:
 
 
 def _trimmed_mean(values: Array, weights: Sequence[float], byzantine: float) -> Array:
-    cut = _liars(len(values), byzantine, per_client=2, beside=1)
+    cut = _liars(len(values), byzantine, honest=1)
     kept: Array = np.sort(values, axis=0)[cut : len(values) - cut]
     return _mean(kept, [1 / len(kept)] * len(kept), byzantine)
 
@@ -102,7 +102,7 @@ def _krum(values: Array, liars: int) -> int:
     return int(np.argmin(scores))
 
 
-def _liars(clients: int, byzantine: float, *, per_client: int, beside: int) -> int:
-    """How many of the clients a rule holds for liars: f, with per_client f + beside <= clients."""
-    wanted = math.ceil(byzantine * clients - 1e-9)
-    return max(0, min(wanted, (clients - beside) // per_client))
+def _liars(clients: int, byzantine: float, *, honest: int) -> int:
+    """How many of the clients a rule holds for liars: f, with 2 f + honest <= clients."""
+    wanted = math.ceil(byzantine * clients - 1e-9)  # 0.3 * 10 is 3, whatever its rounding
+    return max(0, min(wanted, (clients - honest) // 2))

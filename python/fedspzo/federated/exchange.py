@@ -119,11 +119,11 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers)
         logger.info("round %d: client %d downloads the weights", server.round, client)
         answers.downloads.append(client)
         answers.down += server.download_bytes
+    arrived: list[bytes] = []
     try:
-        arrived = list(link.exchange(client, sent, server.download() if plan.download else ()))
+        arrived.extend(link.exchange(client, sent, server.download() if plan.download else ()))
     except Exception as error:  # whatever befalls a client, the round goes on without it
         answers.reject(client, f"{type(error).__name__}: {error}", error)
-        return
     for data in arrived:
         answers.up += len(data)
         try:

@@ -125,7 +125,7 @@ class Server:
         Returns:
             Those accepted, by client; and the others, each with its reason.
         """
-        planned = self.sample()
+        planned = set(self.sample())
         accepted: dict[int, Report] = {}
         rejected = []
         for report in reports:
