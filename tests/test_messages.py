@@ -17,7 +17,7 @@ from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 DIGEST = "00112233445566778899aabbccddeeff"
 OPTIMIZER = OptimizerConfig(lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest")
 HEADER, CHECKSUM, REPORT_BODY = 10, 4, 36
-PLAN_BODY = 54 + 2 * 10 + 4  # two blocks, no updates
+PLAN_BODY = 54 + 2 * 10 + 5  # two blocks, no updates
 
 
 def scalars(steps: tuple[int, ...] = (0, 2), local_steps: int = 3, columns: int = 3) -> Scalars:
@@ -61,6 +61,7 @@ PLANS = {
     "usual": a_plan(),
     "first round": a_plan(round=0, updates=()),
     "audit": a_plan(train=False, seeds="shared"),
+    "download": a_plan(updates=(), download=True),
     "nobody took a step": a_plan(updates=(Update(6, ()),)),
     "mezo": a_plan(
         optimizer=OptimizerConfig(
@@ -133,7 +134,7 @@ def test_the_layout_is_the_documented_one():
 
     body = struct.pack("<IIQ16s", 7, 3, 2**64 - 2, bytes.fromhex(DIGEST))
     body += struct.pack("<BHIBBBBBBdB", 1, 3, 8, 0, 0, 1, 0, 0, 0, math.nan, 2)
-    body += struct.pack("<HdHdI", 1, 1e-3, 2, 4e-3, 1)
+    body += struct.pack("<HdHd?I", 1, 1e-3, 2, 4e-3, False, 1)
     body += struct.pack("<IHI", 6, 1, EVERYBODY) + struct.pack("<HHB", 3, 3, 0b010)
     body += struct.pack("<3f", *(np.arange(3, dtype=np.float32) / 7))
     message = struct.pack("<4sBBI", b"FSPZ", 1, 1, len(body)) + body
@@ -198,9 +199,10 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 56, "<d", math.nan, "lr is nan"),
         (Plan, 56, "<d", -1.0, "lr is -1.0"),
         (Plan, 66, "<d", math.inf, "lr is inf"),
-        (Plan, 74, "<I", 2**32 - 1, "body ends at byte"),
-        (Plan, 74, "<I", 1, "updates are of rounds"),
-        (Plan, 78, "<I", 4, "updates are of rounds"),
+        (Plan, 74, "<B", 1, "download is True, but updates are given"),
+        (Plan, 75, "<I", 2**32 - 1, "body ends at byte"),
+        (Plan, 75, "<I", 1, "updates are of rounds"),
+        (Plan, 79, "<I", 4, "updates are of rounds"),
         (Report, 24, "<I", 0, "examples is 0"),
         (Report, 28, "<f", math.inf, "loss is inf"),
         (Report, 32, "<f", math.nan, "forwards is nan"),

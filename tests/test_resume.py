@@ -16,6 +16,7 @@ import torch
 from tiny_run import write_run
 
 from fedspzo.cli import main
+from fedspzo.federated.exchange import InProcess
 from fedspzo.federated.run_journal import RunJournal
 from fedspzo.output import OutputFolder
 
@@ -100,6 +101,33 @@ def test_a_run_goes_on(here: Path, command: list[str], capsys: pytest.CaptureFix
     assert main(["run", "--resume", "out"]) == 0
     assert "the run in 'out' is finished" in capsys.readouterr().err
     refused(RUN, capsys, "holds a run; add --overwrite")
+
+
+def test_clients_that_fail_are_named_and_the_run_goes_on_later(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = InProcess.exchange
+    failing: list[int] = []
+
+    def unreachable(self: InProcess, client: int, plan: bytes, weights: Any) -> Any:
+        if client in failing:
+            raise TimeoutError(f"no answer from {client}")
+        return reached(self, client, plan, weights)
+
+    monkeypatch.setattr(InProcess, "exchange", unreachable)
+    failing[:] = [0, 1, 2]
+    assert main(RUN) == 3
+    error = capsys.readouterr().err
+    assert "error: round 2: 0 of 2 clients reported, 1 are needed; " in error
+    assert "TimeoutError: no answer from" in error
+    assert "all rounds before it are kept" in error
+    failing[:] = [0]
+    assert main(["run", "--resume", "out", "--quiet"]) == 0
+    named = [row["rejected"] for row in rows(OUT / "metrics.jsonl")[:-1] if row["rejected"]]
+    assert {fault["client"] for one in named for fault in one} == {0}
+    assert named[0][0]["reason"] == "TimeoutError: no answer from 0"
+    assert main(["journal", "show", "out/journal.fspz", "--round", "3"]) == 0
+    assert "rejected, client 0: TimeoutError: no answer from 0" in capsys.readouterr().out
 
 
 def test_a_folder_may_move_and_the_metrics_may_be_lost(here: Path) -> None:

@@ -1,12 +1,14 @@
 """The command line: demo, run, replay, verify, journal show, info.
 
 What a user can get wrong in a config is checked before torch is imported. Exit codes: 0 done,
-1 (verify) other weights, 2 wrong input (one line on stderr), 130 interrupted.
+1 (verify) other weights, 2 wrong input (one line on stderr), 3 too few clients answered, 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import config as configuration
+from .federated.rejections import QuorumError
 from .tables import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"fedspzo: error: {error}", file=sys.stderr)
         return 2
+    except QuorumError as error:
+        print(f"fedspzo: error: {error}; all rounds before it are kept", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("fedspzo: interrupted", file=sys.stderr)
         return 130
@@ -109,6 +115,8 @@ def _train(
         )
     if folder.resumes:
         check_same_run(folder, config, resolved=resolved)
+    level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
+    logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 

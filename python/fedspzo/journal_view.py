@@ -112,6 +112,10 @@ def _reports(done: Round) -> Iterator[str]:
         )
         for step, row in zip(report.gradients.steps, report.gradients.values, strict=True):
             yield f"  step {step}, gradients {' '.join(f'{g:.4g}' for g in row)}"
+    for rejection in done.rejected:
+        yield f"rejected, {rejection}"
+    for client in done.downloads:
+        yield f"client {client} was sent the weights"
     for client, scalars in done.update.entries:
         who = "all clients" if client == EVERYBODY else f"client {client}"
         for step, row in zip(scalars.steps, scalars.values, strict=True):

@@ -28,8 +28,12 @@ class Reader:
         """The next values, as `layout` says."""
         return layout.unpack(self.read(layout.size))
 
+    @property
+    def left(self) -> int:
+        """How many bytes have not been read."""
+        return len(self._body) - self._position
+
     def finish(self) -> None:
         """Raise ValueError unless all has been read."""
-        left = len(self._body) - self._position
-        if left:
-            raise ValueError(f"body has {left} bytes after its last field")
+        if self.left:
+            raise ValueError(f"body has {self.left} bytes after its last field")

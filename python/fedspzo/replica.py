@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -76,6 +76,32 @@ class Replica:
             with HeldInterrupts():  # a record is applied whole or not at all
                 apply(record, self.blocks.groups)
                 self.round += 1
+
+    def load(self, round: int, weights: Sequence[Tensor], expected: str) -> None:
+        """Take over the weights of a round, bit for bit.
+
+        Args:
+            round: which round's they are.
+            weights: one tensor for each trainable one, in the order of the blocks, of its shape
+                and dtype; on any device.
+            expected: the digest of the whole model with them.
+
+        Raises:
+            ValueError: the digest would be another one; nothing has changed then.
+        """
+        new = {storage(old): tensor for old, tensor in zip(self._weights, weights, strict=True)}
+        named = self.blocks.model.named_parameters()
+        found = digest(((name, new.get(storage(p), p)) for name, p in named), known=self._frozen)
+        if found != expected:
+            raise ValueError(
+                f"with the weights received the model has digest {found}, round {round} has"
+                f" {expected}; start from the same base model"
+            )
+        self._anchor_round = None
+        with HeldInterrupts():
+            for weight, tensor in zip(self._weights, weights, strict=True):
+                weight.detach().copy_(tensor)
+            self.round = round
 
     def snapshot(self) -> None:
         """Keep the weights as they are now, for `restore`; nothing if this round's are kept."""

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client import Client, DigestError, Task
+    from .exchange import Link
     from .messages import Plan, Report
     from .partition import dirichlet, iid
+    from .rejections import QuorumError, Rejection
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
     from .simulation import RoundResult, RunResult, run
@@ -20,8 +22,11 @@ _HOME = {
     "Client": "client",
     "DigestError": "client",
     "FederationConfig": "settings",
+    "Link": "exchange",
     "OptimizerConfig": "settings",
     "Plan": "messages",
+    "QuorumError": "rejections",
+    "Rejection": "rejections",
     "Report": "messages",
     "RoundResult": "simulation",
     "RunResult": "simulation",
@@ -36,8 +41,11 @@ __all__ = [
     "Client",
     "DigestError",
     "FederationConfig",
+    "Link",
     "OptimizerConfig",
     "Plan",
+    "QuorumError",
+    "Rejection",
     "Report",
     "RoundResult",
     "RunResult",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from fedspzo.blocks import Blocks
 from fedspzo.optimizer import SPZO
 from fedspzo.replica import Replica
 
+from . import download
 from .messages import Plan, Report
 from .partition import draw
 from .settings import OptimizerConfig
@@ -60,17 +61,24 @@ class Client:
         self._settings: OptimizerConfig | None = None
         self._optimizer: SPZO | None = None
 
-    def handle(self, plan: Plan) -> Report:
+    def handle(self, plan: Plan, weights: Iterable[bytes] = ()) -> Report:
         """Catch up, take the plan's steps, return to the global weights, and report.
 
         The replica is at the plan's round afterwards, also when a step raises.
 
+        Args:
+            plan: what to do.
+            weights: the messages of a download, if the plan says so.
+
         Raises:
-            ValueError: the plan is for another client, or does not follow the replica's round.
+            ValueError: the plan is for another client, or does not follow the replica's round; or
+                a download is not whole.
             DigestError: after catching up the weights are not the server's.
         """
         if plan.client != self.client:
             raise ValueError(f"plan is for client {plan.client}, this is client {self.client}")
+        if plan.download and self.replica.round < plan.round:
+            download.load(self.replica, plan.round, plan.digest, weights)
         self.replica.catch_up(
             record(
                 update,

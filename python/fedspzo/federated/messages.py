@@ -34,7 +34,7 @@ from .wire import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
 
 _PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdB")
 _BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
-_COUNT = struct.Struct("<I")
+_CATCH_UP = struct.Struct("<?I")  # a download, number of updates
 _REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
 
 _ESTIMATORS = get_args(Estimator)
@@ -61,6 +61,8 @@ class Plan:
         optimizer: the step's settings, `resolved`. `at` does not travel: the cut is made where
             the model is loaded.
         updates: those the client has missed: consecutive rounds, the last one `round` - 1.
+        download: whether the client loads the weights in their place, as that is cheaper; they come
+            in messages of their own (`download`).
     """
 
     round: int
@@ -73,6 +75,7 @@ class Plan:
     seeds: Seeds
     optimizer: OptimizerConfig
     updates: tuple[Update, ...]
+    download: bool = False
 
     def __post_init__(self) -> None:
         check_whole("round", self.round, 0, LIMIT_32 - 1)
@@ -90,6 +93,8 @@ class Plan:
                 f"updates are of rounds {[u.round for u in self.updates]};"
                 f" give consecutive ones that end at round {self.round - 1}"
             )
+        if self.download and self.updates:
+            raise ValueError("download is True, but updates are given; send one of them")
         expected = (self.local_steps, sum(self.optimizer.directions))
         for update in self.updates:
             update.check(*expected)
@@ -116,7 +121,7 @@ class Plan:
             len(counts),
         )
         body += b"".join(map(_BLOCK.pack, counts, o.learning_rates))
-        body += _COUNT.pack(len(self.updates))
+        body += _CATCH_UP.pack(self.download, len(self.updates))
         return frame(PLAN, body + b"".join(update.encode() for update in self.updates))
 
     @classmethod
@@ -134,7 +139,7 @@ class Plan:
         estimator, sides, rounding, evaluation, stream, eps, blocks = rest
         pairs = [reader.take(_BLOCK) for _ in range(blocks)]
         counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
-        (updates,) = reader.take(_COUNT)
+        download, updates = reader.take(_CATCH_UP)
         if _STREAM_NAMES.get(stream) != STREAM:
             raise ValueError(
                 f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
@@ -160,6 +165,7 @@ class Plan:
             seeds=pick("seeds", seeds, _SEEDS),
             optimizer=optimizer,
             updates=tuple(Update.decode(reader) for _ in range(updates)),
+            download=download,
         )
         reader.finish()
         return plan

@@ -10,6 +10,7 @@ from fedspzo.journal import DIGEST_BYTES
 from fedspzo.reader import Reader
 
 from .messages import Report
+from .rejections import Rejection
 from .settings import LIMIT_16, LIMIT_64, check_whole
 from .updates import Scalars, Update
 from .wire import from_optional, to_optional
@@ -19,6 +20,8 @@ _ROUND = struct.Struct(
 )  # digest, seconds, bytes down, up, clients, reports
 _CLIENT = struct.Struct("<I")
 _REPORT = struct.Struct("<IIff")  # client, examples, loss, forwards
+_UNUSUAL = struct.Struct("<HI")  # downloads, rejections: there are some, or this is left out
+_REJECTION = struct.Struct("<IH")  # client, bytes of the reason
 _EVALUATION = struct.Struct("<Idd")  # round, loss, accuracy
 
 
@@ -28,7 +31,10 @@ class Round:
 
     Attributes:
         clients: those that were sent a plan, ascending.
-        reports: what they answered, in the order of arrival.
+        reports: those accepted, by client.
+        rejected: the others, and those that did not come; a client that was asked again may be in
+            both.
+        downloads: the clients that were sent the weights in place of updates, ascending.
         update: what was added to the weights.
         digest: of the weights afterwards.
         bytes_down: of the round's plans, as encoded.
@@ -38,6 +44,8 @@ class Round:
 
     clients: tuple[int, ...]
     reports: tuple[Report, ...]
+    rejected: tuple[Rejection, ...] = ()
+    downloads: tuple[int, ...] = ()
     update: Update
     digest: str
     bytes_down: int
@@ -52,6 +60,12 @@ class Round:
         reporting = [report.client for report in self.reports]
         if len(set(reporting)) != len(reporting) or not set(reporting) <= set(self.clients):
             raise ValueError(f"reports are of clients {reporting}; the plan asked {self.clients}")
+        for name, others in (
+            ("rejected", {rejection.client for rejection in self.rejected}),
+            ("downloads", set(self.downloads)),
+        ):
+            if not others <= set(self.clients):
+                raise ValueError(f"{name} names clients {others}; the plan asked {self.clients}")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds is {self.seconds}; give a finite number, at least 0")
 
@@ -81,7 +95,17 @@ class Round:
             for r in self.reports
         )
         asked = b"".join(map(_CLIENT.pack, self.clients))
-        return self.update.encode() + head + asked + b"".join(reports)
+        return self.update.encode() + head + asked + b"".join(reports) + self._unusual()
+
+    def _unusual(self) -> bytes:
+        if not self.downloads and not self.rejected:
+            return b""
+        body = _UNUSUAL.pack(len(self.downloads), len(self.rejected))
+        body += b"".join(map(_CLIENT.pack, self.downloads))
+        for rejection in self.rejected:
+            reason = rejection.reason.encode()
+            body += _REJECTION.pack(rejection.client, len(reason)) + reason
+        return body
 
     @classmethod
     def decode(cls, body: bytes, before: str) -> Round:
@@ -100,10 +124,15 @@ class Round:
         digest, seconds, down, up, asked, reported = reader.take(_ROUND)
         clients = tuple(reader.take(_CLIENT)[0] for _ in range(asked))
         reports = tuple(_report(reader, update.round, before) for _ in range(reported))
+        loaded, failed = reader.take(_UNUSUAL) if reader.left else (0, 0)
+        downloads = tuple(reader.take(_CLIENT)[0] for _ in range(loaded))
+        rejected = tuple(_rejection(reader) for _ in range(failed))
         reader.finish()
         return cls(
             clients=clients,
             reports=reports,
+            rejected=rejected,
+            downloads=downloads,
             update=update,
             digest=digest.hex(),
             bytes_down=down,
@@ -123,6 +152,11 @@ def _report(reader: Reader, round: int, digest: str) -> Report:
         loss=to_optional(loss),
         forwards=forwards,
     )
+
+
+def _rejection(reader: Reader) -> Rejection:
+    client, length = reader.take(_REJECTION)
+    return Rejection(client, reader.read(length).decode())
 
 
 @dataclass(frozen=True, kw_only=True)

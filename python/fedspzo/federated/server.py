@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from fedspzo.estimator import coefficients
 from fedspzo.journal import Record
 from fedspzo.replica import Replica
 
+from . import download
+from .aggregation import Array, Mask, clip, combine
 from .client import DigestError
+from .history import History
 from .messages import Plan, Report
 from .partition import draw
+from .rejections import QuorumError, Rejection
 from .rounds import Round
-from .settings import FederationConfig, OptimizerConfig
+from .settings import FederationConfig, OptimizerConfig, check_whole
 from .updates import EVERYBODY, Scalars, Update, record, sample_seed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a round.
+
+    Attributes:
+        update: what was added to the weights.
+        reports: those it is made of, by client.
+        rejected: the others, and those that did not come.
+    """
+
+    update: Update
+    reports: tuple[Report, ...]
+    rejected: tuple[Rejection, ...]
+
+
 class Server:
-    """Holds the global weights and the journal that made them.
+    """Holds the global weights, and moves them from round to round.
 
     Args:
         replica: the base model, at round 0.
         federation: the run's settings.
         optimizer: the step's settings, resolved (`client.resolve`).
 
+    It keeps nothing about a client, and of the past only what a catch-up can use (`History`), so
+    its memory grows with neither clients nor rounds; the whole run is in the journal.
+
     Attributes:
-        records: the journal: one record a round.
-        updates: the same as scalars, the form in which they travel.
         digest: of the global weights.
+        download_bytes: of the messages of a download.
     """
 
     def __init__(
@@ -40,16 +62,19 @@ class Server:
         self.replica = replica
         self.federation = federation
         self.optimizer = optimizer
-        self.records: list[Record] = []
-        self.updates: list[Update] = []
         self.digest = replica.digest()
-        # the round whose global weights a client is known to hold
-        self._known = dict.fromkeys(range(federation.clients), 0)
+        self.download_bytes = download.size(replica)
+        self._history = History(self.download_bytes)
 
     @property
     def round(self) -> int:
-        """The round that comes next, from 0: how many records there are."""
+        """The round that comes next, from 0: how many there were."""
         return self.replica.round
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The latest rounds' updates, which can still be sent."""
+        return self._history.updates
 
     def sample(self) -> tuple[int, ...]:
         """The clients of this round, ascending: a function of run seed and round."""
@@ -57,17 +82,22 @@ class Server:
         drawn = draw(f.clients, f.participants, sample_seed(f.seed, self.round))
         return tuple(sorted(int(client) for client in drawn))
 
-    def plan(self, client: int, *, train: bool = True) -> Plan:
-        """What to ask of a client in this round, with the updates it has not seen.
+    def plan(self, client: int, *, since: int, train: bool = True) -> Plan:
+        """What to ask of a client in this round, with what it has missed.
+
+        Its missed updates are sent, or it downloads the weights: whichever is fewer bytes.
 
         Args:
             client: its id.
+            since: the round whose weights it holds; 0: the base weights.
             train: False: only to catch up and report the digest.
 
         Raises:
-            ValueError: there is no such client.
+            ValueError: there is no such client, or round.
         """
-        self._check_client(client)
+        check_whole("client", client, 0, self.federation.clients - 1)
+        check_whole("since", since, 0, self.round)
+        missed = self._history.last(self.round - since)
         return Plan(
             round=self.round,
             client=client,
@@ -78,67 +108,61 @@ class Server:
             batch_size=self.federation.batch_size,
             seeds=self.federation.seeds,
             optimizer=self.optimizer,
-            updates=tuple(self.updates[self._known[client] :]),
+            updates=missed or (),
+            download=missed is None,
         )
 
-    def check(self, report: Report) -> None:
-        """Check a report against this round.
+    def download(self) -> Iterator[bytes]:
+        """The messages of a download of this round's weights, made one at a time."""
+        return download.encode(self.replica)
 
-        Raises:
-            ValueError: naming the field that does not fit, its value, and what would.
-            DigestError: the client did not return to the global weights.
-        """
-        self._check_client(report.client)
-        who = f"report of client {report.client}"
-        if report.round != self.round:
-            raise ValueError(f"{who}: round is {report.round}; this is round {self.round}")
-        shape = (report.gradients.local_steps, report.gradients.values.shape[1])
-        expected = (self.federation.local_steps, sum(self.optimizer.directions))
-        if shape != expected:
-            raise ValueError(
-                f"{who}: gradients has (steps, directions) {shape}; the plan asks for {expected}"
-            )
-        if report.digest != self.digest:
-            raise DigestError(
-                f"{who}: digest is {report.digest}, the global weights of round {self.round} have"
-                f" {self.digest}; the client must return to them after its steps"
-            )
-
-    def aggregate(self, reports: Iterable[Report]) -> Update:
-        """End the round: turn its clients' reports into a record and apply it.
-
-        Nothing changes when this raises.
+    def sort(self, reports: Iterable[Report]) -> tuple[list[Report], list[Rejection]]:
+        """Tell the reports that can be used from those that cannot.
 
         Args:
-            reports: one of each client in `sample()`, in any order.
+            reports: in the order of arrival; of one client the first good one counts.
+
+        Returns:
+            Those accepted, by client; and the others, each with its reason.
+        """
+        planned = set(self.sample())
+        accepted: dict[int, Report] = {}
+        rejected = []
+        for report in reports:
+            reason = self._fault(report)
+            if report.client not in planned:
+                reason = f"it is not part of round {self.round}"
+            elif reason is None and report.client in accepted:
+                reason = "its report came twice; the first one counts"
+            if reason is None:
+                accepted[report.client] = report
+            else:
+                rejected.append(Rejection(report.client, reason))
+        return [accepted[client] for client in sorted(accepted)], rejected
+
+    def aggregate(self, reports: Iterable[Report], rejected: Iterable[Rejection] = ()) -> Outcome:
+        """End the round: turn its clients' reports into a record and apply it.
+
+        Args:
+            reports: of the clients in `sample()`, in any order; those that cannot be used are
+                sorted out.
+            rejected: who is known to have failed, and why.
 
         Raises:
-            ValueError, DigestError: a report fails `check`, comes from a client that is not part
-                of the round, comes twice, or is missing.
+            QuorumError: too few can be used. Nothing has changed then.
         """
         planned = self.sample()
-        by_client: dict[int, Report] = {}
-        for report in reports:
-            self.check(report)
-            if report.client not in planned:
-                raise ValueError(
-                    f"report of client {report.client}: it is not part of round {self.round};"
-                    f" clients {planned} are"
-                )
-            if report.client in by_client:
-                raise ValueError(f"report of client {report.client}: it came twice; send it once")
-            by_client[report.client] = report
-        missing = sorted(set(planned) - set(by_client))
-        if missing:
-            raise ValueError(f"reports of clients {missing} are missing in round {self.round}")
-
-        gradients = {client: by_client[client].gradients for client in planned}
-        weights = self.weights([by_client[client] for client in planned])
-        combine = self._shared if self.federation.seeds == "shared" else self._per_client
-        update = Update(self.round, combine(gradients, weights))
-        self._apply(update, planned)
+        accepted, refused = self.sort(reports)
+        refused = [*rejected, *refused]
+        silent = set(planned) - {r.client for r in accepted} - {r.client for r in refused}
+        refused += [Rejection(client, "no report came") for client in sorted(silent)]
+        needed = self.federation.needed
+        if len(accepted) < needed:
+            raise QuorumError(self.round, accepted, refused, asked=len(planned), needed=needed)
+        update = Update(self.round, self._combine(accepted))
+        self._apply(update)
         self.digest = self.replica.digest()
-        return update
+        return Outcome(update=update, reports=tuple(accepted), rejected=tuple(refused))
 
     def resume(self, rounds: Iterable[Round]) -> None:
         """Go on from where a journal ends, instead of from the base weights.
@@ -150,7 +174,7 @@ class Server:
             DigestError: its terms do not lead to the weights it names.
         """
         for done in rounds:
-            self._apply(done.update, done.clients)
+            self._apply(done.update)
             expected = done.digest
         self.digest = self.replica.digest()
         if self.round and self.digest != expected:
@@ -159,19 +183,18 @@ class Server:
                 f" {expected} as it says; resume on the release that wrote it"
             )
 
-    def _apply(self, update: Update, clients: Iterable[int]) -> None:
-        """Add a round's update, which these clients do not know yet."""
-        next_record = record(
+    def record(self, update: Update) -> Record:
+        """The journal record of an update of this run."""
+        return record(
             update,
             run_seed=self.federation.seed,
             local_steps=self.federation.local_steps,
             optimizer=self.optimizer,
         )
-        for client in clients:
-            self._known[client] = self.round
-        self.replica.catch_up([next_record])
-        self.records.append(next_record)
-        self.updates.append(update)
+
+    def _apply(self, update: Update) -> None:
+        self.replica.catch_up([self.record(update)])
+        self._history.append(update)
 
     def weights(self, reports: Iterable[Report]) -> dict[int, float]:
         """What share of the round's update each client has; they add up to 1."""
@@ -182,52 +205,68 @@ class Server:
         total = sum(counts.values())
         return {client: count / total for client, count in counts.items()}
 
-    def _per_client(
-        self, gradients: Mapping[int, Scalars], weights: Mapping[int, float]
-    ) -> tuple[tuple[int, Scalars], ...]:
-        """Each client's own directions: its coefficients, times its weight."""
-        return tuple(
-            (client, self._coefficients(scalars, weights[client]))
-            for client, scalars in gradients.items()
-            if scalars.steps
-        )
+    def _fault(self, report: Report) -> str | None:
+        """What is wrong with a report by itself."""
+        if report.round != self.round:
+            return f"its report is for round {report.round}, this is round {self.round}"
+        gradients = report.gradients
+        shape = (gradients.local_steps, gradients.values.shape[1])
+        expected = (self.federation.local_steps, sum(self.optimizer.directions))
+        if shape != expected:
+            return f"gradients has (steps, directions) {shape}; the plan asks for {expected}"
+        if report.digest != self.digest:
+            return (
+                f"its weights have digest {report.digest}, those of round {self.round}"
+                f" {self.digest}; it must return to them after its steps"
+            )
+        values = gradients.values.astype(np.float64)
+        if not np.isfinite(self._coefficients(values, 1.0)).all():
+            largest = np.abs(values).max()
+            return f"gradients of up to {largest:.3g} times the learning rate overflow float32"
+        return None
 
-    def _shared(
-        self, gradients: Mapping[int, Scalars], weights: Mapping[int, float]
-    ) -> tuple[tuple[int, Scalars], ...]:
-        """Directions of all clients alike: the weighted sum of their gradients, as of one client.
+    def _combine(self, reports: Sequence[Report]) -> tuple[tuple[int, Scalars], ...]:
+        """The coefficients of the round: each client's own, or with shared seeds once for all.
 
         A step that a client skipped counts as a zero of that client.
         """
-        local_steps = self.federation.local_steps
-        total = np.zeros((local_steps, sum(self.optimizer.directions)))
-        taken = np.zeros(local_steps, dtype=bool)
-        for client, scalars in gradients.items():
-            rows = list(scalars.steps)
-            total[rows] += weights[client] * scalars.values.astype(np.float64)
-            taken[rows] = True
-        steps = tuple(int(step) for step in np.flatnonzero(taken))
-        mean = Scalars(local_steps, steps, total[taken].astype(np.float32))
-        return ((EVERYBODY, self._coefficients(mean, 1.0)),) if steps else ()
+        f, directions = self.federation, self.optimizer.directions
+        values = np.zeros((len(reports), f.local_steps, sum(directions)))
+        taken = np.zeros((len(reports), f.local_steps), dtype=bool)
+        for row, report in enumerate(reports):
+            steps = list(report.gradients.steps)
+            values[row, steps], taken[row, steps] = report.gradients.values, True
+        values = clip(values, taken, directions, f.clip)
+        weights = list(self.weights(reports).values())
+        if f.seeds == "shared":
+            one, mask = combine(f.aggregation, values, taken, weights, f.byzantine)
+            one = one.astype(np.float32).astype(np.float64)  # as if one client had reported it
+            return self._entries([EVERYBODY], one[None], mask[None], [1.0])
+        return self._entries([report.client for report in reports], values, taken, weights)
 
-    def _coefficients(self, gradients: Scalars, weight: float) -> Scalars:
-        """-lr w g / P of every gradient, block by block with its learning rate."""
-        ends = np.cumsum(self.optimizer.directions)[:-1]
-        rates = self.optimizer.learning_rates
-        rows = [
-            [
-                c
-                for part, lr in zip(np.split(row, ends), rates, strict=True)
-                for c in coefficients(part.tolist(), lr * weight)
-            ]
-            for row in gradients.values
-        ]
-        values = np.array(rows, dtype=np.float32).reshape(gradients.values.shape)
-        return Scalars(gradients.local_steps, gradients.steps, values)
+    def _entries(
+        self, clients: Sequence[int], values: Array, taken: Mask, weights: Sequence[float]
+    ) -> tuple[tuple[int, Scalars], ...]:
+        """The coefficients of every client that took a step."""
+        return tuple(
+            (client, Scalars(len(mask), steps, self._coefficients(rows[mask], weight)))
+            for client, rows, mask, weight in zip(clients, values, taken, weights, strict=True)
+            if (steps := tuple(int(step) for step in np.flatnonzero(mask)))
+        )
 
-    def _check_client(self, client: int) -> None:
-        if client not in self._known:
-            raise ValueError(
-                f"client is {client}; this federation has clients 0 to"
-                f" {self.federation.clients - 1}"
-            )
+    def _coefficients(self, gradients: Array, weight: float) -> npt.NDArray[np.float32]:
+        """-lr w g / P of every gradient, block by block with its learning rate.
+
+        Args:
+            gradients: (steps, directions of all blocks).
+            weight: w.
+
+        Returns:
+            The nearest float32 values; infinite beyond float32's range.
+        """
+        counts, rates = self.optimizer.directions, self.optimizer.learning_rates
+        repeated = np.repeat(counts, counts)
+        scale = np.repeat([-(rate * weight) for rate in rates], counts)
+        with np.errstate(over="ignore"):
+            values: npt.NDArray[np.float32] = (scale * gradients / repeated).astype(np.float32)
+        return values

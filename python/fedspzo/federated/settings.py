@@ -18,6 +18,7 @@ Evaluation = Literal["in_place", "layerwise"]
 Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
+Aggregation = Literal["mean", "trimmed-mean", "median", "krum"]
 
 LIMIT_8, LIMIT_16, LIMIT_32, LIMIT_64 = 2**8, 2**16, 2**32, 2**64
 """Bounds of the fields of the messages (docs/federation.md)."""
@@ -151,6 +152,14 @@ class FederationConfig:
             round have the same ones and their scalars are averaged, so that a round's record is
             as short as one client's.
         weighting: of the clients' updates: by their number of examples, or all alike.
+        aggregation: how scalars along shared directions are put together: "mean", or a rule that
+            a minority of liars cannot break, and that counts every client alike:
+            "trimmed-mean", "median", "krum" (docs/federation.md).
+        byzantine: share of the clients that "trimmed-mean" and "krum" hold for liars, below 1/2.
+        clip: times the usual size to which a client's scalars are scaled down (`aggregation.clip`),
+            at least 1. The default spares all but absurd ones.
+        quorum: share of a round's clients that must report, in (0, 1]; at least one must.
+        retries: how often those who have not are asked again before the run fails.
         seed: the run's seed. Everything random in the run follows from it.
     """
 
@@ -163,6 +172,11 @@ class FederationConfig:
     alpha: float = 1.0
     seeds: Seeds = "per-client"
     weighting: Weighting = "examples"
+    aggregation: Aggregation = "mean"
+    byzantine: float = 0.3
+    clip: float = 100.0
+    quorum: float = 0.5
+    retries: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -171,18 +185,40 @@ class FederationConfig:
         check_whole("local_steps", self.local_steps, 1, LIMIT_16 - 1)
         check_whole("batch_size", self.batch_size, 1, LIMIT_32 - 1)
         check_whole("seed", self.seed, 0, LIMIT_64 - 1)
-        check_positive("participation", self.participation)
-        if self.participation > 1:
-            raise ValueError(f"participation is {self.participation!r}; give a share of at most 1")
+        check_whole("retries", self.retries, 0, LIMIT_16 - 1)
+        for name in ("participation", "quorum"):
+            share = getattr(self, name)
+            check_positive(name, share)
+            if share > 1:
+                raise ValueError(f"{name} is {share!r}; give a share of at most 1")
+        check_positive("clip", self.clip)
+        if self.clip < 1:
+            raise ValueError(f"clip is {self.clip!r}; give at least 1, the usual size itself")
         check_positive("alpha", self.alpha)
         check_choice("partition", self.partition, get_args(Partition))
         check_choice("seeds", self.seeds, get_args(Seeds))
         check_choice("weighting", self.weighting, get_args(Weighting))
+        self._check_aggregation()
+
+    def _check_aggregation(self) -> None:
+        check_choice("aggregation", self.aggregation, get_args(Aggregation))
+        if self.aggregation != "mean" and self.seeds != "shared":
+            raise ValueError(
+                f"aggregation is {self.aggregation!r}, which compares clients along the same"
+                " directions; set seeds = 'shared' too, or aggregation = 'mean'"
+            )
+        if not isinstance(self.byzantine, int | float) or not 0 <= self.byzantine < 0.5:
+            raise ValueError(f"byzantine is {self.byzantine!r}; give a share from 0, below 0.5")
 
     @property
     def participants(self) -> int:
         """Clients in a round: the share rounded, at least one."""
         return max(1, round(self.participation * self.clients))
+
+    @property
+    def needed(self) -> int:
+        """Clients that must report: the quorum's share of a round's, rounded up."""
+        return max(1, math.ceil(self.quorum * self.participants - 1e-9))
 
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:

@@ -14,7 +14,9 @@ from fedspzo.journal import Record
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
-from .messages import Plan, Report
+from .exchange import InProcess, Link, play
+from .messages import Report
+from .rejections import Rejection
 from .rounds import Evaluation, Round
 from .run_journal import RunJournal
 from .server import Server
@@ -38,7 +40,9 @@ class RoundResult:
             once for each client in each round.
         skipped: steps skipped for losses that were not finite, since the start.
         digest: of the weights that server and every client hold.
-        clients: who took part in this round.
+        clients: who was asked in this round.
+        rejected: whose reports were not used in this round, or did not come, and why.
+        downloads: who was sent the weights in this round, in place of the updates missed.
         seconds: since the start, when the round's weights were there; what a crash lost is not
             counted.
     """
@@ -55,6 +59,8 @@ class RoundResult:
     digest: str
     clients: tuple[int, ...]
     seconds: float
+    rejected: tuple[Rejection, ...] = ()
+    downloads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,7 @@ def run(
     on_round: Callable[[RoundResult], None] | None = None,
     replicas: int = 1,
     journal: RunJournal | None = None,
+    link: Callable[[Link], Link] | None = None,
 ) -> RunResult:
     """Fine-tune a model over clients that are simulated in this process, one after another.
 
@@ -104,6 +111,8 @@ def run(
             result; `federation.clients`: each has its own.
         journal: keeps each round on disk before the next one begins. Where it has rounds already,
             the run goes on after them, to the same weights and results as if it had not stopped.
+        link: makes, from the way to the clients, the one that is used: to lose, delay or change
+            messages, say.
 
     Returns:
         All results; the same bits for the same arguments.
@@ -111,6 +120,7 @@ def run(
     Raises:
         ValueError: arguments that do not fit together, naming them.
         DigestError: a participant's weights are not the server's.
+        QuorumError: too few clients reported in a round, and again when they were asked again.
     """
     if len(examples) != federation.clients:
         raise ValueError(
@@ -132,6 +142,8 @@ def run(
             journal.begin(server)
     totals = _Totals(trainable_bytes=base.trainable_bytes)
     results: list[RoundResult] = []
+    records: list[Record] = []
+    known: dict[int, int] = {}  # the round whose weights a client holds: what it would tell
 
     def finish(number: int, digest: str, done: Round | None) -> None:
         due = number % evaluate_every == 0 or number == federation.rounds
@@ -143,6 +155,9 @@ def run(
             )
             if journal is not None:
                 journal.append(measured)
+        if done is not None:
+            records.append(server.record(done.update))
+            known.update({report.client: done.round for report in done.reports})
         result = RoundResult(
             round=number,
             loss=None if done is None else _mean_loss(done.reports, server.weights(done.reports)),
@@ -156,6 +171,8 @@ def run(
             digest=digest,
             clients=() if done is None else done.clients,
             seconds=0.0 if done is None else done.seconds,
+            rejected=() if done is None else done.rejected,
+            downloads=() if done is None else done.downloads,
         )
         results.append(result)
         if on_round is not None:
@@ -170,17 +187,16 @@ def run(
         totals.go_on(past[-1].seconds)
     if server.round < federation.rounds:
         _warm_up(server, clients, past)
+    direct = InProcess(clients)
+    way = direct if link is None else link(direct)
     while server.round < federation.rounds:
-        done = _round(server, clients, totals)
+        done = play(server, way, known, lambda: totals.seconds)
         if journal is not None:
             journal.append(done)
-        for client in clients[:replicas]:  # one for each copy of the model
-            server.check(client.handle(server.plan(client.client, train=False)))
+        _follow(server, clients[:replicas])
         totals.add(done)
         finish(server.round, server.digest, done)
-    return RunResult(
-        rounds=tuple(results), optimizer=server.optimizer, records=tuple(server.records)
-    )
+    return RunResult(rounds=tuple(results), optimizer=server.optimizer, records=tuple(records))
 
 
 def _resume(
@@ -195,6 +211,13 @@ def _resume(
     return server
 
 
+def _follow(server: Server, clients: Sequence[Client]) -> None:
+    """Bring clients, one for each copy of the model, to the new weights; they compare digests."""
+    for client in clients:
+        plan = server.plan(client.client, since=client.replica.round, train=False)
+        client.handle(plan, server.download())
+
+
 def _warm_up(server: Server, clients: Sequence[Client], past: Sequence[Round]) -> None:
     """Bring clients that took part in the past to where their first step left them."""
     first: dict[int, int] = {}
@@ -202,29 +225,8 @@ def _warm_up(server: Server, clients: Sequence[Client], past: Sequence[Round]) -
         for report in done.reports:
             first.setdefault(report.client, done.round)
     for number, round in first.items():
-        plan = server.plan(number, train=False)
-        clients[number].warm_up(replace(plan, round=round, updates=()))
-
-
-def _round(server: Server, clients: Sequence[Client], totals: _Totals) -> Round:
-    """Ask the round's clients, and bring the server to the next weights."""
-    asked = server.sample()
-    reports, down, up = [], 0, 0
-    for number in asked:
-        sent = server.plan(number).encode()
-        received = clients[number].handle(Plan.decode(sent)).encode()
-        reports.append(Report.decode(received))
-        down, up = down + len(sent), up + len(received)
-    update = server.aggregate(reports)
-    return Round(
-        clients=asked,
-        reports=tuple(reports),
-        update=update,
-        digest=server.digest,
-        bytes_down=down,
-        bytes_up=up,
-        seconds=totals.seconds,
-    )
+        plan = server.plan(number, since=server.round, train=False)
+        clients[number].warm_up(replace(plan, round=round))
 
 
 def _mean_loss(reports: Sequence[Report], weights: Mapping[int, float]) -> float | None:

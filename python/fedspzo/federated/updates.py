@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +65,8 @@ class Scalars:
                 f"values has shape {self.values.shape}; give a row for each of the"
                 f" {len(self.steps)} steps and at least one direction"
             )
-        wrong = np.argwhere(~np.isfinite(self.values))
-        if wrong.size:
-            row, column = wrong[0]
+        if not np.isfinite(self.values).all():
+            row, column = np.argwhere(~np.isfinite(self.values))[0]
             raise ValueError(
                 f"values[{row}, {column}] is {self.values[row, column]}; all must be finite"
             )
@@ -133,6 +133,10 @@ class Update:
 
     def encode(self) -> bytes:
         """The bytes inside a message (docs/federation.md)."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:  # one update goes into many plans
         return _UPDATE.pack(self.round, len(self.entries)) + b"".join(
             _CLIENT.pack(client) + scalars.encode() for client, scalars in self.entries
         )

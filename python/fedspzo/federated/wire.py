@@ -10,10 +10,13 @@ from typing import TypeVar
 
 MAGIC = b"FSPZ"
 VERSION = 1
-PLAN, REPORT = 1, 2
+PLAN, REPORT, WEIGHTS = 1, 2, 3
 
 _HEADER = struct.Struct("<4sBBI")  # magic, version, kind, bytes of the body
 _CHECKSUM = struct.Struct("<I")
+
+OVERHEAD = _HEADER.size + _CHECKSUM.size
+"""Bytes of a message beside its body."""
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ def unframe(kind: int, data: bytes) -> bytes:
     Raises:
         ValueError: the bytes are no such message, cut short, damaged or of another version.
     """
-    if len(data) < _HEADER.size + _CHECKSUM.size:
+    if len(data) < OVERHEAD:
         raise ValueError(f"message has {len(data)} bytes, too few for any; send it whole")
     magic, version, found, length = _HEADER.unpack_from(data)
     if magic != MAGIC:
@@ -42,10 +45,10 @@ def unframe(kind: int, data: bytes) -> bytes:
         )
     if found != kind:
         raise ValueError(f"message is of kind {found}, expected kind {kind}")
-    if length != len(data) - _HEADER.size - _CHECKSUM.size:
+    if length != len(data) - OVERHEAD:
         raise ValueError(
             f"message says its body has {length} bytes, but"
-            f" {len(data) - _HEADER.size - _CHECKSUM.size} came; send it whole"
+            f" {len(data) - OVERHEAD} came; send it whole"
         )
     expected = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0]
     actual = zlib.crc32(data[: -_CHECKSUM.size])
