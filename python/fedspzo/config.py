@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .federated.settings import FederationConfig, OptimizerConfig
+from .privacy import Privacy
 from .tables import InputError, build, check_keys, dump_value, read_toml
 
 DEMO = "demo"
@@ -158,6 +159,7 @@ class Config:
     federation: FederationConfig
     optimizer: OptimizerConfig
     mezo: MezoConfig | None = None
+    privacy: Privacy | None = None
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -165,6 +167,11 @@ class Config:
             raise ValueError(
                 "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
                 "has none; set partition = 'iid'"
+            )
+        if self.privacy is not None and self.mezo is not None:
+            raise ValueError(
+                "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
+                "or [privacy]"
             )
 
     @property
@@ -200,6 +207,7 @@ SECTIONS: dict[str, tuple[type, bool]] = {
     "federation": (FederationConfig, True),
     "optimizer": (OptimizerConfig, False),
     "mezo": (MezoConfig, False),
+    "privacy": (Privacy, False),
     "output": (OutputConfig, False),
 }
 

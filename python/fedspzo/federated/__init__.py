@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client, DigestError, Task
+    from .client import Client, DigestError, PrivateTask, Task
     from .messages import Plan, Report
     from .partition import dirichlet, iid
     from .server import Server
@@ -22,6 +22,7 @@ _HOME = {
     "FederationConfig": "settings",
     "OptimizerConfig": "settings",
     "Plan": "messages",
+    "PrivateTask": "client",
     "Report": "messages",
     "RoundResult": "simulation",
     "RunResult": "simulation",
@@ -38,6 +39,7 @@ __all__ = [
     "FederationConfig",
     "OptimizerConfig",
     "Plan",
+    "PrivateTask",
     "Report",
     "RoundResult",
     "RunResult",

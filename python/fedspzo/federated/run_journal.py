@@ -19,6 +19,7 @@ from fedspzo.journal_file import (
     JournalWriter,
 )
 from fedspzo.journal_header import Header
+from fedspzo.privacy import Privacy
 
 from .rounds import Evaluation, Round
 from .server import Server
@@ -26,6 +27,16 @@ from .settings import FederationConfig, OptimizerConfig
 from .updates import record
 
 T = TypeVar("T")
+
+
+def privacy(header: Header) -> Privacy | None:
+    """How private the steps of a journal's run are; None: they are not.
+
+    Raises:
+        ValueError, TypeError: the settings are not what this release knows.
+    """
+    settings = (header.run or {}).get("privacy")
+    return None if settings is None else Privacy(**settings)
 
 
 def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
@@ -62,6 +73,8 @@ class JournalLog:
 
     Attributes:
         header: its header.
+        settings: of a federated run's federation and optimizer, else None.
+        privacy: of a private run, else None.
 
     Raises:
         JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
@@ -72,6 +85,7 @@ class JournalLog:
         try:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
+            self.privacy = privacy(self.header)
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: header: {error}") from None
 
@@ -179,9 +193,11 @@ class RunJournal:
         self._writer = JournalWriter.resume(self.path)
         self.torn = self._writer.torn
 
-    def begin(self, server: Server) -> None:
+    def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
+        private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
+            **private,
             "federation": asdict(server.federation),
             "optimizer": asdict(server.optimizer),
             **(self.about or {}),
@@ -191,12 +207,15 @@ class RunJournal:
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
 
-    def check(self, server: Server, optimizer: OptimizerConfig) -> None:
+    def check(
+        self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
+    ) -> None:
         """Check that the run on disk is this one.
 
         Args:
             server: at its base weights, with the settings on disk.
             optimizer: the settings asked for; what is None in them was filled in.
+            privacy: that asked for.
 
         Raises:
             JournalError: it has other settings, starts from other weights, or is cut elsewhere.
@@ -216,6 +235,12 @@ class RunJournal:
                     f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
                 )
+        private = (self.header.run or {}).get("privacy")
+        if private != (None if privacy is None else asdict(privacy)):
+            raise JournalError(
+                f"{self.path}: its run has privacy {private}, this one {privacy}; give the same"
+                " settings, or another folder"
+            )
         if server.digest != self.header.base:
             raise JournalError(
                 f"{self.path}: its run starts from weights with digest {self.header.base}, the base"

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedspzo.blocks import Blocks
 from fedspzo.journal import Record
+from fedspzo.privacy import Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
@@ -28,7 +29,7 @@ class RoundResult:
     Attributes:
         round: rounds done.
         loss: mean training loss of the round's clients, weighted as their updates; None for round
-            0 and where every step was skipped.
+            0, where every step was skipped, and with privacy.
         eval_loss: the "loss" that `evaluate` gave, where it was called.
         accuracy: its "accuracy".
         forwards: computation of all clients, in full forward passes, since the start.
@@ -41,6 +42,8 @@ class RoundResult:
         clients: who took part in this round.
         seconds: since the start, when the round's weights were there; what a crash lost is not
             counted.
+        epsilons: what each client's privacy has spent since the start; None without privacy, and
+            in rounds that are not evaluated.
     """
 
     round: int
@@ -55,6 +58,7 @@ class RoundResult:
     digest: str
     clients: tuple[int, ...]
     seconds: float
+    epsilons: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ def run(
     on_round: Callable[[RoundResult], None] | None = None,
     replicas: int = 1,
     journal: RunJournal | None = None,
+    privacy: Privacy | None = None,
 ) -> RunResult:
     """Fine-tune a model over clients that are simulated in this process, one after another.
 
@@ -104,9 +109,11 @@ def run(
             result; `federation.clients`: each has its own.
         journal: keeps each round on disk before the next one begins. Where it has rounds already,
             the run goes on after them, to the same weights and results as if it had not stopped.
+        privacy: makes the clients' steps differentially private; `task` is a `PrivateTask` then.
 
     Returns:
-        All results; the same bits for the same arguments.
+        All results; the same bits for the same arguments, but with `privacy`: its randomness is
+        secret.
 
     Raises:
         ValueError: arguments that do not fit together, naming them.
@@ -120,16 +127,23 @@ def run(
     check_whole("replicas", replicas, 1, federation.clients)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
     base = Replica(blocks)
-    server = None if journal is None else _resume(base, federation, optimizer, journal)
+    server = None if journal is None else _resume(base, federation, optimizer, journal, privacy)
     copies = [base.copy() for _ in range(replicas)]
     clients = [
-        Client(number, copies[number % replicas], own, task) for number, own in enumerate(examples)
+        Client(
+            number,
+            copies[number % replicas],
+            own,
+            task,
+            privacy=None if privacy is None else Mechanism(privacy, len(own)),
+        )
+        for number, own in enumerate(examples)
     ]
     if server is None:
         settings = resolve(optimizer, clients[0], batch_size=federation.batch_size)
         server = Server(base, federation, settings)
         if journal is not None:
-            journal.begin(server)
+            journal.begin(server, privacy)
     totals = _Totals(trainable_bytes=base.trainable_bytes)
     results: list[RoundResult] = []
 
@@ -156,6 +170,7 @@ def run(
             digest=digest,
             clients=() if done is None else done.clients,
             seconds=0.0 if done is None else done.seconds,
+            epsilons=_epsilons(clients) if due else None,
         )
         results.append(result)
         if on_round is not None:
@@ -165,6 +180,10 @@ def run(
     finish(0, server.digest if journal is None else journal.header.base, None)
     for done in past:
         totals.add(done)
+        for number in done.clients:
+            account = clients[number].privacy
+            if account is not None:
+                account.count(federation.batch_size, federation.local_steps)
         finish(done.round + 1, done.digest, done)
     if past:
         totals.go_on(past[-1].seconds)
@@ -184,13 +203,17 @@ def run(
 
 
 def _resume(
-    base: Replica, federation: FederationConfig, optimizer: OptimizerConfig, journal: RunJournal
+    base: Replica,
+    federation: FederationConfig,
+    optimizer: OptimizerConfig,
+    journal: RunJournal,
+    privacy: Privacy | None,
 ) -> Server | None:
     """The server where the journal ends; None for a new journal."""
     if journal.optimizer is None:
         return None
     server = Server(base, federation, journal.optimizer)
-    journal.check(server, optimizer)
+    journal.check(server, optimizer, privacy)
     server.resume(journal.rounds)
     return server
 
@@ -225,6 +248,11 @@ def _round(server: Server, clients: Sequence[Client], totals: _Totals) -> Round:
         bytes_up=up,
         seconds=totals.seconds,
     )
+
+
+def _epsilons(clients: Sequence[Client]) -> tuple[float, ...] | None:
+    spent = tuple(c.privacy.epsilon() for c in clients if c.privacy is not None)
+    return spent or None
 
 
 def _mean_loss(reports: Sequence[Report], weights: Mapping[int, float]) -> float | None:
