@@ -156,7 +156,7 @@ WRONG = [
     (
         "[optimizer]",
         "[privacy]\nclip = -1\nnoise_multiplier = 1\n[optimizer]",
-        ["[privacy] clip is -1.0", "above 0"],
+        ["[privacy] clip is -1.0", "from 1e-09"],
     ),
 ]
 

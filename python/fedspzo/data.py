@@ -148,7 +148,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise InputError(
                 f"{path}, line {number}: not valid JSON ({error}); "
                 'write one object a line, {"text": "...", "label": "..."}'

@@ -11,7 +11,6 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -44,13 +43,15 @@ class Privacy:
     delta: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("clip", "noise_multiplier", "delta"):
+        for name, low, high in (
+            ("clip", 1e-9, 1e9),
+            ("noise_multiplier", 1e-9, 1e9),
+            ("delta", 1e-50, 0.5),
+        ):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}; give a finite number above 0")
-        if self.delta >= 1:
-            raise ValueError(f"delta is {self.delta!r}; give a probability far below 1, e.g. 1e-5")
+            if not number or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
 
 
 class Mechanism:

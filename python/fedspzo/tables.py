@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 import tomllib
 import types
 from collections.abc import Mapping
@@ -22,8 +23,8 @@ class InputError(ValueError):
     """Something the user wrote is wrong: one line that says what, where, and how to mend it."""
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message with its line breaks and runs of blanks made single blanks."""
+def one_line(error: object) -> str:
+    """The message of an error with its line breaks and runs of blanks made single blanks."""
     return " ".join(str(error).split())
 
 
@@ -37,7 +38,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InputError(f"{path}: not valid TOML: {one_line(error)}; correct it") from None
 
 
@@ -90,7 +91,7 @@ def _convert(value: object, hint: Any, folder: Path) -> Any:
         return _convert_generic(value, get_origin(hint), get_args(hint), folder)
     if hint is Path and isinstance(value, str) and value:
         return folder / Path(value).expanduser()
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is hint:
         return value

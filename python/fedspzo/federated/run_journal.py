@@ -20,6 +20,7 @@ from fedspzo.journal_file import (
 )
 from fedspzo.journal_header import Header
 from fedspzo.privacy import Privacy
+from fedspzo.tables import one_line
 
 from .rounds import Evaluation, Round
 from .server import Server
@@ -36,7 +37,11 @@ def privacy(header: Header) -> Privacy | None:
         ValueError, TypeError: the settings are not what this release knows.
     """
     settings = (header.run or {}).get("privacy")
-    return None if settings is None else Privacy(**settings)
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise ValueError("the journal's run has a 'privacy' that is no JSON object")
+    return _build(Privacy, settings)
 
 
 def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
@@ -47,11 +52,17 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
     """
     if header.run is None:
         raise ValueError("the journal is of no federated run: its header has no 'run'")
+    for name in ("federation", "optimizer"):
+        if not isinstance(header.run.get(name), dict):
+            raise ValueError(f"the journal's run has no {name!r}, a JSON object")
     optimizer = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in header.run["optimizer"].items()
     }
-    return _build(FederationConfig, header.run["federation"]), _build(OptimizerConfig, optimizer)
+    used = _build(OptimizerConfig, optimizer)
+    if used.rounding is None or len(used.learning_rates) != len(used.directions):
+        raise ValueError("the journal's optimizer lacks values that were filled in for the run")
+    return _build(FederationConfig, header.run["federation"]), used
 
 
 def _build(cls: type[T], table: Mapping[str, Any]) -> T:
@@ -87,7 +98,7 @@ class JournalLog:
             self.settings = None if self.header.run is None else settings(self.header)
             self.privacy = privacy(self.header)
         except (ValueError, TypeError, KeyError) as error:
-            raise JournalError(f"{path}: header: {error}") from None
+            raise JournalError(f"{path}: header: {one_line(error)}") from None
 
     def entries(self) -> Iterator[tuple[Entry, Round | Evaluation | tuple[Record, str | None]]]:
         """Every record with what it holds; rounds are checked to be consecutive."""
