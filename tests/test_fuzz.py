@@ -181,7 +181,7 @@ def test_fedkseeds_messages_are_refused_or_usable(message: bytes, scratch: Path)
             check_line(error)
 
 
-@fuzz(300, st.binary(max_size=80))
+@fuzz(1500, st.binary(max_size=80))
 def test_noise_is_no_message(message: bytes, scratch: Path) -> None:
     for kind in (Plan, Report):
         with pytest.raises(ValueError, match="message"):
@@ -303,7 +303,7 @@ def run_config(scratch: Path) -> config.Config:
     return config.load(path)
 
 
-@fuzz(800, damaged(WHOLE))
+@fuzz(400, damaged(WHOLE))
 def test_a_damaged_journal_is_refused_or_cut(content: bytes, scratch: Path) -> None:
     read_journal(content, scratch)
 
@@ -315,7 +315,7 @@ def one_damaged(choice: tuple[int, Any]) -> list[tuple[int, bytes]]:
 
 
 @fuzz(
-    800,
+    500,
     st.tuples(st.integers(0, len(BODIES) - 1), accidents).map(one_damaged)
     | st.lists(st.tuples(st.integers(0, 6), st.binary(max_size=60)), max_size=3)
     | st.permutations(BODIES),
@@ -358,7 +358,7 @@ def planted(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 @fuzz(
-    1000,
+    600,
     st.tuples(st.sampled_from(list(places(HEADER))), odd).map(
         lambda change: text(planted(HEADER, *change))
     )
@@ -448,7 +448,7 @@ def tomls(draw: Any) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-@fuzz(1500, tomls() | tomls() | damaged(TOML.encode()))
+@fuzz(800, tomls() | tomls() | damaged(TOML.encode()))
 def test_a_config_is_refused_in_one_line_or_can_be_run(content: bytes, scratch: Path) -> None:
     path = scratch / "some.toml"
     path.write_bytes(content)
@@ -473,7 +473,8 @@ def test_a_config_is_refused_in_one_line_or_can_be_run(content: bytes, scratch: 
 JSONL = b'{"text": "a fine film", "label": "good"}\n\n{"text": "dull \\u00e9", "label": "bad"}\n'
 CSV = b'text,label\n"a fine, ""long"" film",good\n\ndull,bad\n'
 json_lines = st.lists(
-    st.dictionaries(st.sampled_from(["text", "label", "x"]), odd, max_size=3).map(text)
+    st.fixed_dictionaries({"text": odd | st.just("a film"), "label": odd}).map(text)
+    | st.dictionaries(st.sampled_from(["text", "label", "x"]), odd, max_size=3).map(text)
     | odd.map(text)
     | st.sampled_from([b"[" * 5000, b'{"text": ' + b"9" * 5000 + b"}", b"NaN", b'{"text":'])
     | st.binary(max_size=20),
@@ -501,12 +502,12 @@ def read_data(content: bytes, path: Path) -> None:
             assert (example.label or "good").encode()  # it is written to config and journal
 
 
-@fuzz(1000, damaged(JSONL) | json_lines)
+@fuzz(800, damaged(JSONL) | json_lines)
 def test_a_jsonl_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
     read_data(content, scratch / "rows.jsonl")
 
 
-@fuzz(1000, damaged(CSV) | csv_lines | st.binary(max_size=60))
+@fuzz(800, damaged(CSV) | csv_lines | st.binary(max_size=60))
 def test_a_csv_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
     read_data(content, scratch / "rows.csv")
 

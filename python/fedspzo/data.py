@@ -97,11 +97,11 @@ def read(
         text = _field(where, row, text_field, "text")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: {text_field!r} is {text!r}; give a non-empty text")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: {text_field!r} holds half a surrogate pair; remove it")
+        _check_characters(where, text_field, text)
         label = None
         if label_field is not None:
             label = _label(where, label_field, _field(where, row, label_field, "label"))
+            _check_characters(where, label_field, label)
             if labels is not None and label not in labels:
                 raise InputError(f"{where}: {label_field!r} is {label!r}; {label_remedy}")
         examples.append(Example(text, label))
@@ -126,6 +126,11 @@ def _label(where: str, name: str, value: object) -> str:
     if isinstance(value, (str, int)) and str(value).strip():
         return str(value).strip()
     raise InputError(f"{where}: {name!r} is {value!r}; give a label as text or whole number")
+
+
+def _check_characters(where: str, name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: {name!r} holds half a surrogate pair; remove it")
 
 
 def _text(path: Path) -> str:

@@ -133,11 +133,11 @@ class Header:
         """
         _check_keys("header", header, cls)
         rows = header["parameters"]
-        if not isinstance(rows, list):
+        if not isinstance(rows, list | tuple):
             raise ValueError("parameters is no list")
         for row in rows:
             _check_keys("a parameter of the header", row, Parameter)
-            if not isinstance(row["shape"], list):
+            if not isinstance(row["shape"], list | tuple):
                 raise ValueError(f"shape of {row['name']!r} is no list")
         parameters = tuple(Parameter(**{**row, "shape": tuple(row["shape"])}) for row in rows)
         for parameter in parameters:
