@@ -40,8 +40,11 @@ def tune(
         """Cost to the last accuracy target, then the loss at the end: the worse of the seeds'."""
         if k not in scores:
             worst = (0.0, 0.0)
+            # what has cost more than the best rate's worse seed has lost
+            bound = min((cost for cost, _ in scores.values()), default=math.inf)
+            bound += loaded.problem.every
             for seed in seeds:
-                run = results.get(loaded, setting, method, 2.0**k, seed)
+                run = results.get(loaded, setting, method, 2.0**k, seed, bound)
                 point = run.cost(accuracy=loaded.problem.accuracies[-1])
                 loss = math.inf if run.ended == "diverged" else run.curve[-1].loss
                 worst = max(worst, (point.forwards if point else math.inf, loss))
@@ -84,6 +87,8 @@ def main() -> None:
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
     parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
+    every = [method.name for method in (*CENTRAL, *FEDERATED)]
+    parser.add_argument("--methods", choices=every, nargs="+", default=every)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--fast", action="store_true", help="one problem, one seed, two methods")
@@ -103,7 +108,12 @@ def main() -> None:
             federated = kind == "federated"
             file = options.results / f"{problem.name}_{kind}.jsonl"
             which = list(settings(problem, federated=federated))
-            race_all(Results(file), problem, which, FEDERATED if federated else CENTRAL)
+            methods = [
+                method
+                for method in (FEDERATED if federated else CENTRAL)
+                if method.name in options.methods
+            ]
+            race_all(Results(file), problem, which, methods)
     report.write(options.results, SEEDS, TUNING_SEEDS)
 
 

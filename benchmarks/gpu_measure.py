@@ -225,11 +225,10 @@ def steps(model: Any, batch: int, length: int) -> dict[str, float]:
         closure()
         closure()
 
-    # exact=False: the passes over the weights alone, without the snapshot's copies.
     optimizers = {
-        "spzo_in_place": SPZO(split(model), lr=1e-7, exact=False),
-        "spzo_exact": SPZO(split(model), lr=1e-7, exact=True),
-        "mezo_on_fused": SPZO(Blocks.single(model), lr=1e-7, exact=False),
+        "spzo_in_place": SPZO(split(model), lr=1e-7, evaluation="in_place"),
+        "spzo_layerwise": SPZO(split(model), lr=1e-7, evaluation="layerwise"),
+        "mezo_on_fused": SPZO(Blocks.single(model), lr=1e-7, evaluation="in_place"),
     }
     for name, optimizer in optimizers.items():
         optimizer.step(closure)

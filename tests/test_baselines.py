@@ -41,8 +41,8 @@ SIZES = [5, 9, 16]
 TASK = ToyTask()
 DATA = toy_data(SIZES)
 FEDERATION = FederationConfig(clients=3, rounds=2, local_steps=2, seed=SEED)
-# exact: evaluations are at round(theta + eps z), as in the rules below
-OPTIMIZER = OptimizerConfig(lr=LR, eps=EPS, exact=True, estimator="mezo")
+# layerwise: evaluations are at round(theta + eps z), as in the rules below
+OPTIMIZER = OptimizerConfig(lr=LR, eps=EPS, evaluation="layerwise", estimator="mezo")
 
 Weights = dict[str, Tensor]
 Loss = Callable[[Weights], Tensor]
@@ -181,7 +181,7 @@ def test_decomfl_replays_the_mean_scalars_along_shared_directions():
 def test_last_block_trains_the_last_block_alone_along_the_mean_of_g_z():
     blocks = toy()
     settings = OptimizerConfig(
-        lr=(LR, LR), eps=EPS, exact=True, estimator="anchored", perturbations=(7, 3)
+        lr=(LR, LR), eps=EPS, evaluation="layerwise", estimator="anchored", perturbations=(7, 3)
     )
     federation = replace(FEDERATION, clients=1, seeds="shared")
     result = last_block.run(blocks, TASK, DATA[:1], federation, settings)

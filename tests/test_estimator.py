@@ -285,10 +285,10 @@ def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
     assert default_perturbations("balanced", [share]) == (1, count)
 
 
-def test_every_block_of_an_anchored_step_gets_as_much_computation_as_block_1():
+def test_every_later_block_gets_half_of_block_1s_computation():
     shares = (0.5, 0.125, 0.001)
     counts = default_perturbations("anchored", shares)
-    assert counts == (2, 4, 16, MOST_PERTURBATIONS)
+    assert counts == (4, 4, 16, MOST_PERTURBATIONS)
 
 
 def test_by_the_rule_every_direction_counts_alike():

@@ -108,7 +108,7 @@ def test_the_given_model_is_the_result():
     ],
 )
 def test_one_client_with_one_local_step_is_central_training(optimizer, dtype, seeds):
-    optimizer = replace(optimizer, exact=True)
+    optimizer = replace(optimizer, evaluation="layerwise")
     federation = FederationConfig(clients=1, rounds=6, batch_size=4, seeds=seeds, seed=5)
     result = train(federation, optimizer, dtype=dtype, sizes=[12])
 

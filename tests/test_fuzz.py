@@ -434,7 +434,7 @@ def tomls(draw: Any) -> bytes:
                 "sides",
                 "dir",
                 "eps",
-                "exact",
+                "evaluation",
                 "a.b",
                 '"\\n"',
             ]

@@ -143,7 +143,9 @@ def test_a_step_has_the_cpus_bits_given_equal_losses(dtype: torch.dtype) -> None
             name: torch.nn.Parameter(values(n, dtype)[45:].clone().to(device))
             for name, n in (("a", 5000), ("b", 133))
         }
-        optimizer = SPZO(parameters.items(), lr=1e-2, perturbations=2, seed=3, exact=True)
+        optimizer = SPZO(
+            parameters.items(), lr=1e-2, perturbations=2, seed=3, evaluation="layerwise"
+        )
         for _ in range(5):
             optimizer.step(losses.__next__)
         return [parameter.detach() for parameter in parameters.values()]

@@ -72,7 +72,9 @@ PLANS = {
         optimizer=replace(OPTIMIZER, lr=(1e-3, 2e-3, 4e-3), perturbations=(1, 0, 2))
     ),
     "all settings": a_plan(
-        optimizer=replace(OPTIMIZER, estimator="coupled-loo", sides=None, eps=0.1, exact=True)
+        optimizer=replace(
+            OPTIMIZER, estimator="coupled-loo", sides=None, eps=0.1, evaluation="layerwise"
+        )
     ),
 }
 REPORTS = {
@@ -184,7 +186,7 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 40, "<B", 5, "estimator has code 5"),
         (Plan, 41, "<B", 3, "sides has code 3"),
         (Plan, 42, "<B", 255, "rounding has code 255"),
-        (Plan, 43, "<B", 3, "exact has code 3"),
+        (Plan, 43, "<B", 3, "evaluation has code 3"),
         (Plan, 44, "<B", 1, "stream is 'rademacher-v1'"),
         (Plan, 44, "<B", 9, "stream is 9"),
         (Plan, 45, "<d", 0.0, "eps is 0.0"),

@@ -215,8 +215,11 @@ ESTIMATORS = [
 ]
 
 
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize(("name", "sides", "perturbations"), ESTIMATORS)
-def test_without_clip_and_noise_a_step_is_the_usual_one(name, sides, perturbations) -> None:
+def test_without_clip_and_noise_a_step_is_the_usual_one(
+    name, sides, perturbations, evaluation
+) -> None:
     ((*data,),) = toy_data([12])
     task = PrivateToy()
     batch, results = task.collate(data), []
@@ -229,6 +232,7 @@ def test_without_clip_and_noise_a_step_is_the_usual_one(name, sides, perturbatio
             estimator=name,
             sides=sides,
             perturbations=perturbations,
+            evaluation=evaluation,
             privacy=mechanism,
         )
         for _ in range(2):

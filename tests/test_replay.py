@@ -211,7 +211,7 @@ def test_tied_parameters_follow_their_owner(tmp_path: Path, missing: str) -> Non
     tensors = {n: p.detach() for n, p in model.named_parameters() if n != missing}
     save_file(tensors, tmp_path / "base.safetensors")
     with StepJournal(tmp_path / "steps", blocks, source="toy") as journal:
-        optimizer = SPZO(blocks, lr=0.01, exact=True)
+        optimizer = SPZO(blocks, lr=0.01, evaluation="layerwise")
         x = torch.ones(2, 8)
         for _ in range(3):
             optimizer.step(lambda: model(x).square().mean())
@@ -231,7 +231,7 @@ def test_tied_parameters_follow_their_owner(tmp_path: Path, missing: str) -> Non
 def test_central_training_is_logged_and_replayed(tmp_path: Path, dtype: torch.dtype) -> None:
     blocks = toy(dtype)
     base, path = save_base(tmp_path, blocks), tmp_path / "steps.fspz"
-    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), exact=True, seed=2)
+    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), evaluation="layerwise", seed=2)
     x, digests = torch.ones(2, 8, dtype=dtype), [digest(blocks.model.named_parameters())]
     with StepJournal(path, blocks, source="toy", digest_every=2) as journal:
         for step in range(5):
@@ -259,7 +259,7 @@ def test_central_training_is_logged_and_replayed(tmp_path: Path, dtype: torch.dt
 def test_steps_in_place_are_found_out(tmp_path: Path) -> None:
     blocks = toy()
     base, path = save_base(tmp_path, blocks), tmp_path / "steps.fspz"
-    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), exact=False)
+    optimizer = SPZO(blocks, lr=0.05, perturbations=(1, 2), evaluation="in_place")
     with StepJournal(path, blocks, source="toy") as journal:
         for _ in range(20):
             optimizer.step(lambda: blocks.model(torch.ones(2, 8)).square().mean())

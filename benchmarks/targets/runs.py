@@ -72,6 +72,10 @@ class Run:
         return None
 
 
+FEDERATED_BUDGET = 3
+"""A federation's budget over central training's."""
+
+
 class _Ended(Exception):
     pass
 
@@ -114,8 +118,10 @@ class Watch:
         raise _Ended
 
 
-def race(loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int) -> Run:
-    """Train until both of the last targets are reached, the run diverges, or its budget is spent."""
+def race(
+    loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int, budget: float
+) -> Run:
+    """Train until both last targets are reached, the run diverges, or its budget is spent."""
     problem = loaded.problem
     run = Run(problem.name, setting.name, method.name, lr, seed)
     model = loaded.fresh()
@@ -127,9 +133,9 @@ def race(loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int)
         blocks = split(model, method.cut, example=example)
     try:
         if setting.alpha is None:
-            _central(Watch(run, loaded, problem.budget), blocks, method, lr, seed)
+            _central(Watch(run, loaded, budget), blocks, method, lr, seed)
         else:
-            watch = Watch(run, loaded, 3 * problem.budget)
+            watch = Watch(run, loaded, budget)
             _federated(watch, blocks, setting, method, lr, seed)
     except _Ended:
         pass
@@ -186,11 +192,20 @@ class Results:
                     run = _read(json.loads(line))
                     self.runs[run.key] = run
 
-    def get(self, loaded: Loaded, setting: Setting, method: Method, lr: float, seed: int) -> Run:
-        """The run, from the file or made now."""
+    def get(
+        self,
+        loaded: Loaded,
+        setting: Setting,
+        method: Method,
+        lr: float,
+        seed: int,
+        bound: float = math.inf,
+    ) -> Run:
+        """The run, from the file or made now; it is given up at `bound` full forward passes."""
+        budget = loaded.problem.budget * (1 if setting.alpha is None else FEDERATED_BUDGET)
         key = (loaded.problem.name, setting.name, method.name, lr, seed)
         if key not in self.runs:
-            run = race(loaded, setting, method, lr, seed)
+            run = race(loaded, setting, method, lr, seed, min(budget, bound))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(run), separators=(",", ":")) + "\n")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -15,26 +15,33 @@ import fedspzo_kernels
 
 Rounding = Literal["nearest", "stochastic"]
 
-_key = cache(fedspzo_kernels.parameter_key)
+key_of = cache(fedspzo_kernels.parameter_key)
+
+
+class Movable(Protocol):
+    """What an evaluation's weights are moved by."""
+
+    def move(self, target: Mapping[int, float]) -> None:
+        """Evaluate from now on at the step's start plus `target`, seed to coefficient."""
 
 
 class Displacement:
     """A block's weights on their way through a step, always one `restore()` from its start.
 
     In place, a move adds the difference between where the weights stand and where they go, in one
-    op, so a way back is exact to the rounding of in-place arithmetic. Exact, a snapshot of the
-    weights is kept from the start and every move begins at it.
+    op, so a way back is exact to the rounding of in-place arithmetic. With a snapshot of the
+    weights at the start, every move begins there and the way back is exact to the bit.
 
     Args:
         group: (name, tensor) pairs; the tensors are changed in place.
-        exact: keep a snapshot, on the tensors' devices.
+        snapshot: keep one, on the tensors' devices.
     """
 
-    def __init__(self, group: Sequence[tuple[str, Tensor]], *, exact: bool) -> None:
+    def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
         self._tensors = [tensor for _, tensor in group]
-        self._keys = [_key(name) for name, _ in group]
+        self._keys = [key_of(name) for name, _ in group]
         self._terms: dict[int, float] = {}
-        self._snapshot = [t.detach().clone() for t in self._tensors] if exact else None
+        self._snapshot = [t.detach().clone() for t in self._tensors] if snapshot else None
 
     def move(
         self,
@@ -54,7 +61,7 @@ class Displacement:
         else:
             self._copy_back()
             delta = dict(target)
-        if delta:
+        if delta and self._tensors:
             fedspzo_kernels.perturb_(
                 self._tensors,
                 self._keys,
@@ -68,15 +75,15 @@ class Displacement:
     def decay(self, factor: float) -> None:
         """Multiply the weights at the step's start by `factor`, and go there."""
         self.move({})
-        for tensor in self._snapshot or self._tensors:
+        for tensor in self._tensors:
             tensor.mul_(factor)
 
     def settle(self) -> None:
         """Make where the weights stand the place to return to."""
-        self._terms, self._snapshot = {}, None
+        self._terms = {}
 
     def restore(self) -> None:
-        """Return to the step's start: bit for bit if exact, else to the rounding of the moves."""
+        """Return to the step's start: to the bit by a snapshot, else to the moves' rounding."""
         if self._snapshot is None:
             self.move({})
         else:

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
-from .displacement import Displacement, HeldInterrupts, Rounding
+from .displacement import Displacement, HeldInterrupts, Movable, Rounding
 from .estimator import Estimator, Point, coefficients, to_float32
+from .layerwise import Evaluation, Layerwise, default_scratch
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
 from .privacy import Mechanism
 from .rules import default_lr_scales, default_perturbations
@@ -27,7 +28,10 @@ Closure = Callable[[], Tensor | float]
 
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
-_STATE = ("sides", "rounding", "exact", "seed", "steps", "skipped", "forwards", "cost_shares")
+_STATE = (
+    *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
+    "cost_shares",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +83,21 @@ class SPZO(Optimizer):
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 2 and P_b = P1 / C_b, at
-            most 64, the cost shares C_b measured in the first step.
+            Default by the rule (`rules.default_perturbations`): P1 = 4 and P_b = P1 / (2 C_b),
+            at most 32, the cost shares C_b measured in the first step.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
             update. float32 only: lower precision would round it away.
         seed: of every direction, in [0, 2**64).
         rounding: of the update: "nearest" (default in float32) or "stochastic".
-        exact: keep a snapshot of the weights during a step, so that they change by the update
-            alone, to the bit. Default: only in bfloat16 and float16, where in-place arithmetic
-            drifts; float32 saves the memory and accepts rounding errors.
+        evaluation: "in_place": weights are moved and moved back, which leaves rounding errors; or
+            "layerwise": weights stay as they are, and perturbed copies exist one operation at a
+            time, so that weights change by the update alone, to the bit. Default: "layerwise" in
+            bfloat16 and float16, where in-place arithmetic drifts.
+        scratch_bytes: the memory for layerwise evaluation's copies. Default: what the largest
+            module in the stack of layers needs, at least 1 MiB. Larger weights, a head's or an
+            embedding's, are perturbed some rows at a time.
         cost_shares: if known, for each block but the first, what an evaluation costs that replays
             the blocks before it, as a share of a forward pass: saves measuring it.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
@@ -100,7 +108,9 @@ class SPZO(Optimizer):
         steps: steps done, `skipped` ones among them.
         skipped: steps skipped because a loss was not finite.
         forwards: the cost of all evaluations so far, in full forward passes; with the first
-            step's measurement, which evaluates once in full and once replayed from each cut.
+            step's measurement, which evaluates once in full and once replayed from each cut, and
+            the evaluation that is done again where layerwise evaluation falls back
+            (docs/estimators.md).
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
@@ -118,12 +128,17 @@ class SPZO(Optimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
         rounding: Rounding | None = None,
-        exact: bool | None = None,
+        evaluation: Evaluation | None = None,
+        scratch_bytes: int | None = None,
         cost_shares: Sequence[float] | None = None,
         privacy: Mechanism | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
             raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
+        if evaluation not in (None, "in_place", "layerwise"):
+            raise ValueError(f"evaluation is {evaluation!r}; pass 'in_place' or 'layerwise'")
+        if scratch_bytes is not None and scratch_bytes < 1:
+            raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params) if isinstance(params, Iterable) else params.param_groups()
         if estimator is None:
@@ -160,7 +175,11 @@ class SPZO(Optimizer):
         one = estimator in ("anchored", "balanced") and not low
         self.sides = sides or ("one" if one else "two")
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
-        self.exact = low if exact is None else exact
+        self.evaluation: Evaluation = evaluation or ("layerwise" if low else "in_place")
+        self.scratch_bytes = scratch_bytes or default_scratch(
+            self._model, self._replay.layers, self._named()
+        )
+        self._layerwise: Layerwise | None = None
         self._apply_rules()
         self._estimator()  # checks estimator, sides and perturbations
 
@@ -188,7 +207,7 @@ class SPZO(Optimizer):
             ValueError: no closure.
             RuntimeError: in the first step, if the model does not work as it was split.
             Exception: whatever the closure raises, with the weights put back: bit for bit if
-                `exact`, otherwise to the rounding of in-place arithmetic.
+                layerwise, otherwise to the rounding of in-place arithmetic.
         """
         if closure is None:
             raise ValueError(
@@ -196,7 +215,7 @@ class SPZO(Optimizer):
                 " step(lambda: model(**batch).loss)"
             )
         groups = self.param_groups
-        stands = [Displacement(named(group), exact=self.exact) for group in groups]
+        stands = [Displacement(block, snapshot=False) for block in self._named()]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for stand in stands:
                 ways_back.callback(stand.restore)
@@ -211,7 +230,10 @@ class SPZO(Optimizer):
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
                     self.forwards += 1.0 + sum(self.cost_shares)
                 self._apply_rules()
-                report = self._estimate(stands, evaluate)
+                if self.evaluation == "in_place":
+                    report = self._estimate(stands, evaluate)
+                else:
+                    report = self._estimate_layerwise(evaluate)
             if not report.skipped:
                 for group, stand in zip(groups, stands, strict=True):
                     if group["weight_decay"]:
@@ -231,10 +253,21 @@ class SPZO(Optimizer):
             self._count_skip(report)
         return report.loss
 
-    def _estimate(
-        self, stands: Sequence[Displacement], evaluate: Callable[[], Tensor]
-    ) -> StepReport:
-        """Evaluate the estimator's points, in place, and work out the update."""
+    def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
+        """As `_estimate`, with stand-ins that are moved in the weights' place."""
+        if self._layerwise is None:
+            self._layerwise = Layerwise(self._model, self.scratch_bytes)
+        layerwise = self._layerwise
+
+        def again() -> None:
+            self._replay.capture()
+            self.forwards += 1.0
+
+        with layerwise.standing_in(self._named()) as stands:
+            return self._estimate(stands, lambda: layerwise.watched(evaluate, again))
+
+    def _estimate(self, stands: Sequence[Movable], evaluate: Callable[[], Tensor]) -> StepReport:
+        """Evaluate the estimator's points and work out the update."""
         estimator = self._estimator()
         seeds = estimator.seeds(self.seed, self.steps)
         eps = to_float32([group["eps"] for group in self.param_groups])
@@ -308,6 +341,9 @@ class SPZO(Optimizer):
             perturbations=tuple(2 if count is None else count for count in counts),
         )
 
+    def _named(self) -> list[list[tuple[str, Tensor]]]:
+        return [named(group) for group in self.param_groups]
+
     def _count_skip(self, report: StepReport) -> None:
         self.skipped += 1
         if self.skipped == 1:
@@ -353,6 +389,7 @@ class SPZO(Optimizer):
                 " model, split at the same layer"
             )
         super().load_state_dict(state_dict)
+        self._layerwise = None
         for name in _STATE:
             setattr(self, name, state[name])
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FIRST_BLOCK_PERTURBATIONS = 2
-MOST_PERTURBATIONS = 64
+FIRST_BLOCK_PERTURBATIONS = 4
+MOST_PERTURBATIONS = 32
 """The rule's P1 of "anchored", and its bound for the others: a direction is also sent."""
 
 
@@ -21,9 +21,9 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 
 
 def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
-    """Perturbations by the rule: every later block gets as much computation as block 1.
+    """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 2 and P_b = P1 / C_b, at most 64. The others: P1 = 1, and P2 = C1 / C2
+    "anchored": P1 = 4, and P_b = P1 / (2 C_b), half of block 1's computation, at most 32. The others: P1 = 1, and P2 = C1 / C2
     rounded to an even number, at least 2.
 
     Args:
@@ -33,7 +33,7 @@ def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]
     """
     if name == "anchored":
         p1 = FIRST_BLOCK_PERTURBATIONS
-        return (p1, *(min(MOST_PERTURBATIONS, max(p1, round(p1 / share))) for share in shares))
+        return (p1, *(min(MOST_PERTURBATIONS, max(p1, round(p1 / share / 2))) for share in shares))
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 

@@ -18,8 +18,8 @@ class StepJournal:
     """Keeps every step on disk, so that base weights and journal give back the trained ones.
 
     A context manager that closes the file. The records tell the steps' updates and nothing else:
-    train with `exact=True`, as in-place arithmetic leaves rounding errors that are no term, and
-    without weight decay. `fedspzo replay` compares digests and would tell.
+    train with `evaluation="layerwise"`, as in-place arithmetic leaves rounding errors that are no
+    term, and without weight decay. `fedspzo replay` compares digests and would tell.
 
         with StepJournal("run.fspz", blocks, source="facebook/opt-125m") as journal:
             for batch in loader:

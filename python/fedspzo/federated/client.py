@@ -222,7 +222,7 @@ def spzo(
         eps=settings.eps,
         seed=seed,
         rounding=settings.rounding,
-        exact=settings.exact,
+        evaluation=settings.evaluation,
         privacy=privacy,
     )
 

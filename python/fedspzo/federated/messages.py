@@ -21,6 +21,7 @@ from .settings import (
     LIMIT_32,
     LIMIT_64,
     Estimator,
+    Evaluation,
     OptimizerConfig,
     Rounding,
     Seeds,
@@ -40,7 +41,7 @@ _ESTIMATORS = get_args(Estimator)
 _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
-_EXACT = (None, False, True)
+_EVALUATIONS = (None, *get_args(Evaluation))
 _STREAM_NAMES = {code: name for name, code in STREAMS.items()}
 
 
@@ -109,7 +110,7 @@ class Plan:
             _ESTIMATORS.index(o.estimator),
             _SIDES.index(o.sides),
             _ROUNDINGS.index(o.rounding),
-            _EXACT.index(o.exact),
+            _EVALUATIONS.index(o.evaluation),
             STREAMS[STREAM],
             from_optional(o.eps),
             len(counts),
@@ -130,7 +131,7 @@ class Plan:
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
             reader.take(_PLAN_BODY)
         )
-        estimator, sides, rounding, exact, stream, eps, blocks = rest
+        estimator, sides, rounding, evaluation, stream, eps, blocks = rest
         pairs = [reader.take(_BLOCK) for _ in range(blocks)]
         counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
         (updates,) = reader.take(_COUNT)
@@ -146,7 +147,7 @@ class Plan:
             perturbations=counts[0] if name == "mezo" and blocks == 1 else counts,
             eps=to_optional(eps),
             rounding=pick("rounding", rounding, _ROUNDINGS),
-            exact=pick("exact", exact, _EXACT),
+            evaluation=pick("evaluation", evaluation, _EVALUATIONS),
         )
         plan = cls(
             round=number,

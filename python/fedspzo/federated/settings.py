@@ -14,6 +14,7 @@ from fedspzo.rules import default_lr_scales, directions
 Estimator = Literal["anchored", "balanced", "coupled", "coupled-loo", "mezo"]
 Sides = Literal["one", "two"]
 Rounding = Literal["nearest", "stochastic"]
+Evaluation = Literal["in_place", "layerwise"]
 Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
@@ -35,8 +36,8 @@ class OptimizerConfig:
         eps: scale of the finite difference. None: by dtype.
         rounding: of the update, to the dtype of the weights. None: by dtype, "nearest" for
             float32, "stochastic" for bfloat16 and float16.
-        exact: keep a second copy of the weights during a step, so that perturbing them leaves no
-            rounding error. None: by dtype, only in bfloat16 and float16.
+        evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
+            None: by dtype, "layerwise" for bfloat16 and float16.
         at: where the network is cut: "auto"; or the first layer of block 2, as its index, its
             name or "head"; or that of each block but the first.
     """
@@ -47,14 +48,15 @@ class OptimizerConfig:
     perturbations: int | tuple[int, ...] | None = None
     eps: float | None = None
     rounding: Rounding | None = None
-    exact: bool | None = None
+    evaluation: Evaluation | None = None
     at: int | str | tuple[int | str, ...] = "auto"
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
-        for name, choices in (("sides", get_args(Sides)), ("rounding", get_args(Rounding))):
+        optional = {"sides": Sides, "rounding": Rounding, "evaluation": Evaluation}
+        for name, choices in optional.items():
             if getattr(self, name) is not None:
-                check_choice(name, getattr(self, name), choices)
+                check_choice(name, getattr(self, name), get_args(choices))
         for rate in self.lr if isinstance(self.lr, tuple) else (self.lr,):
             check_positive("lr", rate)
         if self.eps is not None:
