@@ -7,6 +7,7 @@ with its own kind of error, on one line, in bounded time, or gives a value that 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzzing import PLANNED, accidents, damage, damaged, fuzz
+from fuzzing import PLANNED, accidents, damage, damaged, fuzz, limited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -326,12 +327,13 @@ def test_records_with_right_checksums_are_checked(
     read_journal(journal(text(HEADER), bodies), scratch)
 
 
+ODD = [
+    *(None, True, 0, -1, 1, 2**31, 2**64, 10**400, 1e-300, 1e300, 0.5, math.nan, math.inf),
+    *("", "a", "..", "/etc/passwd", "../../x", "load", "\n", "\ud800", DIGEST),
+    *([], {}, [[]], [{}], {"a": 1}, [1, "a"]),
+]
 odd: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.sampled_from([0, -1, 1, 2**31, 2**64, 10**400, 1e-300, 1e300, 0.5])
-    | st.sampled_from(["", "a", "..", "/etc/passwd", "../../x", "load", "\n", "\ud800", DIGEST])
-    | st.text(max_size=5),
+    st.sampled_from(ODD) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
@@ -357,8 +359,15 @@ def planted(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@pytest.mark.parametrize("place", list(places(HEADER)), ids=str)
+def test_any_value_in_any_place_of_a_header(place: tuple[Any, ...], scratch: Path) -> None:
+    for value in ODD:
+        with limited():
+            read_journal(journal(text(planted(HEADER, place, value)), BODIES), scratch)
+
+
 @fuzz(
-    600,
+    300,
     st.tuples(st.sampled_from(list(places(HEADER))), odd).map(
         lambda change: text(planted(HEADER, *change))
     )
@@ -403,16 +412,15 @@ evaluate_every = 2
 """
 LINES = TOML.strip().split("\n")
 
-toml_values = st.sampled_from(
-    [
-        *("true", "0", "-1", "1", "2.5", "nan", "inf", "-inf", "1e400", "9" * 400, "9" * 5000),
-        *('""', '"a"', '"x\\u0000y"', '"~nobody/x"', '"~"', '".."', '"/"', '"\\n"', "'a'"),
-        *('"{text}"', '"{text} {mask}"', '"{}"', '"' + "a" * 5000 + '"', '"train.jsonl"'),
-        *("[]", "[1]", "[[1]]", "[1, 2.5]", '["a", "b"]', "{}", "{ a = 1 }", '{ a = "b" }'),
-        *("[1e-3, " + "9" * 400 + "]", "1979-05-27", "07:32:00", "[" * 2000, "{a=" * 2000),
-        *('"mezo"', '"balanced"', '"coupled"', '"lm"', '"classification"', '"iid"', '"demo"'),
-    ]
-) | st.text(max_size=8)
+TOML_VALUES = [
+    *("true", "0", "-1", "1", "2.5", "nan", "inf", "-inf", "1e400", "9" * 400, "9" * 5000),
+    *('""', '"a"', '"x\\u0000y"', '"~nobody/x"', '"~"', '".."', '"/"', '"\\n"', "'a'"),
+    *('"{text}"', '"{text} {mask}"', '"{}"', '"' + "a" * 5000 + '"', '"train.jsonl"'),
+    *("[]", "[1]", "[[1]]", "[1, 2.5]", '["a", "b"]', "{}", "{ a = 1 }", '{ a = "b" }'),
+    *("[1e-3, " + "9" * 400 + "]", "1979-05-27", "07:32:00", "[" * 2000, "{a=" * 2000),
+    *('"mezo"', '"balanced"', '"coupled"', '"lm"', '"classification"', '"iid"', '"demo"'),
+]
+toml_values = st.sampled_from(TOML_VALUES) | st.text(max_size=8)
 
 
 @st.composite
@@ -448,8 +456,7 @@ def tomls(draw: Any) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-@fuzz(800, tomls() | tomls() | damaged(TOML.encode()))
-def test_a_config_is_refused_in_one_line_or_can_be_run(content: bytes, scratch: Path) -> None:
+def read_config(content: bytes, scratch: Path) -> None:
     path = scratch / "some.toml"
     path.write_bytes(content)
     try:
@@ -465,6 +472,20 @@ def test_a_config_is_refused_in_one_line_or_can_be_run(content: bytes, scratch: 
         found.optimizer,
         found.task,
     )
+
+
+@pytest.mark.parametrize("number", range(len(LINES)), ids=LINES)
+def test_any_value_in_any_place_of_a_config(number: int, scratch: Path) -> None:
+    key, _, _ = LINES[number].partition(" = ")
+    for value in TOML_VALUES:
+        with limited():
+            lines = [*LINES[:number], f"{key} = {value}", *LINES[number + 1 :]]
+            read_config("\n".join(lines).encode(), scratch)
+
+
+@fuzz(500, tomls() | tomls() | damaged(TOML.encode()))
+def test_a_config_is_refused_in_one_line_or_can_be_run(content: bytes, scratch: Path) -> None:
+    read_config(content, scratch)
 
 
 # Data files

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .federated.settings import FederationConfig, OptimizerConfig
 from .privacy import Privacy
-from .tables import InputError, build, check_keys, dump_value, read_toml
+from .tables import InputError, build, check_keys, dump_value, read_toml, to_path
 
 DEMO = "demo"
 SUFFIXES = (".jsonl", ".csv")
@@ -246,7 +246,10 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
     """A local folder becomes a checked absolute path; "demo" and hub ids stay as they are."""
     if model.name == DEMO:
         return model
-    folder = path.parent / Path(model.name).expanduser()
+    try:
+        folder = to_path(model.name, path.parent)
+    except TypeError as error:
+        raise InputError(f"{path}: [model] name is {model.name!r}; give {error}") from None
     if not folder.is_dir():
         if is_hub_id(model.name) and not folder.exists():
             return model
