@@ -25,6 +25,8 @@ from targets.problems import PROBLEMS, Loaded, Problem, load
 from targets.runs import Results, Setting, settings
 from tqdm.auto import tqdm
 
+from fedspzo.auto_rate import START
+
 RESULTS = Path(__file__).parent / "results/compute_to_target"
 TUNING_SEEDS = (100, 101)
 SEEDS = (0, 1, 2)
@@ -45,8 +47,9 @@ def tune(
             bound += loaded.problem.every
             for seed in seeds:
                 run = results.get(loaded, setting, method, 2.0**k, seed, bound)
-                point = run.cost(accuracy=loaded.problem.accuracies[-1])
-                loss = math.inf if run.ended == "diverged" else run.curve[-1].loss
+                diverged = run.ended == "diverged"  # sooner or later: a rate nobody would keep
+                point = None if diverged else run.cost(accuracy=loaded.problem.accuracies[-1])
+                loss = math.inf if diverged else run.curve[-1].loss
                 worst = max(worst, (point.forwards if point else math.inf, loss))
                 if not math.isfinite(worst[1]):
                     break  # it diverged: no second seed makes that good
@@ -75,7 +78,8 @@ def race_all(
     jobs = [(setting, method) for setting in which for method in methods]
     for setting, method in (progress := tqdm(jobs, desc=problem.name, unit="method")):
         progress.set_postfix_str(f"{setting.name}, {method.name}")
-        lr = tune(results, loaded, setting, method, tuning)
+        found = method.settings.get("lr") == "auto"
+        lr = START if found else tune(results, loaded, setting, method, tuning)
         for seed in seeds:
             results.get(loaded, setting, method, lr, seed)
 

@@ -180,6 +180,8 @@ def test_privacy_and_a_second_run_on_the_same_data_exclude_each_other(folder: Pa
     settings = load(folder, MINIMAL + private).privacy
     assert settings is not None
     assert (settings.clip, settings.noise_multiplier, settings.delta) == (1.0, 0.5, 1e-5)
+    with pytest.raises(InputError, match=r"\[optimizer\] lr is 'auto'.*not private"):
+        load(folder, MINIMAL.replace("lr = 1e-3", 'lr = "auto"') + private)
     with pytest.raises(InputError, match=r"which \[privacy\] would not count; remove \[mezo\]"):
         load(folder, MINIMAL + private + "[mezo]\nlr = 1e-3\n")
 

@@ -526,9 +526,9 @@ def test_settings_are_resolved_from_the_model():
     made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
-    assert p1 == 2
-    assert p2 > 2
-    assert made.lr == (1e-3, 1e-3 * p2 / 2)
+    assert p1 == 4
+    assert p2 >= 4
+    assert made.lr == (1e-3, 1e-3 * p2 / 4)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made
     balanced = resolve(OptimizerConfig(lr=1e-3, estimator="balanced"), client, batch_size=2)
@@ -604,3 +604,17 @@ def test_settings_load_without_torch_or_numpy():
         "sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_federations_rate_is_found_before_it_starts():
+    client = Client(0, Replica(toy()), toy_data([4])[0], ToyTask())
+    before = client.replica.digest()
+    settings = OptimizerConfig(lr="auto", at=-1)
+    with pytest.raises(ValueError, match="lr is 'auto'; give a number, or find it first"):
+        replace(settings, perturbations=(1, 2)).learning_rates  # noqa: B018
+    made = resolve(settings, client, batch_size=2)
+    first, second = made.lr
+    assert first > 1e-4  # it has doubled
+    assert second == first * made.perturbations[1] / made.perturbations[0]
+    assert client.replica.digest() == before
+    assert resolve(settings, client, batch_size=2) == made

@@ -418,7 +418,7 @@ TOML_VALUES = [
     *('"{text}"', '"{text} {mask}"', '"{}"', '"' + "a" * 5000 + '"', '"train.jsonl"'),
     *("[]", "[1]", "[[1]]", "[1, 2.5]", '["a", "b"]', "{}", "{ a = 1 }", '{ a = "b" }'),
     *("[1e-3, " + "9" * 400 + "]", "1979-05-27", "07:32:00", "[" * 2000, "{a=" * 2000),
-    *('"mezo"', '"balanced"', '"coupled"', '"lm"', '"classification"', '"iid"', '"demo"'),
+    *('"mezo"', '"balanced"', '"coupled"', '"lm"', '"auto"', '"classification"', '"iid"', '"demo"'),
 ]
 toml_values = st.sampled_from(TOML_VALUES) | st.text(max_size=8)
 

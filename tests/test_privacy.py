@@ -445,6 +445,20 @@ def test_a_resumed_run_goes_on_with_its_account(tmp_path: Path, monkeypatch) -> 
             private_run(rounds=4, path=path, **changes)
 
 
+def test_a_rate_found_from_losses_is_refused() -> None:
+    with pytest.raises(ValueError, match="lr is 'auto', which is found from losses"):
+        SPZO(toy(), "auto", privacy=Mechanism(MODERATE, 16))
+    with pytest.raises(ValueError, match="lr is 'auto', which is found from losses"):
+        run(
+            toy(),
+            PrivateToy(),
+            toy_data([16]),
+            FederationConfig(clients=1, rounds=1),
+            replace(OPTIMIZER, lr="auto"),
+            privacy=MODERATE,
+        )
+
+
 def test_a_client_needs_a_fitting_account_and_losses() -> None:
     ((*data,),) = toy_data([16])
     with pytest.raises(ValueError, match="ToyTask has no losses"):

@@ -14,10 +14,10 @@ Cut = str | int | tuple[int | str, ...] | None
 
 @dataclass(frozen=True)
 class Method:
-    """A method; its learning rate is what is tuned.
+    """A method.
 
     Attributes:
-        name: for people, and the key of its results.
+        name: for people, and the key of its results; its learning rate is tuned unless "auto".
         cut: where the model is split; None: it is not.
         settings: of the optimizer, but for lr.
         first: where on the grid of learning rates to look first, a power of two.
@@ -34,7 +34,7 @@ class Method:
 
     def optimizer(self, lr: float) -> OptimizerConfig:
         """The settings at a learning rate."""
-        return OptimizerConfig(lr=lr, **self.settings)
+        return OptimizerConfig(**{"lr": lr, **self.settings})
 
 
 def _mezo(count: int, sides: str) -> dict[str, Any]:
@@ -51,6 +51,7 @@ CENTRAL = (
     Method("anchored, two blocks", -1, {}, -9),
     Method("anchored, head apart", "head", {}, -9),
     Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}, -9),
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .federated.settings import FederationConfig, OptimizerConfig
-from .privacy import Privacy
+from .privacy import NOT_PRIVATE, Privacy
 from .tables import InputError, build, check_keys, dump_value, read_toml, to_path
 
 DEMO = "demo"
@@ -168,6 +168,8 @@ class Config:
                 "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
                 "has none; set partition = 'iid'"
             )
+        if self.privacy is not None and self.optimizer.lr == "auto":
+            raise ValueError(f"[optimizer] {NOT_PRIVATE}")
         if self.privacy is not None and self.mezo is not None:
             raise ValueError(
                 "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .auto_rate import REJECTED, START, AutoRate, predicted, relative_size
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
 from .estimator import Estimator, Point, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
-from .privacy import Mechanism
+from .privacy import NOT_PRIVATE, Mechanism
 from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
+from .step_report import StepReport
 
 Closure = Callable[[], Tensor | float]
 
@@ -32,35 +34,6 @@ _STATE = (
     *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
     "cost_shares",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What one step did. A tuple "a block" has an entry for each param group.
-
-    Attributes:
-        step: the step's number, from 0.
-        loss: at the weights as they were, where it was evaluated; else the mean where the last
-            block is as it was, or over all points (`Estimator.loss`).
-        losses: the loss at every point, in the order of evaluation. Of a private step they are not
-            private, nor is `loss`: means over its batch, NaN where that was empty.
-        seeds: a block, its directions' seeds.
-        gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
-        coefficients: a block, what was added along each direction; zeros if skipped.
-        rounding_seed: of the update's stochastic rounding; None when rounding to nearest.
-        forwards: the evaluations' cost, in full forward passes.
-        skipped: a loss or gradient was not finite, and the weights were put back as they were.
-    """
-
-    step: int
-    loss: float
-    losses: tuple[float, ...]
-    seeds: tuple[tuple[int, ...], ...]
-    gradients: tuple[tuple[float, ...], ...]
-    coefficients: tuple[tuple[float, ...], ...]
-    rounding_seed: int | None
-    forwards: float
-    skipped: bool
 
 
 class SPZO(Optimizer):
@@ -77,7 +50,9 @@ class SPZO(Optimizer):
             control (call `model.eval()` yourself), named parameters, parameters (addressed by
             their index) or param groups. Frozen parameters are left alone, tied ones taken once.
         lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
-            `lr_scale`), so that every direction counts alike; or a tuple, one a block.
+            `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
+            found from the losses and backed off when training diverges (`fedspzo.auto_rate`),
+            for one more forward pass in each step of the search and in every fourth after it.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -119,7 +94,7 @@ class SPZO(Optimizer):
     def __init__(
         self,
         params: Blocks | Iterable[Any],
-        lr: float | Sequence[float] = 1e-4,
+        lr: float | Sequence[float] | Literal["auto"] = 1e-4,
         *,
         estimator: str | None = None,
         sides: Literal["one", "two"] | None = None,
@@ -151,6 +126,12 @@ class SPZO(Optimizer):
             raise ValueError(
                 f"perturbations is {perturbations!r}; {estimator!r} takes one number a block"
             )
+        if isinstance(lr, str) and lr != "auto":
+            raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
+        if isinstance(lr, str) and privacy is not None:
+            raise ValueError(NOT_PRIVATE)
+        self.auto = AutoRate() if isinstance(lr, str) else None
+        lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
         for name, value in settings.items():
             distribute(groups, name, value)
@@ -238,9 +219,11 @@ class SPZO(Optimizer):
                 for group, stand in zip(groups, stands, strict=True):
                     if group["weight_decay"]:
                         stand.decay(1 - learning_rate(group) * group["weight_decay"])
-                for stand, *terms in zip(stands, report.seeds, report.coefficients, strict=True):
+                for stand, seeds, update in zip(
+                    stands, report.seeds, report.coefficients, strict=True
+                ):
                     stand.move(
-                        dict(zip(*terms, strict=True)),
+                        _terms(seeds, update),
                         rounding=self.rounding,
                         rounding_seed=report.rounding_seed,
                     )
@@ -305,7 +288,7 @@ class SPZO(Optimizer):
         finite = () if self.privacy else losses.values()
         skipped = not all(map(math.isfinite, (*finite, *chain.from_iterable(gradients + updates))))
         zeros = tuple((0.0,) * len(block) for block in seeds)
-        return StepReport(
+        report = StepReport(
             step=self.steps,
             loss=estimator.loss(losses),
             losses=tuple(losses.values()),
@@ -317,7 +300,54 @@ class SPZO(Optimizer):
             ),
             forwards=forwards,
             skipped=skipped,
+            lr=tuple(learning_rate(group) for group in self.param_groups),
         )
+        if self.auto is None or skipped:
+            return report
+        return self._judge(self.auto, stands, report, evaluate)
+
+    def _take_back(self, auto: AutoRate, report: StepReport) -> StepReport:
+        """The update that undoes the steps since the best loss; the rate is halved."""
+        back = auto.take_back()
+        self._scale_rates(0.5)
+        return replace(
+            report,
+            seeds=tuple(tuple(terms) for terms in back),
+            gradients=tuple((0.0,) * len(terms) for terms in back),
+            coefficients=tuple(tuple(terms.values()) for terms in back),
+            undone="steps",
+        )
+
+    def _judge(
+        self,
+        auto: AutoRate,
+        stands: Sequence[Movable],
+        report: StepReport,
+        evaluate: Callable[[], Tensor],
+    ) -> StepReport:
+        """Hold the update to what it promises, where that is due, before it is made."""
+        if auto.diverged(report.loss):
+            return self._take_back(auto, report)
+        terms = tuple(map(_terms, report.seeds, report.coefficients))
+        promise = predicted(report.gradients, report.coefficients)
+        if auto.due() and promise < 0:
+            weights = [group["params"] for group in self.param_groups]
+            for stand, block in zip(stands, terms, strict=True):
+                stand.move(block)
+            self._replay.capture()  # a full evaluation
+            ratio = (evaluate().item() - report.loss) / promise
+            size = relative_size(weights, terms) if auto.searching else 0.0
+            self._scale_rates(auto.factor(ratio, size))
+            report = replace(report, ratio=ratio, forwards=report.forwards + 1)
+            if not ratio >= REJECTED:  # also where it is not a number
+                zeros = tuple((0.0,) * len(block) for block in report.coefficients)
+                return replace(report, coefficients=zeros, undone="step")
+        auto.recent.append(terms)
+        return report
+
+    def _scale_rates(self, factor: float) -> None:
+        for group in self.param_groups:
+            group["lr"] *= factor
 
     def _apply_rules(self) -> None:
         """Settle the defaults that follow from the costs: perturbations, and from them rates."""
@@ -363,6 +393,7 @@ class SPZO(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's state, and under "spzo" what it takes to continue bit for bit: plain values."""
         state = {name: getattr(self, name) for name in ("estimator", *_STATE)}
+        state["auto"] = self.auto and self.auto.to_dict()
         return {**super().state_dict(), "spzo": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -372,7 +403,7 @@ class SPZO(Optimizer):
             ValueError: it is another optimizer's, or of differently named parameters.
         """
         state = state_dict.get("spzo", {})
-        if state.keys() != {"estimator", *_STATE}:
+        if state.keys() != {"estimator", "auto", *_STATE}:
             raise ValueError("state_dict is not what SPZO.state_dict() returned; pass that")
         mine, saved = (
             [group["param_names"] for group in groups]
@@ -390,8 +421,14 @@ class SPZO(Optimizer):
             )
         super().load_state_dict(state_dict)
         self._layerwise = None
+        self.auto = state["auto"] and AutoRate(**state["auto"])
         for name in _STATE:
             setattr(self, name, state[name])
+
+
+def _terms(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:
+    """A block's update without what adds nothing."""
+    return {seed: c for seed, c in zip(seeds, coefficients, strict=True) if c != 0}
 
 
 def _shares(

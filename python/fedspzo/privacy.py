@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _ORDERS = (*range(2, 64), 128, 256, 512, 1024)
 """Of the Renyi divergences. Between whole ones dp-accounting's series may fail to converge."""
 
+NOT_PRIVATE = "lr is 'auto', which is found from losses that are not private; give a number"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:

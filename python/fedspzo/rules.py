@@ -23,8 +23,8 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 4, and P_b = P1 / (2 C_b), half of block 1's computation, at most 32. The others: P1 = 1, and P2 = C1 / C2
-    rounded to an even number, at least 2.
+    "anchored": P1 = 4, and P_b = P1 / (2 C_b), half of block 1's computation, at most 32. The
+    others: P1 = 1, and P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".

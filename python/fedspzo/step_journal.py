@@ -11,7 +11,7 @@ from .blocks import Blocks
 from .journal import Record, Terms, digest
 from .journal_file import TERMS, JournalWriter
 from .journal_header import Header
-from .optimizer import StepReport
+from .step_report import StepReport
 
 
 class StepJournal:

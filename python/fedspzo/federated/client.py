@@ -20,6 +20,9 @@ from .partition import draw
 from .settings import OptimizerConfig
 from .updates import EVERYBODY, Scalars, batch_seed, client_seed, first_step, record
 
+SEARCH_STEPS = 16
+"""Steps in which lr="auto" is found; it doubles in most of them."""
+
 
 class Task(Protocol):
     """What is learned."""
@@ -230,18 +233,21 @@ def spzo(
 def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> OptimizerConfig:
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
-    Where `perturbations` is None it is measured, by a step on the client's examples that leaves
-    the weights as they are.
+    Where `perturbations` is None it is measured, by a step on the client's examples; lr="auto" is
+    searched for, by `SEARCH_STEPS` of them. The weights stay as they are.
     """
     optimizer = spzo(client.replica.blocks, settings)
     mezo = settings.estimator == "mezo"
-    if settings.perturbations is None and not mezo:
-        batch = client.batch(0, 0, 0, batch_size)
-        with client.replica.local_steps():
+    measured = settings.perturbations is None and not mezo
+    steps = SEARCH_STEPS if settings.lr == "auto" else int(measured)
+    with client.replica.local_steps():
+        for step in range(steps):
+            batch = client.batch(0, 0, step, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
     counts = tuple(group["perturbations"] for group in optimizer.param_groups)
     filled = replace(
         settings,
+        lr=optimizer.param_groups[0]["lr"] if settings.lr == "auto" else settings.lr,
         perturbations=counts[0] if mezo else counts,
         sides=optimizer.sides,
         rounding=optimizer.rounding,

@@ -28,7 +28,8 @@ class OptimizerConfig:
     """How a client takes a step: the settings of `SPZO`.
 
     Attributes:
-        lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block.
+        lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block; or
+            "auto": found before the first round, on one client's examples.
         estimator: how the projected gradients are formed (docs/estimators.md).
         sides: one- or two-sided differences. None: by dtype, "one" for float32.
         perturbations: one number a block; for `mezo` one int. None: by the rule, from costs
@@ -42,7 +43,7 @@ class OptimizerConfig:
             name or "head"; or that of each block but the first.
     """
 
-    lr: float | tuple[float, ...] = 1e-4
+    lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
     estimator: Estimator = "anchored"
     sides: Sides | None = None
     perturbations: int | tuple[int, ...] | None = None
@@ -57,8 +58,9 @@ class OptimizerConfig:
         for name, choices in optional.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), get_args(choices))
-        for rate in self.lr if isinstance(self.lr, tuple) else (self.lr,):
-            check_positive("lr", rate)
+        if self.lr != "auto":
+            for rate in self.lr if isinstance(self.lr, tuple) else (self.lr,):
+                check_positive("lr", rate)
         if self.eps is not None:
             check_positive("eps", self.eps)
         if self.estimator.startswith("coupled") and self.sides == "one":
@@ -124,8 +126,10 @@ class OptimizerConfig:
         """The learning rate of each block, with the rule applied to a single `lr`.
 
         Raises:
-            ValueError: the rule needs `perturbations`, which is None.
+            ValueError: the rule needs `perturbations`, which is None, or `lr` is to be found.
         """
+        if self.lr == "auto":
+            raise ValueError("lr is 'auto'; give a number, or find it first")
         if isinstance(self.lr, tuple):
             return self.lr
         return tuple(self.lr * scale for scale in default_lr_scales(self.directions))

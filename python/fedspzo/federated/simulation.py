@@ -11,7 +11,7 @@ from torch import nn
 
 from fedspzo.blocks import Blocks
 from fedspzo.journal import Record
-from fedspzo.privacy import Mechanism, Privacy
+from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
@@ -124,6 +124,8 @@ def run(
             f"examples are of {len(examples)} clients, federation.clients is {federation.clients};"
             " give one sequence of examples a client"
         )
+    if privacy is not None and optimizer.lr == "auto":
+        raise ValueError(NOT_PRIVATE)
     check_whole("replicas", replicas, 1, federation.clients)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
     base = Replica(blocks)
