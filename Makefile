@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
 
-.PHONY: demo test faults lint bench sass real info clean
+.PHONY: demo test faults fuzz lint bench sass real info clean
 
 demo: .venv/installed
 	$(BIN)/fedspzo demo
@@ -18,6 +18,10 @@ test: .venv/tools
 # kill -9 at over 200 points of a run, and on to the same bits. `make test` has a short form.
 faults: .venv/tools
 	$(BIN)/pytest tests/test_faults.py -m faults -s
+
+# Twenty times the random input of `make test`, new each time.
+fuzz: .venv/tools
+	FEDSPZO_FUZZ=20 $(BIN)/pytest -m fuzz
 
 lint: .venv/tools
 	$(BIN)/ruff check

@@ -152,6 +152,12 @@ WRONG = [
     ("[model]", "[model", ["not valid TOML", "line 2"]),
     ("[optimizer]", "[output]\nevaluate_every = 0\n[optimizer]", ["evaluate_every is 0"]),
     ("[optimizer]", "[mezo]\nlr = 0.0\n[optimizer]", ["[mezo]", "lr is 0.0"]),
+    ("[optimizer]", "[privacy]\nclip = 1\n[optimizer]", ["[privacy]", "'noise_multiplier'"]),
+    (
+        "[optimizer]",
+        "[privacy]\nclip = -1\nnoise_multiplier = 1\n[optimizer]",
+        ["[privacy] clip is -1.0", "from 1e-09"],
+    ),
 ]
 
 
@@ -167,6 +173,17 @@ def test_mistake_is_one_line_with_key_value_and_remedy(
     assert "mine.toml" in message
     for part in expected:
         assert part in message
+
+
+def test_privacy_and_a_second_run_on_the_same_data_exclude_each_other(folder: Path) -> None:
+    private = "[privacy]\nclip = 1\nnoise_multiplier = 0.5\n"
+    settings = load(folder, MINIMAL + private).privacy
+    assert settings is not None
+    assert (settings.clip, settings.noise_multiplier, settings.delta) == (1.0, 0.5, 1e-5)
+    with pytest.raises(InputError, match=r"\[optimizer\] lr is 'auto'.*not private"):
+        load(folder, MINIMAL.replace("lr = 1e-3", 'lr = "auto"') + private)
+    with pytest.raises(InputError, match=r"which \[privacy\] would not count; remove \[mezo\]"):
+        load(folder, MINIMAL + private + "[mezo]\nlr = 1e-3\n")
 
 
 def test_dirichlet_needs_labels(folder: Path) -> None:

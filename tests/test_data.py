@@ -48,6 +48,8 @@ BROKEN = [
     ("a.jsonl", b'{"text": 3, "label": "good"}', ["line 1", "'text' is 3"]),
     ("a.jsonl", b'{"text": " ", "label": "good"}', ["line 1", "non-empty"]),
     ("a.jsonl", b'{"text": "\\ud800", "label": "good"}', ["line 1", "surrogate"]),
+    ("a.jsonl", b'{"text": "a", "label": "\\ud800"}', ["line 1", "'label'", "surrogate"]),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", ["line 1", "not valid JSON"]),
     ("a.jsonl", b'{"text": "x", "label": null}', ["line 1", "'label' is None"]),
     ("a.jsonl", b'{"text": "x", "label": 0.5}', ["line 1", "'label' is 0.5"]),
     ("a.jsonl", b'{"text": "x", "label": "fine"}', ["line 1", "'label' is 'fine'", "give a word"]),

@@ -177,6 +177,36 @@ def test_mezo_runs_beside_at_the_same_computation(
     assert "MeZO" in capsys.readouterr().out
 
 
+def test_a_private_run_tells_what_it_spent(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = "[privacy]\nclip = 1.0\nnoise_multiplier = 2.0\ndelta = 0.01\n"
+    lines = run(write(end=private, federation="local_steps = 2"))
+    assert all(line["train_loss"] is None for line in lines[:-1])
+    assert [line["round"] for line in lines[:-1] if "epsilons" in line] == [0, 4, 6]
+    summary = lines[-1]
+    assert summary["delta"] == 0.01
+    assert summary["epsilons"] == lines[-2]["epsilons"]
+    assert len(summary["epsilons"]) == 3
+    assert all(epsilon > 0 for epsilon in summary["epsilons"])
+    assert summary["skipped"] == 0
+    told = f"epsilon {max(summary['epsilons']):.3g} at delta 0.01"
+    assert told in capsys.readouterr().out
+    # Randomness is secret: the same config gives other weights, which all participants hold.
+    assert run(write(end=private), "--quiet", "--overwrite")[-1]["digest"] != summary["digest"]
+    lm = run(write(end=private, task='type = "lm"'), "--quiet", "--overwrite", "--rounds", 1)
+    assert lm[-1]["epsilons"]
+
+
+def test_privacy_that_promises_nothing_is_refused(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(end="[privacy]\nclip = 1.0\nnoise_multiplier = 2.0\ndelta = 0.3\n")
+    assert main(["run", str(path), "--quiet"]) == 2
+    assert "[privacy] delta is 0.3, but of 4 examples" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_new_head_is_the_same_for_everybody_and_follows_the_seed(
     write: Write, dtype: str

@@ -267,6 +267,28 @@ def test_language_modelling_loss_counts_each_real_next_token_once() -> None:
         task.encode([Example("film")])
 
 
+@pytest.mark.parametrize("kind", ["prompt", "masked", "head", "lm"])
+@torch.no_grad()
+def test_losses_are_those_of_each_example_alone(kind: str) -> None:
+    size = {"vocab_size": len(WORDS), "intermediate_size": 32, **SMALL}
+    tok = tokenizer(special=kind in ("masked", "head"))
+    if kind == "prompt":
+        task, model = PromptClassification(tok, "{text} it was", VERBALIZERS, 32), causal("llama")
+    elif kind == "masked":
+        task = PromptClassification(tok, "{text} it was {mask}", VERBALIZERS, 32)
+        model = masked_bert()
+    elif kind == "head":
+        task = HeadClassification(tok, ("good", "poor"), 32)
+        model = BertForSequenceClassification(BertConfig(num_labels=2, **size)).eval()
+    else:
+        task, model = LanguageModelling(tok, 32), causal("gpt2")
+    encoded = task.encode([*EXAMPLES, Example("a film", "good")])
+    losses = task.losses(model, task.collate(encoded))
+    alone = [task.loss(model, task.collate([item])) for item in encoded]
+    assert len(losses) == len(encoded) > 1
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
 def test_evaluation_is_the_mean_over_all_examples_with_dropout_off() -> None:
     model = causal("gpt2").train()
     task = PromptClassification(tokenizer(), "{text} it was", VERBALIZERS, 32)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .federated.settings import FederationConfig, OptimizerConfig
-from .tables import InputError, build, check_keys, dump_value, read_toml
+from .privacy import NOT_PRIVATE, Privacy
+from .tables import InputError, build, check_keys, dump_value, read_toml, to_path
 
 DEMO = "demo"
 SUFFIXES = (".jsonl", ".csv")
@@ -158,6 +159,7 @@ class Config:
     federation: FederationConfig
     optimizer: OptimizerConfig
     mezo: MezoConfig | None = None
+    privacy: Privacy | None = None
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -165,6 +167,13 @@ class Config:
             raise ValueError(
                 "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
                 "has none; set partition = 'iid'"
+            )
+        if self.privacy is not None and self.optimizer.lr == "auto":
+            raise ValueError(f"[optimizer] {NOT_PRIVATE}")
+        if self.privacy is not None and self.mezo is not None:
+            raise ValueError(
+                "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
+                "or [privacy]"
             )
 
     @property
@@ -200,6 +209,7 @@ SECTIONS: dict[str, tuple[type, bool]] = {
     "federation": (FederationConfig, True),
     "optimizer": (OptimizerConfig, False),
     "mezo": (MezoConfig, False),
+    "privacy": (Privacy, False),
     "output": (OutputConfig, False),
 }
 
@@ -238,7 +248,10 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
     """A local folder becomes a checked absolute path; "demo" and hub ids stay as they are."""
     if model.name == DEMO:
         return model
-    folder = path.parent / Path(model.name).expanduser()
+    try:
+        folder = to_path(model.name, path.parent)
+    except TypeError as error:
+        raise InputError(f"{path}: [model] name is {model.name!r}; give {error}") from None
     if not folder.is_dir():
         if is_hub_id(model.name) and not folder.exists():
             return model

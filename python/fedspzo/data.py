@@ -97,11 +97,11 @@ def read(
         text = _field(where, row, text_field, "text")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: {text_field!r} is {text!r}; give a non-empty text")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: {text_field!r} holds half a surrogate pair; remove it")
+        _check_characters(where, text_field, text)
         label = None
         if label_field is not None:
             label = _label(where, label_field, _field(where, row, label_field, "label"))
+            _check_characters(where, label_field, label)
             if labels is not None and label not in labels:
                 raise InputError(f"{where}: {label_field!r} is {label!r}; {label_remedy}")
         examples.append(Example(text, label))
@@ -128,6 +128,11 @@ def _label(where: str, name: str, value: object) -> str:
     raise InputError(f"{where}: {name!r} is {value!r}; give a label as text or whole number")
 
 
+def _check_characters(where: str, name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: {name!r} holds half a surrogate pair; remove it")
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -148,7 +153,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise InputError(
                 f"{path}, line {number}: not valid JSON ({error}); "
                 'write one object a line, {"text": "...", "label": "..."}'

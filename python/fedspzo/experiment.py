@@ -34,6 +34,7 @@ from .output import (
     MEZO_METRICS,
     OutputFolder,
 )
+from .privacy import Mechanism
 from .report import ProgressReport, figure_png, print_table
 from .resuming import identity
 from .tables import InputError, one_line
@@ -98,6 +99,11 @@ def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = F
     folder.finish(summary)
     if not quiet:
         print_table(summary, title)
+        if config.privacy is not None:
+            spent = max(value or math.inf for value in summary["epsilons"])
+            print(
+                f"No client has spent more than epsilon {spent:.3g} at delta {summary['delta']:g}."
+            )
         print(f"Every participant holds the weights with digest {summary['digest']}.")
         print(f"Model, metrics, config and figure are in {folder.path}")
     return summary
@@ -124,6 +130,10 @@ class Experiment:
         train = task.encode(splits.train)
         with self._naming("[federation]"):
             self.clients = _deal(train, config)
+        with self._naming("[privacy]"):
+            if config.privacy is not None:
+                for own in self.clients:
+                    Mechanism(config.privacy, len(own))  # raises where delta does not fit
 
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
         """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
@@ -185,6 +195,7 @@ class Experiment:
                 on_round=keep,
                 replicas=clients if clients * parameters <= COPIES else 1,
                 journal=journal,
+                privacy=self.config.privacy,
             )
         return outcome, rows
 
@@ -245,6 +256,12 @@ def as_row(result: RoundResult) -> Row:
     row["train_loss"] = row.pop("loss")
     row["loss"] = row.pop("eval_loss")
     row["clients"] = list(result.clients)
+    if result.epsilons is None:
+        del row["epsilons"]
+    else:
+        row["epsilons"] = [
+            epsilon if math.isfinite(epsilon) else None for epsilon in result.epsilons
+        ]
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             row[key] = None
@@ -256,6 +273,8 @@ def _summary(config: Config, test: list[Example], rows: list[Row]) -> Row:
     keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down", "fedavg_bytes", "digest")
     summary = {"summary": True, **{key: last[key] for key in keys}}
     summary["skipped"] = last["skipped"]
+    if config.privacy is not None:
+        summary |= {"epsilons": last["epsilons"], "delta": config.privacy.delta}
     summary["zero_shot_accuracy"] = first["accuracy"]
     summary["zero_shot_loss"] = first["loss"]
     counts = Counter(example.label for example in test if example.label is not None)

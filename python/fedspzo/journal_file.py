@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from .output import write_atomic
-from .tables import InputError
+from .tables import InputError, one_line
 
 MAGIC = b"FSPZJRNL"
 VERSION = 1
@@ -102,7 +102,7 @@ class JournalReader:
 
     def _damage(self, number: int, offset: int, reason: object) -> JournalError:
         return JournalError(
-            f"{self.path}: record {number} at byte {offset} is damaged: {reason};"
+            f"{self.path}: record {number} at byte {offset} is damaged: {one_line(reason)};"
             " restore the file from a copy"
         )
 
@@ -111,7 +111,7 @@ class JournalReader:
             raise self.damage(entry, f"its kind is {entry.kind}, a header's is {HEADER}")
         try:
             header = json.loads(entry.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.damage(entry, f"it is not JSON ({error})") from None
         if not isinstance(header, dict):
             raise self.damage(entry, "it is no JSON object")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedspzo_kernels import STREAMS, parameter_key
 
 from . import __version__
 from .blocks import Blocks, storage
+from .federated.settings import check_whole
 from .journal import DIGEST_BYTES, STREAM, digest
 
 
@@ -34,6 +37,19 @@ class Parameter:
     key: str
     block: int
     tied: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("name", self.name), ("key", self.key), ("dtype", self.dtype)):
+            check_text(name, value)
+        if self.tied is not None:
+            check_text("tied", self.tied)
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(
+                f"parameter {self.name!r} has dtype {self.dtype!r}, which torch has not"
+            )
+        for size in self.shape:
+            check_whole(f"shape of {self.name!r}", size, 0, 2**63 - 1)
+        check_whole(f"block of {self.name!r}", self.block, 0, 2**16 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +133,12 @@ class Header:
         """
         _check_keys("header", header, cls)
         rows = header["parameters"]
+        if not isinstance(rows, list | tuple):
+            raise ValueError("parameters is no list")
         for row in rows:
             _check_keys("a parameter of the header", row, Parameter)
+            if not isinstance(row["shape"], list | tuple):
+                raise ValueError(f"shape of {row['name']!r} is no list")
         parameters = tuple(Parameter(**{**row, "shape": tuple(row["shape"])}) for row in rows)
         for parameter in parameters:
             key = f"{parameter_key(parameter.name):016x}"
@@ -127,9 +147,14 @@ class Header:
                     f"parameter {parameter.name!r} has key {parameter.key}, this fedspzo computes"
                     f" {key}"
                 )
+        for name in ("base", "source", "stream", "program"):
+            check_text(name, header[name])
+        for name in ("model", "run"):
+            if not isinstance(header[name], dict | None):
+                raise ValueError(f"{name} is no JSON object")
         if header["stream"] not in STREAMS:
             raise ValueError(f"stream is {header['stream']!r}; known are {', '.join(STREAMS)}")
-        if len(header["base"]) != 2 * DIGEST_BYTES:
+        if not re.fullmatch(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}", header["base"]):
             raise ValueError(f"base is {header['base']!r}; it should be a digest")
         return cls(**{**header, "parameters": parameters})
 
@@ -167,7 +192,15 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _check_keys(what: str, table: Mapping[str, Any], cls: type) -> None:
+def check_text(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a text that can be written as UTF-8."""
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name} is {value!r}; it should be a text")
+
+
+def _check_keys(what: str, table: object, cls: type) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{what} is no JSON object")
     expected: Sequence[str] = [field.name for field in fields(cls)]
     if set(table) != set(expected):
         odd = sorted(set(table) ^ set(expected))

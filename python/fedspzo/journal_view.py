@@ -12,6 +12,7 @@ from .federated.run_journal import JournalLog
 from .federated.updates import EVERYBODY
 from .journal import Record
 from .journal_file import Entry
+from .privacy import Mechanism
 from .report import human_bytes
 from .tables import InputError
 
@@ -36,12 +37,17 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     yield ""
     yield _ROW.format("round", "clients", "terms", "bytes", "train", "loss", "accuracy", "digest")
     rounds = terms = size = 0
+    examples: dict[int, int] = {}  # of each client that reported
+    asked: Counter[int] = Counter()  # rounds that a client was asked in
     waiting: list[str | int] = [0, "", "", "", "", "", "", log.header.base]
     for entry, content in log.entries():
         size += entry.size
         if isinstance(content, Evaluation):
             waiting[5:7] = [_number(content.loss), _percent(content.accuracy)]
             continue
+        if isinstance(content, Round):
+            asked.update(content.clients)
+            examples |= {report.client: report.examples for report in content.reports}
         yield _ROW.format(*waiting)
         rounds, row = rounds + 1, _row(entry, content)
         terms += int(row[2])
@@ -50,6 +56,7 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     yield ""
     total = f"{rounds} rounds, {terms} terms, {path.stat().st_size} bytes"
     yield f"{total}; without the header {size / terms:.1f} a term" if terms else total
+    yield from _spent(log, examples, asked)
     if log.reader.torn:
         yield f"A torn record of {log.reader.torn} bytes follows; the next resume cuts it off."
 
@@ -76,6 +83,26 @@ def _header(log: JournalLog, path: Path) -> Iterator[str]:
             f" seeds, {optimizer.estimator}, perturbations {optimizer.perturbations},"
             f" lr {' '.join(f'{rate:g}' for rate in optimizer.learning_rates)}"
         )
+    if log.privacy is not None:
+        yield (
+            f"privacy  clip {log.privacy.clip:g}, noise multiplier"
+            f" {log.privacy.noise_multiplier:g}, delta {log.privacy.delta:g}"
+        )
+
+
+def _spent(log: JournalLog, examples: dict[int, int], asked: Counter[int]) -> Iterator[str]:
+    """What each client's privacy has spent, by its rounds; a report that was lost counts too."""
+    if log.privacy is None or log.settings is None:
+        return
+    federation, _ = log.settings
+    for client in sorted(examples):
+        try:
+            account = Mechanism(log.privacy, examples[client])
+        except ValueError as error:
+            yield f"client {client}: epsilon is not computed: {error}"
+            continue
+        account.count(federation.batch_size, asked[client] * federation.local_steps)
+        yield f"client {client} has spent epsilon {account.epsilon():.4g}"
 
 
 def _row(entry: Entry, content: Round | tuple[Record, str | None]) -> list[str | int]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import torch
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,8 +24,10 @@ from transformers import (
     AutoTokenizer,
 )
 
-from .config import DEMO, Config
+from .config import DEMO, Config, ModelConfig
 from .data import Splits
+from .federated.settings import LIMIT_64, check_choice, check_whole
+from .journal_header import check_text
 from .tables import InputError, one_line
 from .tasks import HeadClassification, LanguageModelling, PromptClassification, Task
 
@@ -46,6 +49,13 @@ class Recipe:
     kind: Kind
     labels: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, get_args(get_type_hints(ModelConfig)["dtype"]))
+        check_choice("kind", self.kind, get_args(Kind))
+        check_whole("seed", self.seed, 0, LIMIT_64 - 1)
+        for label in self.labels:
+            check_text("label", label)
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> Recipe:
@@ -98,11 +108,13 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
     transformers.logging.disable_progress_bar()
     offline = not Path(source).is_dir() and _hub_is_out_of_reach(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=offline, trust_remote_code=False
+        )
         model = _from_pretrained(name, recipe, source, offline)
     except InputError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         _explain(name, error, offline)
     model.eval()
     if model.config.pad_token_id is None:
@@ -137,6 +149,7 @@ def _from_pretrained(name: str, recipe: Recipe, source: str, offline: bool) -> A
         "local_files_only": offline,
         "dtype": getattr(torch, recipe.dtype),
         "use_safetensors": True,
+        "trust_remote_code": False,  # when nothing is said, transformers asks whoever is there
     }
     if recipe.kind == "classification":
         options["num_labels"] = len(recipe.labels)
@@ -160,7 +173,8 @@ def _from_pretrained(name: str, recipe: Recipe, source: str, offline: bool) -> A
 
 
 def _architectures(source: str, offline: bool) -> list[str]:
-    return AutoConfig.from_pretrained(source, local_files_only=offline).architectures or []
+    config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+    return config.architectures or []
 
 
 def _check_kind(name: str, masked: bool, architectures: list[str]) -> None:

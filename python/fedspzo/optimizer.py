@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -21,6 +21,7 @@ from .displacement import Displacement, HeldInterrupts, Movable, Rounding
 from .estimator import Estimator, Point, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
+from .privacy import NOT_PRIVATE, Mechanism
 from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport
@@ -74,6 +75,8 @@ class SPZO(Optimizer):
             embedding's, are perturbed some rows at a time.
         cost_shares: if known, for each block but the first, what an evaluation costs that replays
             the blocks before it, as a share of a forward pass: saves measuring it.
+        privacy: makes every step differentially private (docs/privacy.md). The closure then returns
+            the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
 
     Attributes:
         last_step: the `StepReport` of the last step, or None.
@@ -103,6 +106,7 @@ class SPZO(Optimizer):
         evaluation: Evaluation | None = None,
         scratch_bytes: int | None = None,
         cost_shares: Sequence[float] | None = None,
+        privacy: Mechanism | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
             raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
@@ -124,6 +128,8 @@ class SPZO(Optimizer):
             )
         if isinstance(lr, str) and lr != "auto":
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
+        if isinstance(lr, str) and privacy is not None:
+            raise ValueError(NOT_PRIVATE)
         self.auto = AutoRate() if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
@@ -138,6 +144,7 @@ class SPZO(Optimizer):
         self.forwards = 0.0
         self.last_step: StepReport | None = None
         self.estimator = estimator
+        self.privacy = privacy
         self._model = blocks.model if blocks else None
         self._replay = Replay(blocks.layers, blocks.ends) if blocks and not mezo else Replay(())
         # without layers to replay every evaluation is a full forward
@@ -169,7 +176,8 @@ class SPZO(Optimizer):
         """Take one step.
 
         Args:
-            closure: returns the loss of one batch, a scalar; called without gradients, with
+            closure: returns the loss of one batch, a scalar (with `privacy` one loss an example,
+                which depends on that example alone); called without gradients, with
                 the model in evaluation mode, and always for the same data: to accumulate over
                 micro-batches, return their mean.
 
@@ -195,12 +203,12 @@ class SPZO(Optimizer):
 
             def evaluate() -> Tensor:
                 with interrupts.released():
-                    return _scalar(closure())
+                    return _losses(closure(), single=self.privacy is None)
 
             with evaluating(self._model), self._replay:
                 if self.cost_shares is None:
                     later = [dict(named(group)) for group in groups[1:]]
-                    self.cost_shares = measure(self._replay, later, evaluate)
+                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
                     self.forwards += 1.0 + sum(self.cost_shares)
                 self._apply_rules()
                 if self.evaluation == "in_place":
@@ -265,15 +273,20 @@ class SPZO(Optimizer):
                 captured = point
             values[point] = evaluate()
             self._replay.check()
-        losses = {point: value.item() for point, value in values.items()}
-        gradients = tuple(to_float32(g) for g in estimator.gradients(losses, eps))
+        if self.privacy is None:
+            losses = {point: value.item() for point, value in values.items()}
+            found = estimator.gradients(losses, eps)
+        else:
+            losses = {point: value.mean().item() for point, value in values.items()}
+            found = _private(self.privacy, estimator, values, eps)
+        gradients = tuple(to_float32(g) for g in found)
         updates = tuple(
             coefficients(g, learning_rate(group))
             for g, group in zip(gradients, self.param_groups, strict=True)
         )
-        skipped = not all(
-            map(math.isfinite, (*losses.values(), *chain.from_iterable(gradients + updates)))
-        )
+        # whether a private step is taken must not tell of a loss
+        finite = () if self.privacy else losses.values()
+        skipped = not all(map(math.isfinite, (*finite, *chain.from_iterable(gradients + updates))))
         zeros = tuple((0.0,) * len(block) for block in seeds)
         report = StepReport(
             step=self.steps,
@@ -431,14 +444,32 @@ def _shares(
     return None if replayed else (1.0,) * (blocks - 1)
 
 
-def _scalar(loss: object) -> Tensor:
-    """The closure's loss as a tensor of its own, on its device: no wait for it yet."""
+def _private(
+    privacy: Mechanism, estimator: Estimator, losses: Mapping[Point, Tensor], eps: Sequence[float]
+) -> tuple[list[float], ...]:
+    """The private projected gradients, block by block, from each example's losses (B,)."""
+    # the estimator's formulas hold for tensors as for numbers: they give each example's gradients
+    exact: Any = {point: loss.double() for point, loss in losses.items()}
+    by_block: Any = estimator.gradients(exact, eps)
+    released = iter(privacy.release(torch.stack([g for block in by_block for g in block], dim=1)))
+    return tuple([next(released) for _ in block] for block in by_block)
+
+
+def _losses(loss: object, *, single: bool) -> Tensor:
+    """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
     if not isinstance(loss, Tensor | int | float):
         raise TypeError(
             f"the closure returned a {type(loss).__name__}; return the loss, e.g."
             " lambda: model(**batch).loss"
         )
     value = torch.as_tensor(loss).detach().clone()
+    if not single:
+        if value.dim() != 1:
+            raise ValueError(
+                f"the closure returned losses of shape {tuple(value.shape)}; with privacy return"
+                " one an example, (B,)"
+            )
+        return value
     if value.numel() != 1:
         raise ValueError(
             f"the closure returned a loss of shape {tuple(value.shape)}; return its mean or sum"

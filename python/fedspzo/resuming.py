@@ -39,11 +39,15 @@ def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = Fal
     journal = JournalReader(path)
     for _ in journal:
         pass  # its checksums are checked
-    run = journal.header.get("run") or {}
-    if not {"config", "data"} <= run.keys():
-        raise JournalError(f"{path}: is not of 'fedspzo run'; name another folder with --output")
+    try:
+        run = journal.header["run"]
+        there, data = _sections(run["config"]), dict(run["data"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise JournalError(
+            f"{path}: is not of 'fedspzo run'; name another folder with --output"
+        ) from None
     remedy = f"the unfinished run in '{folder.path}'"
-    there, here = tomllib.loads(run["config"]), tomllib.loads(to_toml(config))
+    here = _sections(to_toml(config))
     for section, key in _keys(there) + _keys(here):
         theirs, mine = (table.get(section, {}).get(key) for table in (there, here))
         filled_in = resolved and section == "optimizer"
@@ -52,12 +56,21 @@ def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = Fal
                 f"{config.path}: [{section}] {key} is {mine!r}, but {theirs!r} in {remedy}; give"
                 " that, add --overwrite to start anew, or name another folder with --output"
             )
-    for name, digest in run["data"].items():
-        if _hash(getattr(config.data, name)) != digest:
+    for file, name in ((config.data.train, "train"), (config.data.test, "test")):
+        if _hash(file) != data.get(name):
             raise InputError(
-                f"{getattr(config.data, name)}: has changed since {remedy} began; restore it, add"
+                f"{file}: has changed since {remedy} began; restore it, add"
                 " --overwrite to start anew, or name another folder with --output"
             )
+
+
+def _sections(toml: object) -> dict[str, dict[str, Any]]:
+    if not isinstance(toml, str):
+        raise TypeError("it is no text")
+    document = tomllib.loads(toml)
+    if not all(isinstance(section, dict) for section in document.values()):
+        raise ValueError("a key is outside of the sections")
+    return document
 
 
 def _keys(document: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:

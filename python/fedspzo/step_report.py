@@ -13,7 +13,8 @@ class StepReport:
         step: the step's number, from 0.
         loss: the loss at theta; where the estimator does not evaluate it, the mean where the last
             block is as it is, or over all points.
-        losses: the loss at every point, in the order of evaluation.
+        losses: the loss at every point, in the order of evaluation. Of a private step they are not
+            private, nor is `loss`: means over its batch, NaN where that was empty.
         seeds: a block, its directions' seeds.
         gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
         coefficients: a block, what was added along each direction; zeros if skipped or rejected.

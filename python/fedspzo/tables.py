@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 import tomllib
 import types
 from collections.abc import Mapping
@@ -19,11 +20,21 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something the user wrote is wrong: one line that says what, where, and how to mend it."""
+    """Something the user wrote is wrong: one line that says what, where, and how to mend it.
+
+    A line of more than LONGEST characters, because it repeats a long value, loses its middle.
+    """
+
+    LONGEST = 1000
+
+    def __init__(self, message: str) -> None:
+        if len(message) > self.LONGEST:
+            message = f"{message[: self.LONGEST // 2]} ... {message[-self.LONGEST // 2 :]}"
+        super().__init__(message)
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message with its line breaks and runs of blanks made single blanks."""
+def one_line(error: object) -> str:
+    """The message of an error with its line breaks and runs of blanks made single blanks."""
     return " ".join(str(error).split())
 
 
@@ -37,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InputError(f"{path}: not valid TOML: {one_line(error)}; correct it") from None
 
 
@@ -89,12 +100,24 @@ def _convert(value: object, hint: Any, folder: Path) -> Any:
     if get_origin(hint) is not None:
         return _convert_generic(value, get_origin(hint), get_args(hint), folder)
     if hint is Path and isinstance(value, str) and value:
-        return folder / Path(value).expanduser()
-    if hint is float and type(value) is int:
+        return to_path(value, folder)
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is hint:
         return value
     raise TypeError(_WANTED[hint])
+
+
+def to_path(value: str, folder: Path) -> Path:
+    """The path a text names, relative to `folder`; TypeError where no file could have it."""
+    try:
+        path = folder / Path(value).expanduser()
+        path.exists()
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TypeError(f"another path ({reason})") from None
+    return path
 
 
 def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: Path) -> Any:

@@ -82,6 +82,10 @@ class Task(ABC):
         """Mean cross entropy of the batch's predictions, a float32 scalar."""
         return F.cross_entropy(*self.scores(model, batch))
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Each example's loss, its mean over the example's predictions, float32 (B,)."""
+        return F.cross_entropy(*self.scores(model, batch), reduction="none")
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
         """Mean `loss` (nats) and `accuracy` (0 to 1) over all predictions, with dropout off."""
@@ -242,6 +246,11 @@ class LanguageModelling(Task):
         if not encoded:
             raise InputError("[data] every text is a single token; give longer texts")
         return encoded
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Each text's mean loss over its own tokens, float32 (B,)."""
+        counts = (batch["attention_mask"].sum(1) - 1).tolist()
+        return torch.stack([part.mean() for part in super().losses(model, batch).split(counts)])
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (N, vocabulary) and next tokens (N,) of the N places that have a next token."""

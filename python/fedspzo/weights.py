@@ -65,8 +65,14 @@ def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
 
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
-    labels = tuple(recipe["labels"])
-    model, tokenizer = pretrained(name, Recipe(**{**recipe, "labels": labels}))
+    try:
+        known = Recipe(**{**recipe, "labels": tuple(recipe["labels"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the journal's header does not say how its model is loaded ({one_line(error)}); give"
+            " its weights as a .safetensors file"
+        ) from None
+    model, tokenizer = pretrained(name, known)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -78,7 +84,7 @@ def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
 def _by_name(path: Path, header: Header) -> Weights:
     try:
         tensors = _read(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(
             f"'{path}': holds no weights that can be read ({one_line(error)}); give a .safetensors"
             f" file, or a folder with {WEIGHTS} or {INDEX}"
@@ -111,10 +117,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     if not (path / INDEX).exists():
         return load_file(path / WEIGHTS)
-    places = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise ValueError(f"{INDEX} has no weight_map of file names")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or not (path / name).is_file():
             raise ValueError(f"{INDEX} names {name!r}, which is not in the folder")
         tensors |= load_file(path / name)
     return tensors

@@ -65,6 +65,8 @@ class PoolPlan:
             coefficients = np.frombuffer(reader.read(4 * size), "<f4").astype(np.float32)
         else:
             pairs = np.frombuffer(reader.read(PAIR.itemsize * count), PAIR)
+            if (pairs["member"] >= size).any():
+                raise ValueError(f"member is {pairs['member'].max()}; the pool has {size}")
             coefficients = known.copy()
             coefficients[pairs["member"]] = pairs["value"]
         weights = reader.read(4 * size) if weighted else None

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client, DigestError, Task
+    from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
     from .messages import Plan, Report
     from .partition import dirichlet, iid
@@ -25,6 +25,7 @@ _HOME = {
     "Link": "exchange",
     "OptimizerConfig": "settings",
     "Plan": "messages",
+    "PrivateTask": "client",
     "QuorumError": "rejections",
     "Rejection": "rejections",
     "Report": "messages",
@@ -44,6 +45,7 @@ __all__ = [
     "Link",
     "OptimizerConfig",
     "Plan",
+    "PrivateTask",
     "QuorumError",
     "Rejection",
     "Report",

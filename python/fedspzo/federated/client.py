@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedspzo.blocks import Blocks
-from fedspzo.optimizer import SPZO
+from fedspzo.optimizer import SPZO, Closure
+from fedspzo.privacy import Mechanism
 from fedspzo.replica import Replica
 
 from . import download
@@ -34,6 +35,13 @@ class Task(Protocol):
         """The model's scalar loss on a batch."""
 
 
+class PrivateTask(Task, Protocol):
+    """A task that a private client needs."""
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of each example of a batch (B,), each of that example alone."""
+
+
 class DigestError(RuntimeError):
     """Weights that should be equal are not."""
 
@@ -46,16 +54,37 @@ class Client:
         replica: the model, at any round; clients in one process may share it, in turn.
         examples: its private data.
         task: how to make a batch of them, and its loss.
+        privacy: of these examples: makes its steps differentially private (docs/privacy.md). The
+            task then is a `PrivateTask`.
 
     Raises:
-        ValueError: `examples` is empty.
+        ValueError: `examples` is empty; or `privacy` or `task` do not fit.
     """
 
-    def __init__(self, client: int, replica: Replica, examples: Sequence[Any], task: Task) -> None:
+    def __init__(
+        self,
+        client: int,
+        replica: Replica,
+        examples: Sequence[Any],
+        task: Task,
+        *,
+        privacy: Mechanism | None = None,
+    ) -> None:
         if not len(examples):
             raise ValueError(f"client {client} has no examples; give each client at least one")
+        if privacy is not None and privacy.examples != len(examples):
+            raise ValueError(
+                f"privacy is for {privacy.examples} examples, client {client} has {len(examples)};"
+                " give each client a Mechanism of its own"
+            )
+        if privacy is not None and not hasattr(task, "losses"):
+            raise ValueError(
+                f"{type(task).__name__} has no losses(model, batch), which privacy needs: the loss"
+                " of each example, (B,)"
+            )
         self.client = client
         self.replica = replica
+        self.privacy = privacy
         self.examples = examples
         self.task = task
         self._settings: OptimizerConfig | None = None
@@ -118,7 +147,10 @@ class Client:
 
         For a run that is resumed: the reports of a client that had taken part, and its count of
         forwards with them, are then those of a run that never stopped. Nothing else changes.
+        A private client's reports do not depend on that measurement.
         """
+        if self.privacy is not None:
+            return
         model = self.replica.blocks.model
         batch = self.batch(plan.run_seed, plan.round, 0, plan.batch_size)
         optimizer = self._spzo(plan)
@@ -132,39 +164,56 @@ class Client:
 
     def _train(self, plan: Plan) -> tuple[Scalars, float | None, float]:
         """The plan's local steps: their gradients, mean loss, and computation."""
-        steps, rows, losses = [], [], []
+        steps, rows, losses, evaluations = [], [], [], 0
         optimizer = self._spzo(plan)
         before = optimizer.forwards
-        model = self.replica.blocks.model
         with self.replica.local_steps():
             for step in range(plan.local_steps if plan.train else 0):
-                batch = self.batch(plan.run_seed, plan.round, step, plan.batch_size)
-                loss = optimizer.step(partial(self.task.loss, model, batch))
+                loss = optimizer.step(self._closure(plan, step))
                 done = optimizer.last_step
+                evaluations += 0 if done is None else len(done.losses)
                 if done is not None and not done.skipped:
                     steps.append(step)
                     rows.append([g for block in done.gradients for g in block])
                     losses.append(loss)
         columns = sum(plan.optimizer.directions)
         values = np.array(rows, dtype=np.float32).reshape(len(rows), columns)
+        gradients = Scalars(plan.local_steps, tuple(steps), values)
+        if self.privacy is not None:
+            # the loss is not private; nor is what replays cost: it tells of a batch's shape
+            return gradients, None, float(evaluations)
         return (
-            Scalars(plan.local_steps, tuple(steps), values),
+            gradients,
             float(np.float32(np.mean(losses))) if losses else None,
             float(np.float32(optimizer.forwards - before)),
         )
+
+    def _closure(self, plan: Plan, step: int) -> Closure:
+        """The loss of a local step's batch; of a private step, the losses of its examples."""
+        model = self.replica.blocks.model
+        if self.privacy is None:
+            batch = self.batch(plan.run_seed, plan.round, step, plan.batch_size)
+            return partial(self.task.loss, model, batch)
+        task = cast(PrivateTask, self.task)
+        chosen = self.privacy.sample(plan.batch_size)
+        # an empty sample is a step like any other: an example is evaluated that does not count
+        examples = task.collate([self.examples[i] for i in chosen or [0]])
+        return lambda: task.losses(model, examples)[: len(chosen)]
 
     def _spzo(self, plan: Plan) -> SPZO:
         """The optimizer, at the plan's first step. Kept, as its first step checks the model."""
         if self._optimizer is None or self._settings != plan.optimizer:
             self._settings = plan.optimizer
-            self._optimizer = spzo(self.replica.blocks, plan.optimizer)
+            self._optimizer = spzo(self.replica.blocks, plan.optimizer, privacy=self.privacy)
         everybody = plan.seeds == "shared"
         self._optimizer.reseed(client_seed(plan.run_seed, EVERYBODY if everybody else self.client))
         self._optimizer.steps = first_step(plan.round, plan.local_steps)
         return self._optimizer
 
 
-def spzo(blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0) -> SPZO:
+def spzo(
+    blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0, privacy: Mechanism | None = None
+) -> SPZO:
     """The optimizer that the settings describe.
 
     Raises:
@@ -185,6 +234,7 @@ def spzo(blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0) -> SPZO:
         seed=seed,
         rounding=settings.rounding,
         evaluation=settings.evaluation,
+        privacy=privacy,
     )
 
 

@@ -181,8 +181,9 @@ class Report:
         digest: of the client's weights after its return to the global ones.
         examples: how many examples the client has.
         gradients: the projected gradients of the steps taken.
-        loss: mean loss of those steps, a float32; None if there were none.
-        forwards: computation spent, in full-forward equivalents, a float32.
+        loss: mean loss of those steps, a float32; None if there were none, or they were private.
+        forwards: computation spent, in full-forward equivalents, a float32; of private steps the
+            number of evaluations.
     """
 
     round: int

@@ -19,6 +19,8 @@ from fedspzo.journal_file import (
     JournalWriter,
 )
 from fedspzo.journal_header import Header
+from fedspzo.privacy import Privacy
+from fedspzo.tables import one_line
 
 from .rounds import Evaluation, Round
 from .server import Server
@@ -26,6 +28,20 @@ from .settings import FederationConfig, OptimizerConfig
 from .updates import record
 
 T = TypeVar("T")
+
+
+def privacy(header: Header) -> Privacy | None:
+    """How private the steps of a journal's run are; None: they are not.
+
+    Raises:
+        ValueError, TypeError: the settings are not what this release knows.
+    """
+    settings = (header.run or {}).get("privacy")
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise ValueError("the journal's run has a 'privacy' that is no JSON object")
+    return _build(Privacy, settings)
 
 
 def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
@@ -36,11 +52,17 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
     """
     if header.run is None:
         raise ValueError("the journal is of no federated run: its header has no 'run'")
+    for name in ("federation", "optimizer"):
+        if not isinstance(header.run.get(name), dict):
+            raise ValueError(f"the journal's run has no {name!r}, a JSON object")
     optimizer = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in header.run["optimizer"].items()
     }
-    return _build(FederationConfig, header.run["federation"]), _build(OptimizerConfig, optimizer)
+    used = _build(OptimizerConfig, optimizer)
+    if used.rounding is None or len(used.learning_rates) != len(used.directions):
+        raise ValueError("the journal's optimizer lacks values that were filled in for the run")
+    return _build(FederationConfig, header.run["federation"]), used
 
 
 def _build(cls: type[T], table: Mapping[str, Any]) -> T:
@@ -62,6 +84,8 @@ class JournalLog:
 
     Attributes:
         header: its header.
+        settings: of a federated run's federation and optimizer, else None.
+        privacy: of a private run, else None.
 
     Raises:
         JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
@@ -72,8 +96,9 @@ class JournalLog:
         try:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
+            self.privacy = privacy(self.header)
         except (ValueError, TypeError, KeyError) as error:
-            raise JournalError(f"{path}: header: {error}") from None
+            raise JournalError(f"{path}: header: {one_line(error)}") from None
 
     def entries(self) -> Iterator[tuple[Entry, Round | Evaluation | tuple[Record, str | None]]]:
         """Every record with what it holds; rounds are checked to be consecutive."""
@@ -179,9 +204,11 @@ class RunJournal:
         self._writer = JournalWriter.resume(self.path)
         self.torn = self._writer.torn
 
-    def begin(self, server: Server) -> None:
+    def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
+        private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
+            **private,
             "federation": asdict(server.federation),
             "optimizer": asdict(server.optimizer),
             **(self.about or {}),
@@ -191,12 +218,15 @@ class RunJournal:
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
 
-    def check(self, server: Server, optimizer: OptimizerConfig) -> None:
+    def check(
+        self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
+    ) -> None:
         """Check that the run on disk is this one.
 
         Args:
             server: at its base weights, with the settings on disk.
             optimizer: the settings asked for; what is None in them was filled in.
+            privacy: that asked for.
 
         Raises:
             JournalError: it has other settings, starts from other weights, or is cut elsewhere.
@@ -216,6 +246,12 @@ class RunJournal:
                     f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
                 )
+        private = (self.header.run or {}).get("privacy")
+        if private != (None if privacy is None else asdict(privacy)):
+            raise JournalError(
+                f"{self.path}: its run has privacy {private}, this one {privacy}; give the same"
+                " settings, or another folder"
+            )
         if server.digest != self.header.base:
             raise JournalError(
                 f"{self.path}: its run starts from weights with digest {self.header.base}, the base"

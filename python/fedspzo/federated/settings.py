@@ -6,6 +6,7 @@ Nothing heavy is imported here, so a mistake in a configuration is reported at o
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -229,7 +230,8 @@ def check_whole(name: str, value: object, low: int, high: int) -> None:
 
 def check_positive(name: str, value: object) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(f"{name} is {value!r}; give a finite number above 0")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedspzo.blocks import Blocks
 from fedspzo.journal import Record
+from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
@@ -30,7 +31,7 @@ class RoundResult:
     Attributes:
         round: rounds done.
         loss: mean training loss of the round's clients, weighted as their updates; None for round
-            0 and where every step was skipped.
+            0, where every step was skipped, and with privacy.
         eval_loss: the "loss" that `evaluate` gave, where it was called.
         accuracy: its "accuracy".
         forwards: computation of all clients, in full forward passes, since the start.
@@ -45,6 +46,8 @@ class RoundResult:
         downloads: who was sent the weights in this round, in place of the updates missed.
         seconds: since the start, when the round's weights were there; what a crash lost is not
             counted.
+        epsilons: what each client's privacy has spent since the start; None without privacy, and
+            in rounds that are not evaluated.
     """
 
     round: int
@@ -61,6 +64,7 @@ class RoundResult:
     seconds: float
     rejected: tuple[Rejection, ...] = ()
     downloads: tuple[int, ...] = ()
+    epsilons: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ def run(
     replicas: int = 1,
     journal: RunJournal | None = None,
     link: Callable[[Link], Link] | None = None,
+    privacy: Privacy | None = None,
 ) -> RunResult:
     """Fine-tune a model over clients that are simulated in this process, one after another.
 
@@ -113,33 +118,38 @@ def run(
             the run goes on after them, to the same weights and results as if it had not stopped.
         link: makes, from the way to the clients, the one that is used: to lose, delay or change
             messages, say.
+        privacy: makes the clients' steps differentially private; `task` is a `PrivateTask` then.
 
     Returns:
-        All results; the same bits for the same arguments.
+        All results; the same bits for the same arguments, but with `privacy`: its randomness is
+        secret.
 
     Raises:
         ValueError: arguments that do not fit together, naming them.
         DigestError: a participant's weights are not the server's.
         QuorumError: too few clients reported in a round, and again when they were asked again.
     """
-    if len(examples) != federation.clients:
-        raise ValueError(
-            f"examples are of {len(examples)} clients, federation.clients is {federation.clients};"
-            " give one sequence of examples a client"
-        )
+    _check(examples, federation, optimizer, privacy)
     check_whole("replicas", replicas, 1, federation.clients)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
     base = Replica(blocks)
-    server = None if journal is None else _resume(base, federation, optimizer, journal)
+    server = None if journal is None else _resume(base, federation, optimizer, journal, privacy)
     copies = [base.copy() for _ in range(replicas)]
     clients = [
-        Client(number, copies[number % replicas], own, task) for number, own in enumerate(examples)
+        Client(
+            number,
+            copies[number % replicas],
+            own,
+            task,
+            privacy=None if privacy is None else Mechanism(privacy, len(own)),
+        )
+        for number, own in enumerate(examples)
     ]
     if server is None:
         settings = resolve(optimizer, clients[0], batch_size=federation.batch_size)
         server = Server(base, federation, settings)
         if journal is not None:
-            journal.begin(server)
+            journal.begin(server, privacy)
     totals = _Totals(trainable_bytes=base.trainable_bytes)
     results: list[RoundResult] = []
     records: list[Record] = []
@@ -173,6 +183,7 @@ def run(
             seconds=0.0 if done is None else done.seconds,
             rejected=() if done is None else done.rejected,
             downloads=() if done is None else done.downloads,
+            epsilons=_epsilons(clients) if due else None,
         )
         results.append(result)
         if on_round is not None:
@@ -182,6 +193,7 @@ def run(
     finish(0, server.digest if journal is None else journal.header.base, None)
     for done in past:
         totals.add(done)
+        _count_past(clients, done, federation)
         finish(done.round + 1, done.digest, done)
     if past:
         totals.go_on(past[-1].seconds)
@@ -199,16 +211,44 @@ def run(
     return RunResult(rounds=tuple(results), optimizer=server.optimizer, records=tuple(records))
 
 
+def _check(
+    examples: Sequence[Sequence[Any]],
+    federation: FederationConfig,
+    optimizer: OptimizerConfig,
+    privacy: Privacy | None,
+) -> None:
+    """Raise ValueError for arguments that do not fit together."""
+    if len(examples) != federation.clients:
+        raise ValueError(
+            f"examples are of {len(examples)} clients, federation.clients is {federation.clients};"
+            " give one sequence of examples a client"
+        )
+    if privacy is not None and optimizer.lr == "auto":
+        raise ValueError(NOT_PRIVATE)
+
+
 def _resume(
-    base: Replica, federation: FederationConfig, optimizer: OptimizerConfig, journal: RunJournal
+    base: Replica,
+    federation: FederationConfig,
+    optimizer: OptimizerConfig,
+    journal: RunJournal,
+    privacy: Privacy | None,
 ) -> Server | None:
     """The server where the journal ends; None for a new journal."""
     if journal.optimizer is None:
         return None
     server = Server(base, federation, journal.optimizer)
-    journal.check(server, optimizer)
+    journal.check(server, optimizer, privacy)
     server.resume(journal.rounds)
     return server
+
+
+def _count_past(clients: Sequence[Client], done: Round, federation: FederationConfig) -> None:
+    """Charge a round of before to the privacy of those who were asked in it."""
+    for number in done.clients:
+        account = clients[number].privacy
+        if account is not None:
+            account.count(federation.batch_size, federation.local_steps)
 
 
 def _follow(server: Server, clients: Sequence[Client]) -> None:
@@ -227,6 +267,11 @@ def _warm_up(server: Server, clients: Sequence[Client], past: Sequence[Round]) -
     for number, round in first.items():
         plan = server.plan(number, since=server.round, train=False)
         clients[number].warm_up(replace(plan, round=round))
+
+
+def _epsilons(clients: Sequence[Client]) -> tuple[float, ...] | None:
+    spent = tuple(c.privacy.epsilon() for c in clients if c.privacy is not None)
+    return spent or None
 
 
 def _mean_loss(reports: Sequence[Report], weights: Mapping[int, float]) -> float | None:
