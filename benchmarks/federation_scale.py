@@ -188,19 +188,30 @@ def main() -> None:
     crowds = CROWDS[:2] if fast else CROWDS
     rounds, traced_rounds = (2, 3) if fast else (15, 40)
 
-    print("| clients | server, s a round | clients, s a round | up, kB | down, MB | downloads |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    say(f"{machine()}; {SAMPLED} clients a round, {LOCAL_STEPS} local steps, {rounds} rounds\n")
+    say("| clients | server, s a round | clients, s a round | up, kB | down, MB | downloads |")
+    say("| --- | --- | --- | --- | --- | --- |")
     trained = {}
     for clients in crowds:
         m = trained[clients] = with_clients(clients, rounds)
-        print(
+        say(
             f"| {clients:,} | {m.usual:.3f} | {statistics.median(m.clients):.2f}"
             f" | {statistics.mean(m.up) / 1e3:.0f} | {statistics.mean(m.down) / 1e6:.1f}"
-            f" | {m.downloads / (SAMPLED * rounds):.0%} |",
-            flush=True,
+            f" | {m.downloads / (SAMPLED * rounds):.0%} |"
         )
     shape = LOCAL_STEPS, sum(OPTIMIZER.directions)
     traced = {n: measure(federation(n, traced_rounds), MadeUp(shape), trace=True) for n in crowds}
+    half = traced_rounds // 2
+    say(f"\n| clients | server's MB after {half} rounds | after {traced_rounds} |")
+    say("| --- | --- | --- |")
+    for n, m in traced.items():
+        say(f"| {n:,} | {m.memory[half - 1] / 1e6:.2f} | {m.memory[-1] / 1e6:.2f} |")
     sizes = [(10, 1), (10, 10), (30, 10), (100, 10), (300, 10)][: 2 if fast else None]
     terms = [
         measure(
@@ -209,17 +220,12 @@ def main() -> None:
         )
         for n, s in sizes
     ]
-    for n, m in traced.items():
-        half = len(m.memory) // 2
-        print(
-            f"{n:,} clients: the server keeps {m.memory[half] / 1e6:.2f} MB after {half + 1}"
-            f" rounds, {m.memory[-1] / 1e6:.2f} MB after {len(m.memory)}"
-        )
+    say("\n| terms a round, of 1,000 clients | server, s a round | us a term |")
+    say("| --- | --- | --- |")
     for m in terms:
-        print(
-            f"{m.terms:,} terms a round: {m.usual:.4f} s, {m.usual / m.terms * 1e6:.1f} us a term"
-        )
+        say(f"| {m.terms:,} | {m.usual:.4f} | {m.usual / m.terms * 1e6:.0f} |")
     if not fast:
+        (RESULTS / "federation_scale.md").write_text("\n".join(lines) + "\n")
         plot(trained, traced, terms)
 
 
