@@ -309,7 +309,7 @@ def reports(
     source = Random(random) if isinstance(random, int) else random
     mechanism = Mechanism(replace(MODERATE, noise_multiplier=noise), 16, random=source)
     client = Client(0, Replica(toy()), examples or data, task or PrivateToy(), privacy=mechanism)
-    plan = Plan.decode(server.plan(0).encode())
+    plan = Plan.decode(server.plan(0, since=0).encode())
     return Report.decode(client.handle(plan).encode()), mechanism
 
 
