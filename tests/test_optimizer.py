@@ -303,9 +303,9 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     assert 2 / 8 < layers < 3 / 8  # 2 of 8 layers and the head
     assert head < layers / 4
     counts = [group["perturbations"] for group in optimizer.param_groups]
-    assert counts == [2, round(2 / layers), min(64, round(2 / head))]
+    assert counts == [4, round(2 / layers), min(32, round(2 / head))]
     scales = [group["lr_scale"] for group in optimizer.param_groups]
-    assert scales == [count / 2 for count in counts]
+    assert scales == [count / 4 for count in counts]
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3] * 3
     report = optimizer.last_step
     p1, p2, p3 = counts
@@ -313,7 +313,7 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     assert optimizer.forwards == pytest.approx(report.forwards + 1 + layers + head)
     for gradients, added in zip(report.gradients, report.coefficients, strict=True):
         # by the rule every direction counts alike
-        assert added == pytest.approx([-1e-3 / 2 * g for g in gradients])
+        assert added == pytest.approx([-1e-3 / 4 * g for g in gradients])
     optimizer.step(loss_of(model))
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + layers + head)
 
