@@ -207,6 +207,13 @@ def test_a_plan_for_nobody_or_from_nowhere_is_refused(client: int, since: int) -
         after(2).plan(client, since=since)
 
 
+def test_a_client_that_is_asked_again_sends_the_same_report_and_computes_nothing() -> None:
+    server, client = after(0), newcomer()
+    first = client.handle(server.plan(0, since=0))
+    client.task = None  # type: ignore[assignment]  # it is not asked for a loss
+    assert client.handle(Plan.decode(server.plan(0, since=0).encode())) is first
+
+
 def test_what_a_server_keeps_grows_with_neither_rounds_nor_clients() -> None:
     def size(server: Server) -> int:
         kept = {name: value for name, value in vars(server).items() if name != "replica"}

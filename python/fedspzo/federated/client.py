@@ -88,6 +88,7 @@ class Client:
         self.examples = examples
         self.task = task
         self._settings: OptimizerConfig | None = None
+        self._answered: tuple[Plan, Report] | None = None
         self._optimizer: SPZO | None = None
 
     def handle(self, plan: Plan, weights: Iterable[bytes] = ()) -> Report:
@@ -131,8 +132,11 @@ class Client:
                 f" server's have {plan.digest}; start both from the same base weights, cut at the"
                 " same layer"
             )
+        asked = replace(plan, updates=(), download=False)
+        if self._answered is not None and self._answered[0] == asked:
+            return self._answered[1]  # asked again: other noise would cost privacy once more
         gradients, loss, forwards = self._train(plan)
-        return Report(
+        report = Report(
             round=plan.round,
             client=self.client,
             digest=self.replica.digest(),
@@ -141,6 +145,8 @@ class Client:
             loss=loss,
             forwards=forwards,
         )
+        self._answered = (asked, report)
+        return report
 
     def warm_up(self, plan: Plan) -> None:
         """Measure again what the client's first step measured, in the plan's round.
