@@ -42,7 +42,7 @@ def write(folder: Path, seeds: Sequence[int], tuning: Sequence[int]) -> None:
         "Full-forward equivalents, of all clients together, until a target is met at two"
         f" evaluations in a row: median (range) over seeds {', '.join(map(str, seeds))}; 'k of n'"
         " where not all seeds got there. 'x' is how many times less that is than the first line's,"
-        " by medians; 'over' where that one got there on no seed within its budget. Rates were"
+        " by medians; 'over' where that one's median seed did not within its budget. Rates were"
         f" tuned on seeds {', '.join(map(str, tuning))}; those marked auto were not.",
         "",
     ]

@@ -14,11 +14,14 @@ Everything follows from losses, so it repeats; the terms that take steps back ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+
+from .displacement import Movable
+from .step_report import StepReport, terms_of
 
 START = 1e-4
 GROW, SHRINK, HALVE = 2.0, 0.8, 0.5
@@ -128,3 +131,58 @@ def predicted(
         for block, updates in zip(gradients, coefficients, strict=True)
         for g, c in zip(block, updates, strict=True)
     )
+
+
+def judge(
+    auto: AutoRate,
+    groups: Sequence[dict[str, Any]],
+    stands: Sequence[Movable],
+    report: StepReport,
+    evaluate: Callable[[], Tensor],
+) -> StepReport:
+    """Hold a step's update to what it promises, where that is due, before it is made.
+
+    Args:
+        auto: what is known so far; it takes note of the step.
+        groups: the param groups, whose `lr` changes.
+        stands: what moves the evaluation's weights, a block.
+        report: the step as its gradients want it.
+        evaluate: the batch's loss, in full, where the stands are.
+
+    Returns:
+        The step as it is to be made.
+    """
+    if auto.diverged(report.loss):
+        _scale(groups, HALVE)
+        return _back(auto.take_back(), report)
+    terms = tuple(map(terms_of, report.seeds, report.coefficients))
+    promise = predicted(report.gradients, report.coefficients)
+    if auto.due() and promise < 0:
+        for stand, block in zip(stands, terms, strict=True):
+            stand.move(block)
+        ratio = (evaluate().item() - report.loss) / promise
+        weights = [group["params"] for group in groups]
+        size = relative_size(weights, terms) if auto.searching else 0.0
+        _scale(groups, auto.factor(ratio, size))
+        report = replace(report, ratio=ratio, forwards=report.forwards + 1)
+        if not ratio >= REJECTED:  # also where it is not a number
+            zeros = tuple((0.0,) * len(block) for block in report.coefficients)
+            return replace(report, coefficients=zeros, undone="step")
+    auto.recent.append(terms)
+    return report
+
+
+def _back(terms: Terms, report: StepReport) -> StepReport:
+    """The step whose update is `terms`, which undo others."""
+    return replace(
+        report,
+        seeds=tuple(tuple(block) for block in terms),
+        gradients=tuple((0.0,) * len(block) for block in terms),
+        coefficients=tuple(tuple(block.values()) for block in terms),
+        undone="steps",
+    )
+
+
+def _scale(groups: Sequence[dict[str, Any]], factor: float) -> None:
+    for group in groups:
+        group["lr"] *= factor

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -14,20 +13,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .auto_rate import REJECTED, START, AutoRate, predicted, relative_size
+from .auto_rate import START, AutoRate, judge
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
 from .estimator import Estimator, Point, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
+from .losses import Closure, private_gradients, read_losses
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
 from .privacy import NOT_PRIVATE, Mechanism
 from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
-from .step_report import StepReport
-
-Closure = Callable[[], Tensor | float]
-
+from .step_report import StepReport, terms_of
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -203,7 +200,7 @@ class SPZO(Optimizer):
 
             def evaluate() -> Tensor:
                 with interrupts.released():
-                    return _losses(closure(), single=self.privacy is None)
+                    return read_losses(closure(), single=self.privacy is None)
 
             with evaluating(self._model), self._replay:
                 if self.cost_shares is None:
@@ -223,7 +220,7 @@ class SPZO(Optimizer):
                     stands, report.seeds, report.coefficients, strict=True
                 ):
                     stand.move(
-                        _terms(seeds, update),
+                        terms_of(seeds, update),
                         rounding=self.rounding,
                         rounding_seed=report.rounding_seed,
                     )
@@ -278,7 +275,7 @@ class SPZO(Optimizer):
             found = estimator.gradients(losses, eps)
         else:
             losses = {point: value.mean().item() for point, value in values.items()}
-            found = _private(self.privacy, estimator, values, eps)
+            found = private_gradients(self.privacy, estimator, values, eps)
         gradients = tuple(to_float32(g) for g in found)
         updates = tuple(
             coefficients(g, learning_rate(group))
@@ -304,50 +301,8 @@ class SPZO(Optimizer):
         )
         if self.auto is None or skipped:
             return report
-        return self._judge(self.auto, stands, report, evaluate)
-
-    def _take_back(self, auto: AutoRate, report: StepReport) -> StepReport:
-        """The update that undoes the steps since the best loss; the rate is halved."""
-        back = auto.take_back()
-        self._scale_rates(0.5)
-        return replace(
-            report,
-            seeds=tuple(tuple(terms) for terms in back),
-            gradients=tuple((0.0,) * len(terms) for terms in back),
-            coefficients=tuple(tuple(terms.values()) for terms in back),
-            undone="steps",
-        )
-
-    def _judge(
-        self,
-        auto: AutoRate,
-        stands: Sequence[Movable],
-        report: StepReport,
-        evaluate: Callable[[], Tensor],
-    ) -> StepReport:
-        """Hold the update to what it promises, where that is due, before it is made."""
-        if auto.diverged(report.loss):
-            return self._take_back(auto, report)
-        terms = tuple(map(_terms, report.seeds, report.coefficients))
-        promise = predicted(report.gradients, report.coefficients)
-        if auto.due() and promise < 0:
-            weights = [group["params"] for group in self.param_groups]
-            for stand, block in zip(stands, terms, strict=True):
-                stand.move(block)
-            self._replay.capture()  # a full evaluation
-            ratio = (evaluate().item() - report.loss) / promise
-            size = relative_size(weights, terms) if auto.searching else 0.0
-            self._scale_rates(auto.factor(ratio, size))
-            report = replace(report, ratio=ratio, forwards=report.forwards + 1)
-            if not ratio >= REJECTED:  # also where it is not a number
-                zeros = tuple((0.0,) * len(block) for block in report.coefficients)
-                return replace(report, coefficients=zeros, undone="step")
-        auto.recent.append(terms)
-        return report
-
-    def _scale_rates(self, factor: float) -> None:
-        for group in self.param_groups:
-            group["lr"] *= factor
+        self._replay.capture()  # a look at the update is a full evaluation
+        return judge(self.auto, self.param_groups, stands, report, evaluate)
 
     def _apply_rules(self) -> None:
         """Settle the defaults that follow from the costs: perturbations, and from them rates."""
@@ -426,11 +381,6 @@ class SPZO(Optimizer):
             setattr(self, name, state[name])
 
 
-def _terms(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:
-    """A block's update without what adds nothing."""
-    return {seed: c for seed, c in zip(seeds, coefficients, strict=True) if c != 0}
-
-
 def _shares(
     given: Sequence[float] | None, blocks: int, *, replayed: bool
 ) -> tuple[float, ...] | None:
@@ -442,36 +392,3 @@ def _shares(
             )
         return tuple(given) if replayed else (1.0,) * (blocks - 1)
     return None if replayed else (1.0,) * (blocks - 1)
-
-
-def _private(
-    privacy: Mechanism, estimator: Estimator, losses: Mapping[Point, Tensor], eps: Sequence[float]
-) -> tuple[list[float], ...]:
-    """The private projected gradients, block by block, from each example's losses (B,)."""
-    # the estimator's formulas hold for tensors as for numbers: they give each example's gradients
-    exact: Any = {point: loss.double() for point, loss in losses.items()}
-    by_block: Any = estimator.gradients(exact, eps)
-    released = iter(privacy.release(torch.stack([g for block in by_block for g in block], dim=1)))
-    return tuple([next(released) for _ in block] for block in by_block)
-
-
-def _losses(loss: object, *, single: bool) -> Tensor:
-    """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
-    if not isinstance(loss, Tensor | int | float):
-        raise TypeError(
-            f"the closure returned a {type(loss).__name__}; return the loss, e.g."
-            " lambda: model(**batch).loss"
-        )
-    value = torch.as_tensor(loss).detach().clone()
-    if not single:
-        if value.dim() != 1:
-            raise ValueError(
-                f"the closure returned losses of shape {tuple(value.shape)}; with privacy return"
-                " one an example, (B,)"
-            )
-        return value
-    if value.numel() != 1:
-        raise ValueError(
-            f"the closure returned a loss of shape {tuple(value.shape)}; return its mean or sum"
-        )
-    return value.reshape(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -40,3 +41,8 @@ class StepReport:
     lr: tuple[float, ...] = ()
     ratio: float | None = None
     undone: str | None = None
+
+
+def terms_of(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:
+    """A block's update without what adds nothing."""
+    return {seed: c for seed, c in zip(seeds, coefficients, strict=True) if c != 0}

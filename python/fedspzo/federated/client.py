@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedspzo.blocks import Blocks
-from fedspzo.optimizer import SPZO, Closure
+from fedspzo.losses import Closure
+from fedspzo.optimizer import SPZO
 from fedspzo.privacy import Mechanism
 from fedspzo.replica import Replica
 

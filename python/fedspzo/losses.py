@@ -1,0 +1,47 @@
+"""What a closure returns, and with privacy each example's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .estimator import Estimator, Point
+from .privacy import Mechanism
+
+Closure = Callable[[], Tensor | float]
+
+
+def private_gradients(
+    privacy: Mechanism, estimator: Estimator, losses: Mapping[Point, Tensor], eps: Sequence[float]
+) -> tuple[list[float], ...]:
+    """The private projected gradients, block by block, from each example's losses (B,)."""
+    # the estimator's formulas hold for tensors as for numbers: they give each example's gradients
+    exact: Any = {point: loss.double() for point, loss in losses.items()}
+    by_block: Any = estimator.gradients(exact, eps)
+    released = iter(privacy.release(torch.stack([g for block in by_block for g in block], dim=1)))
+    return tuple([next(released) for _ in block] for block in by_block)
+
+
+def read_losses(loss: object, *, single: bool) -> Tensor:
+    """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
+    if not isinstance(loss, Tensor | int | float):
+        raise TypeError(
+            f"the closure returned a {type(loss).__name__}; return the loss, e.g."
+            " lambda: model(**batch).loss"
+        )
+    value = torch.as_tensor(loss).detach().clone()
+    if not single:
+        if value.dim() != 1:
+            raise ValueError(
+                f"the closure returned losses of shape {tuple(value.shape)}; with privacy return"
+                " one an example, (B,)"
+            )
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"the closure returned a loss of shape {tuple(value.shape)}; return its mean or sum"
+        )
+    return value.reshape(())
