@@ -50,7 +50,7 @@ CENTRAL = (
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
     Method("anchored, two blocks", -1, {}, -9),
     Method("anchored, head apart", "head", {}, -9),
-    Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO", "auto", {}, -9),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}, -9),
 )
@@ -58,7 +58,7 @@ CENTRAL = (
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]),
-    Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO", "auto", {}, -9),
     Method("FedSPZO, shared seeds", "auto", {}, -9, seeds="shared"),
 )
 
