@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
+from .closing import Closing
 from .output import write_atomic
 from .tables import InputError, one_line
 
@@ -164,7 +164,7 @@ class JournalReader:
             )
 
 
-class JournalWriter:
+class JournalWriter(Closing):
     """Appends records. One process at a time may write a journal; its caller sees to that.
 
     Made by `create` or `resume`; a context manager that closes the file.
@@ -242,17 +242,6 @@ class JournalWriter:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def __enter__(self) -> JournalWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _cut(self) -> None:
         """Take back what part of a record was written. If that fails too, the next resume does."""

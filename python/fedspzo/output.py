@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
 
+from .closing import Closing
 from .tables import InputError
 
 METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
@@ -77,7 +77,7 @@ def _umask() -> int:
     return mask
 
 
-class OutputFolder:
+class OutputFolder(Closing):
     """Where one run writes; nothing exists before `create`. A context manager: it holds a lock.
 
     Args:
@@ -245,14 +245,3 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def __enter__(self) -> OutputFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from .blocks import Blocks
+from .closing import Closing
 from .journal import Record, Terms, digest
 from .journal_file import TERMS, JournalWriter
 from .journal_header import Header
 from .step_report import StepReport
 
 
-class StepJournal:
+class StepJournal(Closing):
     """Keeps every step on disk, so that base weights and journal give back the trained ones.
 
     A context manager that closes the file. The records tell the steps' updates and nothing else:
@@ -53,17 +53,6 @@ class StepJournal:
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
-
-    def __enter__(self) -> StepJournal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def step_record(report: StepReport, round: int) -> Record:

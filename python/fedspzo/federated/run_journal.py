@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
+from fedspzo.closing import Closing
 from fedspzo.journal import Record
 from fedspzo.journal_file import (
     EVALUATION,
@@ -150,7 +150,7 @@ class JournalLog:
         )
 
 
-class RunJournal:
+class RunJournal(Closing):
     """The journal that `federated.run` keeps: what is on disk is never computed again.
 
     A context manager that closes the file.
@@ -275,14 +275,3 @@ class RunJournal:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
-
-    def __enter__(self) -> RunJournal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
