@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from fedspzo import config, data, journal_view, resuming
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
+from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.messages import Plan, Report
 from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.federated.wire import frame

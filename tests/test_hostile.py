@@ -27,7 +27,8 @@ from tiny_run import write_run
 from fedspzo import journal_view, models, replay, weights
 from fedspzo.cli import main
 from fedspzo.federated import FederationConfig, OptimizerConfig, Plan, Report, run
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.wire import PLAN, REPORT, frame
 from fedspzo.journal import Record
 from fedspzo.journal_file import JournalError, JournalReader
