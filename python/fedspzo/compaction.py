@@ -85,6 +85,10 @@ def compact(journal: Path, output: Path) -> Compacted:
         if output.exists():
             raise InputError(f"output '{output}' is there already; name a new file after -o")
         size, _ = write_whole(output, header.to_json(), records())
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{journal}: its header holds a text that UTF-8 cannot; restore the file from a copy"
+        ) from None
     except OSError as error:
         raise InputError(
             f"output '{output}' cannot be written ({error.strerror}); name another file after -o"
