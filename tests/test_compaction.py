@@ -165,7 +165,7 @@ def test_with_shared_seeds_no_client_is_named(tmp_path: Path) -> None:
     assert {client for update in part.updates for client, _ in update.entries} == {EVERYBODY}
 
 
-def test_a_rounds_without_a_step_stays_a_round(tmp_path: Path) -> None:
+def test_a_round_without_a_step_stays_a_round(tmp_path: Path) -> None:
     path, new = tmp_path / "journal.fspz", tmp_path / "new.fspz"
     base = save_base(tmp_path, toy())
     federate(path, toy(), rounds=3)
