@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from tiny_run import write_run
 
+from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.rounds import Round
-from fedspzo.federated.run_journal import JournalLog
 
 ENVIRONMENT = {
     **os.environ,

@@ -27,8 +27,9 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve
+from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.rejections import REASON_BYTES
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.replica import Replica
 
 SIZES = [5, 9, 16, 30]

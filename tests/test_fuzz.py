@@ -20,16 +20,18 @@ from fuzzing import PLANNED, accidents, damage, damaged, fuzz, limited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedspzo import config, data, journal_view, resuming
+from fedspzo import compaction, config, data, journal_view, resuming
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.merged_rounds import MergedRounds
 from fedspzo.federated.messages import Plan, Report
 from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.federated.wire import frame
 from fedspzo.journal import Record, Terms
-from fedspzo.journal_file import EVALUATION, MAGIC, ROUND, TERMS, JournalError
+from fedspzo.journal_file import EVALUATION, MAGIC, ROUND, ROUNDS, TERMS, JournalError
 from fedspzo.journal_header import Header, Parameter
 from fedspzo.output import JOURNAL, OutputFolder
 from fedspzo.tables import InputError
@@ -251,6 +253,11 @@ BODIES = [
     (TERMS, Record(1, TERMS_OF_A_STEP, rounding_seed=4).encode(DIGEST)),
     (ROUND, a_round(2).encode()),
 ]
+COMPACTED = [  # a journal that no run goes on with; a live round may follow what was merged
+    (ROUNDS, MergedRounds(tuple(a_round(n).update for n in (0, 1)), DIGEST).encode()),
+    (ROUNDS, MergedRounds((Update(2, ()), a_round(3).update), DIGEST).encode()),
+    (ROUND, a_round(4).encode()),
+]
 
 
 def journal(header: bytes, bodies: list[tuple[int, bytes]]) -> bytes:
@@ -271,6 +278,7 @@ def text(header: Any) -> bytes:
 
 
 WHOLE = journal(text(HEADER), BODIES)
+SHORT = journal(text(HEADER), COMPACTED)
 
 
 def read_journal(content: bytes, scratch: Path) -> None:
@@ -281,6 +289,7 @@ def read_journal(content: bytes, scratch: Path) -> None:
         lambda: list(JournalLog(path).records()),
         lambda: list(journal_view.lines(path)),
         lambda: list(journal_view.lines(path, round=1)),
+        lambda: compaction.compact(path, scratch / "short.fspz"),
         lambda: resuming.check_same_run(OutputFolder(scratch), run_config(scratch)),
     )
     for read in readers:
@@ -295,6 +304,7 @@ def read_journal(content: bytes, scratch: Path) -> None:
         assert path.read_bytes() == content
     assert content.startswith(path.read_bytes())  # but for a torn end, which it cut off
     path.unlink()
+    (scratch / "short.fspz").unlink(missing_ok=True)
 
 
 def run_config(scratch: Path) -> config.Config:
@@ -304,22 +314,23 @@ def run_config(scratch: Path) -> config.Config:
     return config.load(path)
 
 
-@fuzz(400, damaged(WHOLE))
+@fuzz(600, damaged(WHOLE) | damaged(SHORT))
 def test_a_damaged_journal_is_refused_or_cut(content: bytes, scratch: Path) -> None:
     read_journal(content, scratch)
 
 
-def one_damaged(choice: tuple[int, Any]) -> list[tuple[int, bytes]]:
-    number, happened = choice
-    kind, body = BODIES[number]
-    return [*BODIES[:number], (kind, damage(body, happened)), *BODIES[number + 1 :]]
+def one_damaged(choice: tuple[list[tuple[int, bytes]], int, Any]) -> list[tuple[int, bytes]]:
+    bodies, number, happened = choice
+    number %= len(bodies)
+    kind, body = bodies[number]
+    return [*bodies[:number], (kind, damage(body, happened)), *bodies[number + 1 :]]
 
 
 @fuzz(
-    500,
-    st.tuples(st.integers(0, len(BODIES) - 1), accidents).map(one_damaged)
+    800,
+    st.tuples(st.sampled_from([BODIES, COMPACTED]), st.integers(0, 3), accidents).map(one_damaged)
     | st.lists(st.tuples(st.integers(0, 6), st.binary(max_size=60)), max_size=3)
-    | st.permutations(BODIES),
+    | st.permutations(BODIES + COMPACTED),
 )
 def test_records_with_right_checksums_are_checked(
     bodies: list[tuple[int, bytes]], scratch: Path

@@ -13,6 +13,7 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from tiny_run import write_run
 from fedspzo import journal_view, models, replay, weights
 from fedspzo.cli import main
 from fedspzo.federated import FederationConfig, OptimizerConfig, Plan, Report, run
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.merged_rounds import MergedRounds
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.wire import PLAN, REPORT, frame
 from fedspzo.journal import Record
 from fedspzo.journal_file import JournalError, JournalReader
@@ -230,6 +233,10 @@ def huge() -> Iterator[tuple[str, Any, bytes]]:
     head = struct.pack("<IBHQ16s", 0, 0, 2**16 - 1, 0, bytes(16))
     yield "terms of a record", Record.decode, head + many
     yield "blocks of a record", Record.decode, head
+    merged = partial(MergedRounds.decode, local_steps=2**16 - 1, directions=2**16 - 1)
+    yield "rounds of a record", merged, bytes(4) + many + bytes(16)
+    yield "entries of a round", merged, struct.pack("<II16sH", 0, 1, bytes(16), 2**16 - 1)
+    yield "steps of a round", merged, struct.pack("<II16sHI", 0, 1, bytes(16), 1, 0) + scalars[4:]
 
 
 @pytest.mark.parametrize(

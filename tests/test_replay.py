@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from fedspzo import SPZO, replay
 from fedspzo.blocks import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
-from fedspzo.federated.run_journal import JournalLog, RunJournal
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.run_journal import RunJournal
 from fedspzo.journal import digest, merged
 from fedspzo.journal_file import JournalError
 from fedspzo.journal_view import lines

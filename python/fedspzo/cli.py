@@ -1,4 +1,4 @@
-"""The command line: demo, run, replay, verify, journal show, info.
+"""The command line: demo, run, replay, verify, journal show and compact, info.
 
 What a user can get wrong in a config is checked before torch is imported. Exit codes: 0 done,
 1 (verify) other weights, 2 wrong input (one line on stderr), 3 too few clients answered, 130
@@ -126,7 +126,7 @@ def _train(
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from .federated.run_journal import JournalLog
+    from .federated.journal_log import JournalLog
     from .replay import check_output, replay, rounds, save
     from .report import ProgressReport
 
@@ -141,7 +141,9 @@ def _replay(options: argparse.Namespace) -> None:
         )
     save(done, options.output)
     if not options.quiet:
-        print(f"{options.output} holds the weights of round {done.round}, digest {done.digest}")
+        known = "" if done.checked else f", which {options.journal} does not have to compare"
+        what = f"the weights of round {done.round}, digest {done.digest}"
+        print(f"{options.output} holds {what}{known}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -152,9 +154,15 @@ def _verify(options: argparse.Namespace) -> int:
     if verdict.matches:
         print(f"{what}, that of round {verdict.round} of {options.journal}")
         return 0
-    other = "no round" if verdict.found is None else f"round {verdict.found}"
-    wanted = f"round {verdict.round} has {verdict.expected or 'none'}"
-    print(f"{what}, that of {other} of {options.journal}; {wanted}", file=sys.stderr)
+    if verdict.expected is None:
+        raise InputError(
+            f"{options.journal}: has no digest of round {verdict.round} to compare with; name a"
+            f" round that has one ('fedspzo journal show {options.journal}'), or replay to this one"
+            f" and compare what it prints with {what}"
+        )
+    other = "no digest" if verdict.found is None else f"that of round {verdict.found}"
+    wanted = f"round {verdict.round} has {verdict.expected}"
+    print(f"{what}, {other} of {options.journal}; {wanted}", file=sys.stderr)
     return 1
 
 
@@ -163,6 +171,16 @@ def _show(options: argparse.Namespace) -> None:
 
     for line in lines(options.journal, options.round):
         print(line)
+
+
+def _compact(options: argparse.Namespace) -> None:
+    from .compaction import compact
+
+    done = compact(options.journal, options.output)
+    print(f"{options.output} holds {done.rounds} rounds, {done.terms} terms, and no report")
+    print(f"{done.bytes_after} bytes, {options.journal} has {done.bytes_before}")
+    if done.term_before is not None and done.term_after is not None:
+        print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
 
 
 def _version() -> str:
@@ -204,12 +222,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="FOLDER")
     verify.add_argument("journal", type=Path, metavar="JOURNAL")
     verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
-    journal = commands.add_parser("journal", help="look into a journal")
+    journal = commands.add_parser("journal", help="look into a journal, or make it shorter")
     verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a journal for people")
     show.set_defaults(function=_show)
     show.add_argument("journal", type=Path, metavar="JOURNAL")
     show.add_argument("--round", type=int, metavar="N", help="one round in full")
+    compact = verbs.add_parser("compact", help="leave out the reports, and merge the records")
+    compact.set_defaults(function=_compact)
+    compact.add_argument("journal", type=Path, metavar="JOURNAL")
+    compact.add_argument("-o", "--output", type=Path, metavar="NEW", required=True)
     info = commands.add_parser("info", help="versions, backends, CPU and GPU")
     info.set_defaults(function=_info)
     return parser

@@ -1,6 +1,6 @@
-"""The journal on disk: a header and records, appended one by one, never changed.
+"""The journal on disk, read: a header and records, appended one by one, never changed.
 
-docs/journal.md has every byte. A record is on disk when `append` returns. A file that ends inside
+docs/journal.md has every byte; `journal_writer` writes them. A file that ends inside
 its last record was torn by a crash: that record is cut off. Anything else that is wrong with the
 bytes is an error that names the record and its offset. Each checksum covers all that came before,
 so a record that was changed, moved, lost or put in is found.
@@ -14,29 +14,27 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .closing import Closing
-from .output import write_atomic
 from .tables import InputError, one_line
 
 MAGIC = b"FSPZJRNL"
 VERSION = 1
-HEADER, ROUND, TERMS, EVALUATION = 1, 2, 3, 4
+HEADER, ROUND, TERMS, EVALUATION, ROUNDS = 1, 2, 3, 4, 5
 """Kinds of records."""
 
-BODY_LIMIT = 2**32
+COMPACTED = "was compacted, so its run cannot go on; resume the journal it was made from"
+"""Why a journal with a record of kind ROUNDS is not gone on with."""
 
-_PREAMBLE = struct.Struct("<8sI")  # magic, version
-_HEAD = struct.Struct("<III")  # bytes of the body, kind, checksum of these two
-_CHECKSUM = struct.Struct("<I")
-_UNWRITTEN = bytes(_CHECKSUM.size)
+PREAMBLE = struct.Struct("<8sI")  # magic, version
+HEAD = struct.Struct("<III")  # bytes of the body, kind, checksum of these two
+CHECKSUM = struct.Struct("<I")
+_UNWRITTEN = bytes(CHECKSUM.size)
 
-OVERHEAD = _HEAD.size + _CHECKSUM.size
+OVERHEAD = HEAD.size + CHECKSUM.size
 """Bytes of a record besides its body."""
 
 
@@ -51,7 +49,7 @@ class Entry:
     Attributes:
         number: how many came before it; the header is 0.
         offset: of its first byte in the file.
-        kind: HEADER, ROUND, TERMS or EVALUATION.
+        kind: HEADER, ROUND, TERMS, EVALUATION or ROUNDS.
         body: what it holds.
     """
 
@@ -74,6 +72,7 @@ class JournalReader:
 
     Attributes:
         header: the header's JSON object.
+        start: where the records after it begin.
         end: where the whole records end, `torn`: how many bytes of a torn record follow, `chain`:
             the last checksum. All are known once every record has been read.
 
@@ -89,6 +88,7 @@ class JournalReader:
         if first is None:
             raise JournalError(f"{path}: ends inside its header; restore the file from a copy")
         self.header = self._object(first)
+        self.start = first.offset + first.size
 
     def __iter__(self) -> Iterator[Entry]:
         """Every record but the header, each checked."""
@@ -127,22 +127,22 @@ class JournalReader:
             ) from None
 
     def _entries(self, file: BinaryIO, size: int) -> Iterator[Entry]:
-        preamble = file.read(_PREAMBLE.size)
+        preamble = file.read(PREAMBLE.size)
         self._check_preamble(preamble)
-        chain, end, number = zlib.crc32(preamble), _PREAMBLE.size, 0
+        chain, end, number = zlib.crc32(preamble), PREAMBLE.size, 0
         while size - end >= OVERHEAD:
-            head = file.read(_HEAD.size)
-            length, kind, check = _HEAD.unpack(head)
-            head_chain = zlib.crc32(head[: -_CHECKSUM.size], chain)
+            head = file.read(HEAD.size)
+            length, kind, check = HEAD.unpack(head)
+            head_chain = zlib.crc32(head[: -CHECKSUM.size], chain)
             if check != head_chain:
                 if _only_zeros(head, file):
                     break
                 raise self._damage(number, end, "its length or kind fails its checksum")
             if size - end < OVERHEAD + length:
                 break
-            body, check = file.read(length), file.read(_CHECKSUM.size)
+            body, check = file.read(length), file.read(CHECKSUM.size)
             body_chain = zlib.crc32(body, head_chain)
-            if check != _CHECKSUM.pack(body_chain):
+            if check != CHECKSUM.pack(body_chain):
                 if check == _UNWRITTEN and size - end == OVERHEAD + length:
                     break
                 raise self._damage(number, end, "its body fails its checksum")
@@ -151,12 +151,12 @@ class JournalReader:
         self.chain, self.end, self.torn = chain, end, size - end
 
     def _check_preamble(self, data: bytes) -> None:
-        if len(data) < _PREAMBLE.size or not data.startswith(MAGIC):
+        if len(data) < PREAMBLE.size or not data.startswith(MAGIC):
             raise JournalError(
                 f"{self.path}: starts with {data[: len(MAGIC)]!r}, a journal with {MAGIC!r};"
                 " give the path of a journal"
             )
-        version = _PREAMBLE.unpack(data)[1]
+        version = PREAMBLE.unpack(data)[1]
         if version != VERSION:
             raise JournalError(
                 f"{self.path}: the journal has format version {version}, this fedspzo reads"
@@ -164,116 +164,8 @@ class JournalReader:
             )
 
 
-class JournalWriter(Closing):
-    """Appends records. One process at a time may write a journal; its caller sees to that.
-
-    Made by `create` or `resume`; a context manager that closes the file.
-
-    Attributes:
-        path: the file.
-        torn: bytes of a torn record that `resume` cut off.
-    """
-
-    def __init__(self, path: Path, *, end: int, chain: int, torn: int = 0) -> None:
-        self.path = path
-        self.torn = torn
-        self._end, self._chain = end, chain
-        with _explained(self.path):
-            self._file: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            if torn:
-                os.ftruncate(self._file, end)
-                os.fsync(self._file)
-
-    @classmethod
-    def create(cls, path: Path, header: Mapping[str, Any]) -> JournalWriter:
-        """Begin a journal, in place of whatever file is there: afterwards its header is on disk.
-
-        Args:
-            path: the file; its folder exists.
-            header: a JSON object (docs/journal.md).
-
-        Raises:
-            JournalError: the file cannot be written.
-        """
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        preamble = _PREAMBLE.pack(MAGIC, VERSION)
-        data, chain = _frame(HEADER, text.encode(), zlib.crc32(preamble))
-        with _explained(path):
-            write_atomic(path, preamble + data)
-        return cls(path, end=len(preamble) + len(data), chain=chain)
-
-    @classmethod
-    def resume(cls, path: Path) -> JournalWriter:
-        """Continue a journal after its last whole record; a torn one is cut off.
-
-        Raises:
-            JournalError: the file is damaged, or cannot be written.
-        """
-        reader = JournalReader(path)
-        for _ in reader:
-            pass
-        return cls(path, end=reader.end, chain=reader.chain, torn=reader.torn)
-
-    def append(self, kind: int, body: bytes) -> None:
-        """Add a record: afterwards it is on disk. When this raises, the journal is as before.
-
-        Raises:
-            JournalError: the file cannot be written, e.g. because the disk is full.
-            ValueError: the body has 2**32 bytes or more, or the writer is closed.
-        """
-        if self._file is None:
-            raise ValueError(f"the journal '{self.path}' is closed; resume it")
-        if len(body) >= BODY_LIMIT:
-            raise ValueError(f"body has {len(body)} bytes; give fewer than {BODY_LIMIT}")
-        data, chain = _frame(kind, body, self._chain)
-        try:
-            with _explained(self.path):
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
-                os.fsync(self._file)
-        except BaseException:
-            self._cut()
-            raise
-        self._end, self._chain = self._end + len(data), chain
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _cut(self) -> None:
-        """Take back what part of a record was written. If that fails too, the next resume does."""
-        if self._file is None:
-            return
-        try:
-            os.ftruncate(self._file, self._end)
-        except OSError:
-            self.close()
-
-
-def _frame(kind: int, body: bytes, chain: int) -> tuple[bytes, int]:
-    """A record's bytes, and its checksum, which the next record's continue."""
-    start = _HEAD.pack(len(body), kind, 0)[: -_CHECKSUM.size]
-    head_chain = zlib.crc32(start, chain)
-    body_chain = zlib.crc32(body, head_chain)
-    return start + _CHECKSUM.pack(head_chain) + body + _CHECKSUM.pack(body_chain), body_chain
-
-
 def _only_zeros(start: bytes, file: BinaryIO) -> bool:
     """Whether the file goes on with nothing but zeros: it had grown, but was not written."""
     while start and not any(start):
         start = file.read(2**20)
     return not start
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise JournalError(
-            f"{path}: cannot be written ({error.strerror}); the whole records in it are safe:"
-            " mend that and resume"
-        ) from None

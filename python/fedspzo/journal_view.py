@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from .federated.journal_log import Content, JournalLog
+from .federated.merged_rounds import MergedRounds, update_bytes
 from .federated.rounds import Evaluation, Round
-from .federated.run_journal import JournalLog
-from .federated.updates import EVERYBODY
+from .federated.updates import EVERYBODY, Update
 from .journal import Record
 from .journal_file import Entry
 from .privacy import Mechanism
@@ -48,10 +49,9 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
         if isinstance(content, Round):
             asked.update(content.clients)
             examples |= {report.client: report.examples for report in content.reports}
-        yield _ROW.format(*waiting)
-        rounds, row = rounds + 1, _row(entry, content)
-        terms += int(row[2])
-        waiting = row
+        for row in _rows(entry, content):
+            yield _ROW.format(*waiting)
+            rounds, terms, waiting = rounds + 1, terms + int(row[2]), row
     yield _ROW.format(*waiting)
     yield ""
     total = f"{rounds} rounds, {terms} terms, {path.stat().st_size} bytes"
@@ -95,6 +95,8 @@ def _spent(log: JournalLog, examples: dict[int, int], asked: Counter[int]) -> It
     if log.privacy is None or log.settings is None:
         return
     federation, _ = log.settings
+    if not examples:
+        yield "epsilon is not computed: there is no report to tell how many examples clients have"
     for client in sorted(examples):
         try:
             account = Mechanism(log.privacy, examples[client])
@@ -103,6 +105,19 @@ def _spent(log: JournalLog, examples: dict[int, int], asked: Counter[int]) -> It
             continue
         account.count(federation.batch_size, asked[client] * federation.local_steps)
         yield f"client {client} has spent epsilon {account.epsilon():.4g}"
+
+
+def _rows(
+    entry: Entry, content: Round | MergedRounds | tuple[Record, str | None]
+) -> Iterator[list[str | int]]:
+    if not isinstance(content, MergedRounds):
+        yield _row(entry, content)
+        return
+    for update, known in content.changes():
+        shared = any(client == EVERYBODY for client, _ in update.entries)
+        clients = "" if shared else len(update.entries)
+        size, digest = update_bytes(update), known or "not kept"
+        yield [update.round + 1, clients, update.terms, size, "", "", "", digest]
 
 
 def _row(entry: Entry, content: Round | tuple[Record, str | None]) -> list[str | int]:
@@ -119,14 +134,27 @@ def _row(entry: Entry, content: Round | tuple[Record, str | None]) -> list[str |
 
 def _one(log: JournalLog, path: Path, round: int) -> Iterator[str]:
     for entry, content in log.entries():
-        if isinstance(content, Evaluation):
-            continue
-        number = content.round if isinstance(content, Round) else content[0].round
-        if number + 1 == round:
+        found = list(_one_of(content, round - 1))
+        if found:
             yield f"round {round}: record {entry.number} at byte {entry.offset}, {entry.size} bytes"
-            yield from _reports(content) if isinstance(content, Round) else _terms(*content)
+            yield from found
             return
     raise InputError(f"{path}: has no round {round}; 'fedspzo journal show {path}' lists them")
+
+
+def _one_of(content: Content, number: int) -> Iterator[str]:
+    """The round of this number, if the record holds it."""
+    if isinstance(content, Round) and content.round == number:
+        yield from _reports(content)
+    elif isinstance(content, tuple) and content[0].round == number:
+        yield from _terms(*content)
+    elif isinstance(content, MergedRounds):
+        first, last = (content.updates[place].round + 1 for place in (0, -1))
+        for update, known in content.changes():
+            if update.round == number:
+                yield f"compacted: the record holds rounds {first} to {last}, without reports"
+                yield f"digest afterwards {known or 'not kept'}"
+                yield from _added(update)
 
 
 def _reports(done: Round) -> Iterator[str]:
@@ -143,7 +171,11 @@ def _reports(done: Round) -> Iterator[str]:
         yield f"rejected, {rejection}"
     for client in done.downloads:
         yield f"client {client} was sent the weights"
-    for client, scalars in done.update.entries:
+    yield from _added(done.update)
+
+
+def _added(update: Update) -> Iterator[str]:
+    for client, scalars in update.entries:
         who = "all clients" if client == EVERYBODY else f"client {client}"
         for step, row in zip(scalars.steps, scalars.values, strict=True):
             yield f"added, {who}, step {step}: {' '.join(f'{c:.4g}' for c in row)}"

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -28,10 +28,20 @@ LOCK = ".lock"
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Create or replace `path`, on disk when this returns; text is written as UTF-8."""
+    with file_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write inside the `with` block; at its end it is on disk as `path`, whole.
+
+    A file that is there is replaced then. An exception leaves everything as it was.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.

@@ -9,9 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from . import weights
-from .federated.run_journal import JournalLog
+from .federated.journal_log import JournalLog
 from .journal import Record, apply, digest, merged
-from .journal_file import ROUND, TERMS
 from .output import MODEL, folder_atomic
 from .tables import InputError
 from .weights import Weights
@@ -21,11 +20,19 @@ TERMS_A_PASS = 4096
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay made: the weights, the round they are of, and their digest."""
+    """What a replay made.
+
+    Attributes:
+        weights: the weights.
+        round: the round they are of.
+        digest: theirs.
+        checked: whether the journal has that round's digest, which is then this one.
+    """
 
     weights: Weights
     round: int
     digest: str
+    checked: bool
 
 
 def replay(
@@ -84,7 +91,7 @@ def replay(
             f"{journal}: round {round} replays to weights with digest {now}, not {expected} as it"
             " says; use the release that wrote it"
         )
-    return Replayed(found, round, now)
+    return Replayed(found, round, now, checked=expected is not None)
 
 
 def save(replayed: Replayed, output: Path) -> None:
@@ -112,8 +119,8 @@ def check_output(output: Path) -> None:
 
 
 def rounds(log: JournalLog) -> int:
-    """How many rounds a journal has. Every checksum is checked on the way."""
-    return sum(entry.kind in (ROUND, TERMS) for entry in log.reader)
+    """How many rounds a journal has. Every record is checked on the way."""
+    return sum(1 for _ in log.digests()) - 1
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,11 @@ def verify(folder: str, journal: Path, *, round: int | None = None) -> Verdict:
         InputError: model or journal cannot be read, or there is no such round.
     """
     log = JournalLog(journal)
-    last = rounds(log)
+    digests = list(log.digests())
+    last = len(digests) - 1
     round = last if round is None else round
     if not 0 <= round <= last:
         raise InputError(f"{journal}: round is {round}; the journal has rounds 0 to {last}")
-    digests = [log.header.base, *(known for _, known in log.records())]
     if not Path(folder).exists():
         raise InputError(f"'{folder}': there is no such folder; give a model's or a run's")
     inner = Path(folder) / MODEL

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, to_toml
-from .journal_file import JournalError, JournalReader
+from .journal_file import COMPACTED, ROUNDS, JournalError, JournalReader
 from .output import JOURNAL, OutputFolder
 from .tables import InputError
 
@@ -37,8 +37,9 @@ def check_same_run(folder: OutputFolder, config: Config, *, resolved: bool = Fal
     """
     path = folder.path / JOURNAL
     journal = JournalReader(path)
-    for _ in journal:
-        pass  # its checksums are checked
+    kinds = {entry.kind for entry in journal}  # every checksum is checked on the way
+    if ROUNDS in kinds:
+        raise JournalError(f"{path}: {COMPACTED}")
     try:
         run = journal.header["run"]
         there, data = _sections(run["config"]), dict(run["data"])

@@ -9,8 +9,9 @@ import numpy as np
 from .blocks import Blocks
 from .closing import Closing
 from .journal import Record, Terms, digest
-from .journal_file import TERMS, JournalWriter
+from .journal_file import TERMS
 from .journal_header import Header
+from .journal_writer import JournalWriter
 from .step_report import StepReport
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedspzo.journal import DIGEST_BYTES
@@ -77,7 +78,11 @@ class Round:
     @property
     def terms(self) -> int:
         """How many terms it added."""
-        return sum(scalars.values.size for _, scalars in self.update.entries)
+        return self.update.terms
+
+    def changes(self) -> Iterator[tuple[Update, str | None]]:
+        """Its update, and the digest afterwards: as `MergedRounds.changes`, of one round."""
+        yield self.update, self.digest
 
     def encode(self) -> bytes:
         """The body of a record of kind 2 (docs/journal.md)."""

@@ -2,152 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fedspzo.closing import Closing
-from fedspzo.journal import Record
-from fedspzo.journal_file import (
-    EVALUATION,
-    ROUND,
-    TERMS,
-    Entry,
-    JournalError,
-    JournalReader,
-    JournalWriter,
-)
+from fedspzo.journal_file import COMPACTED, EVALUATION, ROUND, JournalError
 from fedspzo.journal_header import Header
+from fedspzo.journal_writer import JournalWriter
 from fedspzo.privacy import Privacy
-from fedspzo.tables import one_line
 
+from .journal_log import JournalLog
+from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
 from .server import Server
-from .settings import FederationConfig, OptimizerConfig
-from .updates import record
-
-T = TypeVar("T")
-
-
-def privacy(header: Header) -> Privacy | None:
-    """How private the steps of a journal's run are; None: they are not.
-
-    Raises:
-        ValueError, TypeError: the settings are not what this release knows.
-    """
-    settings = (header.run or {}).get("privacy")
-    if settings is None:
-        return None
-    if not isinstance(settings, dict):
-        raise ValueError("the journal's run has a 'privacy' that is no JSON object")
-    return _build(Privacy, settings)
-
-
-def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
-    """The settings of the run that a journal is of, as they were used.
-
-    Raises:
-        ValueError: the journal is of no federated run, or of another release's.
-    """
-    if header.run is None:
-        raise ValueError("the journal is of no federated run: its header has no 'run'")
-    for name in ("federation", "optimizer"):
-        if not isinstance(header.run.get(name), dict):
-            raise ValueError(f"the journal's run has no {name!r}, a JSON object")
-    optimizer = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in header.run["optimizer"].items()
-    }
-    used = _build(OptimizerConfig, optimizer)
-    if used.rounding is None or len(used.learning_rates) != len(used.directions):
-        raise ValueError("the journal's optimizer lacks values that were filled in for the run")
-    return _build(FederationConfig, header.run["federation"]), used
-
-
-def _build(cls: type[T], table: Mapping[str, Any]) -> T:
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise ValueError(
-            f"the journal's run has the setting {unknown[0]!r}, which this fedspzo does not know;"
-            " use the release that wrote it"
-        )
-    return cls(**table)
-
-
-class JournalLog:
-    """A journal's contents, decoded one after another.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        header: its header.
-        settings: of a federated run's federation and optimizer, else None.
-        privacy: of a private run, else None.
-
-    Raises:
-        JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.reader = JournalReader(path)
-        try:
-            self.header = Header.from_json(self.reader.header)
-            self.settings = None if self.header.run is None else settings(self.header)
-            self.privacy = privacy(self.header)
-        except (ValueError, TypeError, KeyError) as error:
-            raise JournalError(f"{path}: header: {one_line(error)}") from None
-
-    def entries(self) -> Iterator[tuple[Entry, Round | Evaluation | tuple[Record, str | None]]]:
-        """Every record with what it holds; rounds are checked to be consecutive."""
-        digest, done = self.header.base, 0
-        for entry in self.reader:
-            try:
-                content = self._decode(entry, digest)
-            except ValueError as error:
-                raise self.reader.damage(entry, error) from None
-            if not isinstance(content, Evaluation):
-                number = content.round if isinstance(content, Round) else content[0].round
-                if number != done:
-                    raise self.reader.damage(entry, f"it is of round {number}, not {done}")
-                digest = content.digest if isinstance(content, Round) else content[1] or ""
-                done += 1
-            yield entry, content
-
-    def records(self) -> Iterator[tuple[Record, str | None]]:
-        """Each round's terms, and the digest of the weights after it where it is known."""
-        for _, content in self.entries():
-            if isinstance(content, Round):
-                yield self._record(content), content.digest
-            elif isinstance(content, tuple):
-                yield content
-
-    def _decode(self, entry: Entry, digest: str) -> Round | Evaluation | tuple[Record, str | None]:
-        if entry.kind == TERMS:
-            return Record.decode(entry.body)
-        if entry.kind == EVALUATION:
-            return Evaluation.decode(entry.body)
-        if entry.kind != ROUND:
-            raise ValueError(f"its kind is {entry.kind}; known are 2, 3 and 4")
-        if self.settings is None:
-            raise ValueError("it is a federated round, but the header has no run")
-        done = Round.decode(entry.body, digest)
-        federation, optimizer = self.settings
-        done.update.check(federation.local_steps, sum(optimizer.directions))
-        return done
-
-    def _record(self, done: Round) -> Record:
-        if self.settings is None:  # `_decode` has refused it
-            raise ValueError("the journal's header has no run")
-        federation, optimizer = self.settings
-        return record(
-            done.update,
-            run_seed=federation.seed,
-            local_steps=federation.local_steps,
-            optimizer=optimizer,
-        )
+from .settings import OptimizerConfig
 
 
 class RunJournal(Closing):
@@ -169,7 +39,7 @@ class RunJournal(Closing):
         torn: bytes of a torn record that were cut off.
 
     Raises:
-        JournalError: the file is damaged, or cannot be written.
+        JournalError: the file is damaged, was compacted, or cannot be written.
     """
 
     def __init__(
@@ -197,6 +67,8 @@ class RunJournal(Closing):
         self.header = log.header
         self.federation, self.optimizer = log.settings
         for _, content in log.entries():
+            if isinstance(content, MergedRounds):
+                raise JournalError(f"{self.path}: {COMPACTED}")
             if isinstance(content, Round):
                 self.rounds.append(content)
             elif isinstance(content, Evaluation):

@@ -79,18 +79,23 @@ class Scalars:
 
     def encode(self) -> bytes:
         """The bytes inside a message (docs/federation.md)."""
+        return _SCALARS.pack(self.local_steps, self.values.shape[1]) + self.encode_steps()
+
+    def encode_steps(self) -> bytes:
+        """The same without the two numbers in front, for who knows them."""
         taken = np.zeros(self.local_steps, dtype=bool)
         taken[list(self.steps)] = True
-        return (
-            _SCALARS.pack(self.local_steps, self.values.shape[1])
-            + np.packbits(taken, bitorder="little").tobytes()
-            + self.values.astype("<f4").tobytes()
-        )
+        mask = np.packbits(taken, bitorder="little")
+        return mask.tobytes() + self.values.astype("<f4").tobytes()
 
     @classmethod
     def decode(cls, reader: Reader) -> Scalars:
         """The scalars that come next in a message; ValueError if they are not valid."""
-        local_steps, columns = reader.take(_SCALARS)
+        return cls.decode_steps(reader, *reader.take(_SCALARS))
+
+    @classmethod
+    def decode_steps(cls, reader: Reader, local_steps: int, columns: int) -> Scalars:
+        """What `encode_steps` made, of so many steps and directions; ValueError as `decode`."""
         mask = np.frombuffer(reader.read((local_steps + 7) // 8), dtype=np.uint8)
         taken = np.unpackbits(mask, bitorder="little")
         if taken[local_steps:].any():
@@ -120,6 +125,11 @@ class Update:
             raise ValueError(f"entries names clients {clients}; give each once, ascending")
         for client in clients:
             check_whole("client", client, 0, EVERYBODY)
+
+    @property
+    def terms(self) -> int:
+        """How many terms it adds."""
+        return sum(scalars.values.size for _, scalars in self.entries)
 
     def check(self, local_steps: int, directions: int) -> None:
         """Raise ValueError unless all scalars have this many local steps, and directions a step."""

@@ -1,0 +1,122 @@
+"""A journal to be shipped: the rounds' terms alone, in few records and few bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .federated.journal_log import JournalLog
+from .federated.merged_rounds import MergedRounds, merge
+from .federated.rounds import Evaluation
+from .journal_file import ROUNDS, JournalReader
+from .journal_writer import write_whole
+from .tables import InputError
+
+KEPT = ("federation", "optimizer", "privacy")
+"""Of the header's `run`: what the terms cannot be read without, and how private the run was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacted:
+    """What a compaction did.
+
+    Attributes:
+        rounds: how many there are, before as after.
+        terms: likewise.
+        bytes_before: of the journal, without a torn record at its end.
+        bytes_after: of the new one.
+        header_before: how many of these are the header's, and what stands before it.
+        header_after: likewise.
+    """
+
+    rounds: int
+    terms: int
+    bytes_before: int
+    bytes_after: int
+    header_before: int
+    header_after: int
+
+    @property
+    def term_before(self) -> float | None:
+        """Bytes a term without the header; None: there is no term."""
+        return (self.bytes_before - self.header_before) / self.terms if self.terms else None
+
+    @property
+    def term_after(self) -> float | None:
+        """Likewise of the new one."""
+        return (self.bytes_after - self.header_after) / self.terms if self.terms else None
+
+
+def compact(journal: Path, output: Path) -> Compacted:
+    """Write a federated run's journal anew, without its reports and with its records merged.
+
+    It replays to the same weights, and to those of each round in between; each record's last
+    digest is kept. What goes: all reports, who was asked, who failed and why, times, evaluations,
+    and of the header the config and the hashes of the data. It is the same bytes each time, also
+    when what is compacted was compacted before. It cannot be gone on with.
+
+    Args:
+        journal: the file; it is not changed. Rounds that are done may be compacted while the run
+            goes on.
+        output: a new file; its folder exists.
+
+    Returns:
+        What it did.
+
+    Raises:
+        InputError: the journal cannot be read, is damaged, is of no federated run or has no
+            round; the output is there already or cannot be written. Nothing is left then.
+    """
+    log = JournalLog(journal)
+    run = log.header.run or {}
+    header = replace(log.header, run={name: run[name] for name in KEPT if name in run})
+    rounds = terms = 0
+
+    def records() -> Iterator[tuple[int, bytes]]:
+        nonlocal rounds, terms
+        for part in merge(_parts(log)):
+            rounds, terms = rounds + len(part.updates), terms + part.terms
+            yield ROUNDS, part.encode()
+        if not rounds:
+            raise InputError(f"{journal}: has no round yet; compact it when it has")
+
+    try:
+        if output.exists():
+            raise InputError(f"output '{output}' is there already; name a new file after -o")
+        size, _ = write_whole(output, header.to_json(), records())
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{journal}: its header holds a text that UTF-8 cannot; restore the file from a copy"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"output '{output}' cannot be written ({error.strerror}); name another file after -o"
+        ) from None
+    return Compacted(
+        rounds=rounds,
+        terms=terms,
+        bytes_before=log.reader.end,
+        bytes_after=size,
+        header_before=log.reader.start,
+        header_after=JournalReader(output).start,
+    )
+
+
+def _parts(log: JournalLog) -> Iterator[MergedRounds]:
+    """A journal's rounds, as finely divided as its digests are known."""
+    if log.settings is None:
+        raise _no_reports(log)
+    for _, content in log.entries():
+        if isinstance(content, tuple):
+            raise _no_reports(log)
+        if isinstance(content, MergedRounds):
+            yield content
+        elif not isinstance(content, Evaluation):
+            yield MergedRounds((content.update,), content.digest)
+
+
+def _no_reports(log: JournalLog) -> InputError:
+    return InputError(
+        f"{log.reader.path}: keeps steps with their seeds and no reports; ship it as it is"
+    )
