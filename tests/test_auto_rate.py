@@ -176,7 +176,7 @@ def test_what_it_costs_is_counted_and_what_it_does_is_reported():
     _, optimizer, _ = a_run(1.0, 1)
     report = optimizer.last_step
     share = optimizer.cost_shares[0]
-    assert report.lr == (START, 2 * START)
+    assert report.lr == (START, 2**0.5 * START)
     assert report.ratio == pytest.approx(1.0, abs=0.1)
     assert report.forwards == pytest.approx(1 + 2 + 4 * share + 1)
 

@@ -387,7 +387,7 @@ def test_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["run", "run.toml", "--quiet", "--output", "out"]) == 0
     capsys.readouterr()
-    for name, rounds in (("journal", 4), ("mezo", 15)):
+    for name, rounds in (("journal", 4), ("mezo", 6)):
         assert main(["journal", "compact", f"out/{name}.fspz", "-o", f"{name}.fspz"]) == 0
         assert f"{name}.fspz holds {rounds} rounds, " in capsys.readouterr().out
     (part,) = contents(Path("journal.fspz"))

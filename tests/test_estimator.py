@@ -8,6 +8,7 @@ with a probability of about 2e-9 under the null, and draws come from fixed seeds
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -285,15 +286,28 @@ def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
     assert default_perturbations("balanced", [share]) == (1, count)
 
 
-def test_every_later_block_gets_half_of_block_1s_computation():
-    shares = (0.5, 0.125, 0.001)
-    counts = default_perturbations("anchored", shares)
-    assert counts == (4, 4, 16, MOST_PERTURBATIONS)
+def test_perturbations_leave_the_least_noise_for_their_cost():
+    """Sum 1 / P_b at sum P_b C_b: the rule's against its neighbours, costs matched by scaling."""
+    shares = (1.0, 1 / 4, 1 / 100)
+    counts = default_perturbations("anchored", shares[1:])
+    assert counts == (1, 2, 10)
+
+    def noise(counts: Sequence[float]) -> float:
+        cost = sum(c * p for c, p in zip(shares, counts, strict=True))
+        return cost * sum(1 / p for p in counts)
+
+    for moved in ((2, 2, 10), (1, 3, 10), (1, 1, 10), (1, 2, 9), (1, 2, 11), (1, 4, 100)):
+        assert noise(counts) < noise(moved)
 
 
-def test_by_the_rule_every_direction_counts_alike():
-    assert default_lr_scales((2, 16, 64)) == (1.0, 8.0, 32.0)
-    assert default_lr_scales((0, 16)) == (1.0, 16.0)
+def test_perturbations_by_the_rule_have_bounds():
+    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (1, 1, 1, MOST_PERTURBATIONS)
+
+
+def test_rates_by_the_rule_are_roots_of_the_numbers_of_directions():
+    assert default_lr_scales((1, 4, 16)) == (1.0, 2.0, 4.0)
+    assert default_lr_scales((4, 4, 36)) == (1.0, 1.0, 3.0)
+    assert default_lr_scales((0, 16)) == (1.0, 4.0)
 
 
 def test_three_blocks_are_estimated_one_at_a_time():

@@ -44,6 +44,7 @@ def _mezo(count: int, sides: str) -> dict[str, Any]:
 BASELINE = "MeZO"
 CENTRAL = (
     Method(BASELINE, None, _mezo(1, "two")),
+    Method("MeZO, 2 one-sided", None, _mezo(2, "one")),
     Method("MeZO, 4 one-sided", None, _mezo(4, "one"), -9),
     Method("MeZO, 16 one-sided", None, _mezo(16, "one"), -8),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),

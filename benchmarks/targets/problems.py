@@ -126,6 +126,7 @@ PROBLEMS = (
         name="decoder",
         title="decoder, 0.6 M parameters, a word after the text",
         config=_decoder,
+        every=10,
         accuracies=(0.90, 0.95),
         losses=(0.30, 0.15),
     ),

@@ -46,8 +46,8 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
             control (call `model.eval()` yourself), named parameters, parameters (addressed by
             their index) or param groups. Frozen parameters are left alone, tied ones taken once.
-        lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
-            `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
+        lr: one learning rate, for block 1, where block b gets `sqrt(P_b / P1)` times it (kept
+            as `lr_scale`, `rules.default_lr_scales`); or a tuple, one a block; or "auto":
             found from the losses and backed off when training diverges (`fedspzo.auto_rate`),
             for one more forward pass in each step of the search and in every fourth after it.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
@@ -55,7 +55,7 @@ class SPZO(Optimizer):
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 4 and P_b = P1 / (2 C_b),
+            Default by the rule (`rules.default_perturbations`): P1 = 1 and P_b = 1 / sqrt(C_b),
             at most 32, the cost shares C_b measured in the first step.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.

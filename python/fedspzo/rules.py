@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FIRST_BLOCK_PERTURBATIONS = 4
 MOST_PERTURBATIONS = 32
-"""The rule's P1 of "anchored", and its bound for the others: a direction is also sent."""
+"""The most that a rule gives a block: a direction is also sent."""
 
 
 def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
@@ -23,8 +22,10 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 4, and P_b = P1 / (2 C_b), half of block 1's computation, at most 32. The
-    others: P1 = 1, and P2 = C1 / C2 rounded to an even number, at least 2.
+    "anchored": P1 = 1, and P_b = 1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
+    computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if blocks
+    are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
+    P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
@@ -32,16 +33,17 @@ def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]
             blocks before it, as a share of a full forward pass, in (0, 1].
     """
     if name == "anchored":
-        p1 = FIRST_BLOCK_PERTURBATIONS
-        return (p1, *(min(MOST_PERTURBATIONS, max(p1, round(p1 / share / 2))) for share in shares))
+        return (1, *(min(MOST_PERTURBATIONS, round(share**-0.5)) for share in shares))
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 
 def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
-    """Learning rates by the rule, over block 1's: D_b / D_1, so that every direction counts alike.
+    """Learning rates by the rule, over block 1's: sqrt(D_b / D_1).
 
-    A step adds `-lr_b g / D_b` along each of block b's D_b directions: with lr_b = lr D_b / D_1
-    that is `-lr g / D_1` whatever its block. With D_1 = 0 the rates are those of D_1 = 1.
+    The mean over D_b directions has a D_b-th of one direction's noise: if that were all that
+    bounds a rate, it could be D_b times as large, and if the loss's curvature along the gradient
+    were, no larger at all. The rule is halfway, on the scale that counts for rates. With D_1 = 0
+    the rates are those of D_1 = 1.
     """
     first = max(1, directions[0])
-    return (1.0, *(count / first for count in directions[1:]))
+    return (1.0, *((count / first) ** 0.5 for count in directions[1:]))
