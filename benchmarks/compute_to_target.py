@@ -58,7 +58,7 @@ def tune(
 
     best = method.first
     while True:
-        found = min((best, best - 1, best + 1), key=score)
+        found = min((best - 1, best, best + 1), key=score)  # down where all of them diverge
         if found == best:
             return 2.0**best
         best = found

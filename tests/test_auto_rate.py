@@ -15,6 +15,7 @@ from fedspzo.auto_rate import (
     GROW,
     HALVE,
     LARGEST,
+    LARGEST_LAST,
     REJECTED,
     SHRINK,
     START,
@@ -78,14 +79,18 @@ def test_a_rate_in_search_doubles_while_steps_keep_their_promise():
 
 def test_a_large_step_ends_the_search():
     auto = AutoRate()
-    assert auto.factor(1.0, LARGEST / GROW) == GROW
-    assert auto.factor(1.0, LARGEST) == 1.0
+    assert auto.factor(1.0, 1 / GROW) == GROW
+    assert auto.factor(1.0, 1.0) == 1.0
     assert not auto.searching
 
 
 def test_the_size_of_a_step_is_relative_to_its_blocks_weights():
-    weights = [torch.full((100,), 2.0)], [torch.zeros(50)]
-    assert relative_size(weights, ({1: 0.3, 2: -0.4}, {3: 1.0})) == pytest.approx(0.25)
+    twos, zeros = [torch.full((100,), 2.0)], [torch.zeros(50)]
+    step, other = {1: 0.3, 2: -0.4}, {3: 1.0}
+    assert relative_size((twos, zeros), (step, other)) == pytest.approx(0.25 / LARGEST)
+    assert relative_size((twos,), (step,)) == pytest.approx(0.25 / LARGEST)
+    last = relative_size((zeros, twos), (other, step))  # a new head, maybe: it may take more
+    assert last == pytest.approx(0.25 / LARGEST_LAST)
     z = 0.3 * noise(10**5, 5, 1) - 0.4 * noise(10**5, 5, 2)
     assert z.norm().item() / (2 * 10**2.5) == pytest.approx(0.25, rel=0.01)
 
@@ -176,7 +181,7 @@ def test_what_it_costs_is_counted_and_what_it_does_is_reported():
     _, optimizer, _ = a_run(1.0, 1)
     report = optimizer.last_step
     share = optimizer.cost_shares[0]
-    assert report.lr == (START, 2**0.5 * START)
+    assert report.lr == (START, 2 * START)
     assert report.ratio == pytest.approx(1.0, abs=0.1)
     assert report.forwards == pytest.approx(1 + 2 + 4 * share + 1)
 

@@ -304,10 +304,9 @@ def test_perturbations_by_the_rule_have_bounds():
     assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (1, 1, 1, MOST_PERTURBATIONS)
 
 
-def test_rates_by_the_rule_are_roots_of_the_numbers_of_directions():
-    assert default_lr_scales((1, 4, 16)) == (1.0, 2.0, 4.0)
-    assert default_lr_scales((4, 4, 36)) == (1.0, 1.0, 3.0)
-    assert default_lr_scales((0, 16)) == (1.0, 4.0)
+def test_by_the_rule_every_direction_counts_alike():
+    assert default_lr_scales((2, 16, 64)) == (1.0, 8.0, 32.0)
+    assert default_lr_scales((0, 16)) == (1.0, 16.0)
 
 
 def test_three_blocks_are_estimated_one_at_a_time():

@@ -132,7 +132,7 @@ def test_a_run_leaves_model_metrics_config_and_figure(
     folder = Path("runs/mine")
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
     used = tomllib.loads((folder / "config.toml").read_text())["optimizer"]
-    assert used["lr"] == pytest.approx([1e-3, 2**0.5 * 1e-3, 2e-3])  # by the rule
+    assert used["lr"] == [1e-3, 2e-3, 4e-3]  # by the rule, P_b / P1
     assert (used["estimator"], used["perturbations"]) == ("anchored", [1, 2, 4])
     assert [path.name for path in folder.glob(".*")] == [".lock"]
     shown = capsys.readouterr()

@@ -49,18 +49,18 @@ CENTRAL = (
     Method("MeZO, 16 one-sided", None, _mezo(16, "one"), -8),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
-    Method("anchored, two blocks", -1, {}, -9),
-    Method("anchored, head apart", "head", {}, -9),
-    Method("FedSPZO", "auto", {}, -9),
+    Method("anchored, two blocks", -1, {}),
+    Method("anchored, head apart", "head", {}),
+    Method("FedSPZO", "auto", {}),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}, -9),
+    Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}),
 )
 
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]),
-    Method("FedSPZO", "auto", {}, -9),
-    Method("FedSPZO, shared seeds", "auto", {}, -9, seeds="shared"),
+    Method("FedSPZO", "auto", {}),
+    Method("FedSPZO, shared seeds", "auto", {}, seeds="shared"),
 )
 
 

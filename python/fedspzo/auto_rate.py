@@ -2,8 +2,8 @@
 
 `SPZO(lr="auto")`. To find it, the rate doubles step by step while a step does what its gradient
 promises: the *trust ratio*, the change of the batch's loss over what the projected gradients
-predict, is 1 for a tiny step and about 0.5 for the best one along its way. A step of a quarter of a
-block's weights ends the search too: from a flat start the ratio alone would let it go too far.
+predict, is 1 for a tiny step and about 0.5 for the best one along its way. A step of a few percent
+of a block's weights ends the search too: its noise adds up, which one batch's ratio does not show.
 
 Every few steps after that the ratio is looked at again, and the rate falls where it is low; a step
 that raises its own batch's loss is not made. Where the smoothed loss has left its best value
@@ -27,8 +27,9 @@ START = 1e-4
 GROW, SHRINK, HALVE = 2.0, 0.8, 0.5
 TRUSTED, DOUBTED, REJECTED = 0.4, 0.1, -0.5
 """Trust ratios: above the first a rate in search grows; below the others it shrinks, is undone."""
-LARGEST = 0.25
-"""The search's largest step: the norm of a block's update over that of its weights."""
+LARGEST, LARGEST_LAST = 0.04, 0.25
+"""The search's largest step: the norm of a block's update over that of its weights; and that of the
+last of several blocks, where a new head is small at first."""
 EVERY = 4
 """Steps between looks once the rate is found."""
 SMOOTHING = 0.75
@@ -91,12 +92,12 @@ class AutoRate:
 
         Args:
             ratio: the batch's change of loss over the predicted one.
-            size: the step's, relative to the weights; looked at while searching.
+            size: the step's, over the largest that is allowed; looked at while searching.
         """
         if not ratio >= DOUBTED:  # also where it is not a number
             self.searching = False
             return SHRINK if ratio >= REJECTED else HALVE
-        self.searching = self.searching and ratio > TRUSTED and GROW * size <= LARGEST
+        self.searching = self.searching and ratio > TRUSTED and GROW * size <= 1
         return GROW if self.searching else 1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,17 +106,18 @@ class AutoRate:
 
 
 def relative_size(groups: Sequence[Sequence[Tensor]], terms: Terms) -> float:
-    """The norm of a block's update over that of its weights, the largest of all blocks.
+    """The norm of a block's update over that of its weights and its bound, the largest of all.
 
     Directions are nearly orthogonal and of norm sqrt(d), so sum_k c_k z_k has |c| sqrt(d). A block
     of zeros alone does not count.
     """
     sizes = [0.0]
-    for tensors, update in zip(groups, terms, strict=True):
+    for block, (tensors, update) in enumerate(zip(groups, terms, strict=True)):
+        bound = LARGEST_LAST if 0 < block == len(groups) - 1 else LARGEST
         weights = math.sqrt(sum(float(t.float().square().sum()) for t in tensors))
         numel = sum(t.numel() for t in tensors)
         if weights:
-            sizes.append(math.hypot(*update.values()) * math.sqrt(numel) / weights)
+            sizes.append(math.hypot(*update.values()) * math.sqrt(numel) / weights / bound)
     return max(sizes)
 
 

@@ -46,8 +46,8 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
             control (call `model.eval()` yourself), named parameters, parameters (addressed by
             their index) or param groups. Frozen parameters are left alone, tied ones taken once.
-        lr: one learning rate, for block 1, where block b gets `sqrt(P_b / P1)` times it (kept
-            as `lr_scale`, `rules.default_lr_scales`); or a tuple, one a block; or "auto":
+        lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
+            `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             found from the losses and backed off when training diverges (`fedspzo.auto_rate`),
             for one more forward pass in each step of the search and in every fourth after it.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"

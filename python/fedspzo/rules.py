@@ -38,12 +38,10 @@ def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]
 
 
 def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
-    """Learning rates by the rule, over block 1's: sqrt(D_b / D_1).
+    """Learning rates by the rule, over block 1's: D_b / D_1, so that every direction counts alike.
 
-    The mean over D_b directions has a D_b-th of one direction's noise: if that were all that
-    bounds a rate, it could be D_b times as large, and if the loss's curvature along the gradient
-    were, no larger at all. The rule is halfway, on the scale that counts for rates. With D_1 = 0
-    the rates are those of D_1 = 1.
+    A step adds `-lr_b g / D_b` along each of block b's D_b directions: with lr_b = lr D_b / D_1
+    that is `-lr g / D_1` whatever its block. With D_1 = 0 the rates are those of D_1 = 1.
     """
     first = max(1, directions[0])
-    return (1.0, *((count / first) ** 0.5 for count in directions[1:]))
+    return (1.0, *(count / first for count in directions[1:]))

@@ -30,7 +30,7 @@ class OptimizerConfig:
     """How a client takes a step: the settings of `SPZO`.
 
     Attributes:
-        lr: learning rate of block 1, where block b gets sqrt(P_b / P1) times it; or one a block; or
+        lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block; or
             "auto": found before the first round, on one client's examples.
         estimator: how the projected gradients are formed (docs/estimators.md).
         sides: one- or two-sided differences. None: by dtype, "one" for float32.
