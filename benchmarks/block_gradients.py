@@ -47,7 +47,7 @@ def table(loaded: Loaded) -> list[str]:
     model = loaded.fresh()
     batch = loaded.task.collate(loaded.train[:1])
     example = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    blocks = split(model, example=example)
+    blocks = split(model, (-1, "head"), example=example)
     optimizer = spzo(blocks, OptimizerConfig(lr=1e-9), seed=0)
     whole = loaded.task.collate(loaded.train[: loaded.problem.batch])
     optimizer.step(lambda: loaded.task.loss(model, whole))

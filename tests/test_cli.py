@@ -28,6 +28,7 @@ batch_size = 4
 [optimizer]
 lr = 1e-3
 perturbations = [1, 2, 4]
+at = [-1, "head"]
 [output]
 evaluate_every = 2
 """

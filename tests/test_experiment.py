@@ -43,6 +43,7 @@ batch_size = 4
 [optimizer]
 lr = 1e-3
 perturbations = [1, 2, 4]
+at = [-1, "head"]
 [output]
 evaluate_every = 4
 """
@@ -257,7 +258,7 @@ def test_a_cut_that_is_no_layer_is_one_line(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write()
-    path.write_text(path.read_text().replace("lr = 1e-3", "lr = 1e-3\nat = 7"))
+    path.write_text(path.read_text().replace('at = [-1, "head"]', "at = 7"))
     assert main(["run", str(path), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -294,7 +295,8 @@ def test_settings_for_another_number_of_blocks_are_one_line(
 def test_a_run_cut_in_two_with_measured_perturbations(write: Write) -> None:
     path = write()
     two = 'at = ["layers.2"]\nestimator = "balanced"'
-    path.write_text(path.read_text().replace("perturbations = [1, 2, 4]", two))
+    three = 'perturbations = [1, 2, 4]\nat = [-1, "head"]'
+    path.write_text(path.read_text().replace(three, two))
     first = run(path, "--quiet", "--rounds", 2)[-1]
     used = tomllib.loads(Path("runs/mine/config.toml").read_text())["optimizer"]
     assert (used["at"], used["estimator"], len(used["perturbations"])) == (

@@ -33,6 +33,10 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+THREE = (-1, "head")
+"""A cut into three blocks."""
+
+
 def llama(dtype: torch.dtype = torch.float32, layers: int = 4) -> nn.Module:
     torch.manual_seed(0)
     config = hf.LlamaConfig(
@@ -103,7 +107,7 @@ every_estimator = pytest.mark.parametrize(
 
 def cut(model: nn.Module, estimator: str) -> Blocks:
     """Three blocks, by default: the untied head is one. Two for the two-block estimators."""
-    return split(model) if estimator in ("anchored", "mezo") else split(model, at=-1)
+    return split(model, THREE) if estimator in ("anchored", "mezo") else split(model, at=-1)
 
 
 def mezo_by_hand(optimizer, loss, counts, eps):
@@ -255,7 +259,7 @@ def test_in_place_schedule_takes_few_passes(monkeypatch):
 
     monkeypatch.setattr(fedspzo_kernels, "perturb_", counted)
     model = llama()
-    blocks = split(model)
+    blocks = split(model, THREE)
     optimizer = SPZO(blocks, perturbations=(2, 3, 4), cost_shares=(0.5, 0.25))
     optimizer.step(loss_of(model))
     first, second, third = (len(group) for group in blocks.groups)
@@ -282,7 +286,7 @@ def test_defaults_follow_the_dtype():
         (torch.bfloat16, "two", 5e-3, "stochastic"),
         (torch.float16, "two", 5e-3, "stochastic"),
     ):
-        optimizer = SPZO(split(llama(dtype)))
+        optimizer = SPZO(split(llama(dtype), THREE))
         assert (optimizer.sides, optimizer.rounding) == (sides, rounding)
         assert optimizer.evaluation == ("in_place" if dtype == torch.float32 else "layerwise")
         assert [group["eps"] for group in optimizer.param_groups] == [eps] * 3
@@ -385,7 +389,7 @@ def test_the_loss_falls(lr, settings):
 
 def test_the_loss_falls_in_bfloat16():
     model = llama(torch.bfloat16)
-    optimizer = SPZO(split(model), 2e-3, perturbations=(2, 4, 8))
+    optimizer = SPZO(split(model, THREE), 2e-3, perturbations=(2, 4, 8))
     losses = [optimizer.step(loss_of(model)) for _ in range(150)]
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 
@@ -416,7 +420,7 @@ def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
     handler = signal.getsignal(signal.SIGINT)
     for n in range(3 + 1 + 7):  # the first step measures with three more
         before = weights(model)
-        optimizer = SPZO(split(model), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2))
+        optimizer = SPZO(split(model, THREE), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2))
         with pytest.raises(type(error)):
             optimizer.step(Interrupted(model, n, error))
         assert same(model, before) if evaluation == "layerwise" else close(model, before)
@@ -427,7 +431,9 @@ def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
     clean = llama()
     assert same(model, weights(clean)) == (evaluation == "layerwise")
     clean.load_state_dict(model.state_dict())  # with what the ways back in place rounded off
-    clean_optimizer = SPZO(split(clean), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2))
+    clean_optimizer = SPZO(
+        split(clean, THREE), 1e-2, evaluation=evaluation, perturbations=(1, 4, 2)
+    )
     assert optimizer.step(loss_of(model)) == clean_optimizer.step(loss_of(clean))
     assert same(model, weights(clean))
 
@@ -501,7 +507,7 @@ def test_a_failing_op_puts_weights_back(monkeypatch, evaluation):
 
 def test_steps_work_outside_the_main_thread():
     model = llama()
-    optimizer = SPZO(split(model))
+    optimizer = SPZO(split(model, THREE))
     thread = threading.Thread(target=optimizer.step, args=(loss_of(model),))
     thread.start()
     thread.join()
@@ -519,7 +525,7 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
         return loss_of(model)()
 
     rng = torch.get_rng_state()
-    SPZO(split(model)).step(loss)
+    SPZO(split(model, THREE)).step(loss)
     assert seen == {False}
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)  # nothing is drawn from torch's generator
@@ -583,7 +589,7 @@ def test_state_dict_continues_bit_for_bit(settings, dtype):
 
 
 def test_a_foreign_state_dict_is_refused():
-    optimizer = SPZO(split(llama()))
+    optimizer = SPZO(split(llama(), THREE))
     with pytest.raises(ValueError, match="not what SPZO"):
         optimizer.load_state_dict(torch.optim.SGD(llama().parameters()).state_dict())
     with pytest.raises(ValueError, match="split at the same layer"):
@@ -595,7 +601,7 @@ def test_a_foreign_state_dict_is_refused():
 
 def test_learning_rate_schedulers_scale_the_updates():
     model = llama()
-    optimizer = SPZO(split(model), 1e-2, perturbations=(1, 2, 4))
+    optimizer = SPZO(split(model, THREE), 1e-2, perturbations=(1, 2, 4))
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     for step in range(3):
         optimizer.step(loss_of(model))
@@ -614,7 +620,9 @@ def test_learning_rate_schedulers_scale_the_updates():
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_weight_decay_is_decoupled_and_comes_before_the_update(evaluation):
     model = llama()
-    optimizer = SPZO(split(model), (1e-2, 2e-2, 4e-2), weight_decay=0.5, evaluation=evaluation)
+    optimizer = SPZO(
+        split(model, THREE), (1e-2, 2e-2, 4e-2), weight_decay=0.5, evaluation=evaluation
+    )
     before = weights(model)
     optimizer.step(loss_of(model))
     factors = (1 - 5e-3, 1 - 1e-2, 1 - 2e-2)
@@ -632,7 +640,7 @@ def test_a_closure_that_averages_accumulates():
         losses = [parts(input_ids=ids, labels=ids).loss for ids in IDS.split(1)]
         return torch.stack(losses).mean()
 
-    one, two = SPZO(split(whole), 1e-2), SPZO(split(parts), 1e-2)
+    one, two = SPZO(split(whole, THREE), 1e-2), SPZO(split(parts, THREE), 1e-2)
     one.step(loss_of(whole))
     two.step(averaged)
     assert two.last_step.losses == pytest.approx(one.last_step.losses, rel=1e-5)
@@ -643,7 +651,7 @@ def test_a_closure_that_averages_accumulates():
 def test_a_block_without_perturbations_keeps_its_bits(evaluation):
     """Whatever the others do: block 1 is never moved, so that in place too no bit is lost."""
     model = llama()
-    optimizer = SPZO(split(model), 1e-2, evaluation=evaluation, perturbations=(0, 3, 2))
+    optimizer = SPZO(split(model, THREE), 1e-2, evaluation=evaluation, perturbations=(0, 3, 2))
     before, untouched = weights(model), optimizer.param_groups[0]["param_names"]
     for _ in range(3):
         optimizer.step(loss_of(model))
@@ -710,7 +718,7 @@ def test_a_wrong_split_is_found_in_the_first_step():
     model, x = Gated(), torch.ones(2, 4)
     before = weights(model)
     with pytest.raises(RuntimeError, match=r"\['gate.bias', 'gate.weight'\].*example=BATCH"):
-        SPZO(split(model)).step(lambda: model(x))
+        SPZO(split(model, THREE)).step(lambda: model(x))
     assert same(model, before)
     SPZO(split(model, example={"x": x})).step(lambda: model(x))
 
@@ -822,7 +830,7 @@ def test_bad_arguments_are_named(params, settings, error, says):
 )
 def test_bad_arguments_for_three_blocks_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
-        SPZO(split(llama()), **settings)
+        SPZO(split(llama(), THREE), **settings)
 
 
 def test_bad_arguments_for_two_blocks_are_named():
@@ -841,7 +849,7 @@ def test_bad_arguments_for_two_blocks_are_named():
 
 def test_the_closure_is_required_and_returns_a_scalar():
     model = llama()
-    optimizer = SPZO(split(model))
+    optimizer = SPZO(split(model, THREE))
     with pytest.raises(
         ValueError, match=r"closure is None.*step\(lambda: model\(\*\*batch\).loss\)"
     ):
@@ -855,7 +863,7 @@ def test_the_closure_is_required_and_returns_a_scalar():
 
 def test_reseeding_starts_another_sequence():
     model = llama()
-    optimizer = SPZO(split(model), cost_shares=(0.25, 0.1), seed=1)
+    optimizer = SPZO(split(model, THREE), cost_shares=(0.25, 0.1), seed=1)
     optimizer.step(loss_of(model))
     first = optimizer.last_step.seeds
     optimizer.reseed(2)

@@ -50,10 +50,10 @@ CENTRAL = (
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
     Method("anchored, two blocks", -1, {}),
-    Method("anchored, head apart", "head", {}),
+    Method("anchored, three blocks", (-1, "head"), {}),
     Method("FedSPZO", "auto", {}),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("last block alone", "auto", {"perturbations": (0, 0, last_block.DIRECTIONS)}),
+    Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
 )
 
 FEDERATED = (

@@ -87,7 +87,7 @@ def _table(problem: Problem, rows: Sequence[Row]) -> list[str]:
     ]
     federated = rows[0].runs[0].setting != "central"
     reference = next((row for row in rows if row.method in REFERENCES), None)
-    head = ["method", "lr", *(name for name, _ in targets), "best accuracy"]
+    head = ["method", "lr", *(name for name, _ in targets), "best accuracy", "diverged"]
     head += ["kB up", "kB down"] if federated else ["s"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     last = targets[len(problem.accuracies) - 1][1]
@@ -99,6 +99,8 @@ def _table(problem: Problem, rows: Sequence[Row]) -> list[str]:
             cells.append(_cost(row.costs(**target), base))
         best = [max(point.accuracy for point in run.curve) for run in row.runs]
         cells.append(f"{statistics.median(best):.1%}")
+        lost = sum(run.ended == "diverged" for run in row.runs)
+        cells.append(f"{lost} of {len(row.runs)}" if lost else "")
         ends = [
             point or run.curve[-1] for point, run in zip(row.costs(**last), row.runs, strict=True)
         ]

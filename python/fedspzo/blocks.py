@@ -73,9 +73,8 @@ def split(
         at: the first layer of block 2, or of every block but the first: an index in the stack
             (negative: from the end), a layer's qualified name (a unique ending of it will do, so
             wrappers need no spelling out), or "head" for what comes after the stack. "auto":
-            block 2 is the last eighth of the layers, at least one, with the head; where those
-            layers train, and a weight matrix of the head that is not tied to an earlier one,
-            the head is block 3.
+            block 2 is the head, where a weight matrix of it trains that is not tied to an earlier
+            one; else the last eighth of the layers, at least one, with the head.
         example: keyword arguments of one forward pass.
 
     Raises:
@@ -88,9 +87,8 @@ def split(
     before = _used_before(model, stack, cuts, example)
     groups = _grouped(model, before)
     if at == "auto":
-        _, last, head = groups
-        if not last or not any(parameter.dim() > 1 for _, parameter in head):
-            groups, cuts = _grouped(model, before[:-1]), cuts[:-1]
+        kept = slice(1, None) if any(p.dim() > 1 for _, p in groups[-1]) else slice(1)
+        groups, cuts = _grouped(model, before[kept]), cuts[kept]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(

@@ -56,7 +56,7 @@ def find_cuts(
 
     Args:
         model: the module itself.
-        at: as `blocks.split` takes it. "auto" gives two cuts, the second before the head.
+        at: as `blocks.split` takes it. "auto" gives the two that `split` chooses between.
 
     Raises:
         TypeError, ValueError: as `blocks.split` does for `at`.
