@@ -57,10 +57,10 @@ CENTRAL = (
 )
 
 FEDERATED = (
-    Method("FedMeZO", None, _mezo(1, "two"), federated=METHODS["fedmezo"]),
-    Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -9, federated=METHODS["decomfl"]),
-    Method("FedSPZO", "auto", {}),
-    Method("FedSPZO, shared seeds", "auto", {}, seeds="shared"),
+    Method("FedMeZO", None, _mezo(1, "two"), -8, federated=METHODS["fedmezo"]),
+    Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
+    Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
 )
 
 
