@@ -23,6 +23,7 @@ class Method:
         first: where on the grid of learning rates to look first, a power of two.
         federated: runs a federation; None: central only.
         seeds: directions common to all clients, or each client's own.
+        head: the second block's rate over the first's; None: by the rule.
     """
 
     name: str
@@ -31,10 +32,12 @@ class Method:
     first: int = -10
     federated: Callable[..., Any] = run
     seeds: str = "per-client"
+    head: float | None = None
 
     def optimizer(self, lr: float) -> OptimizerConfig:
         """The settings at a learning rate."""
-        return OptimizerConfig(**{"lr": lr, **self.settings})
+        rates = lr if self.head is None else (lr, self.head * lr)
+        return OptimizerConfig(**{"lr": rates, **self.settings})
 
 
 def _mezo(count: int, sides: str) -> dict[str, Any]:
@@ -52,6 +55,7 @@ CENTRAL = (
     Method("anchored, two blocks", -1, {}),
     Method("anchored, three blocks", (-1, "head"), {}),
     Method("FedSPZO", "auto", {}),
+    Method("FedSPZO, head's rate x32", "auto", {}, -11, head=32.0),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
 )

@@ -147,7 +147,7 @@ def _plot(path: Path, panels: Sequence[tuple[Problem, list[Row]]]) -> None:
     for axis, (problem, rows) in zip(axes[0], panels, strict=True):
         for row in rows:
             ours = row.method.startswith("FedSPZO")
-            color = f"C{names.index(row.method)}"
+            color = mpl.colormaps["tab20"](names.index(row.method))
             for number, run in enumerate(row.runs):
                 axis.plot(
                     [point.forwards for point in run.curve],
