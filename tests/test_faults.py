@@ -74,8 +74,10 @@ class Machine:
         return self.ask(RESUME if resume else RUN)
 
     def finished(self) -> bool:
+        """Whether the summary, the last line, is on disk as a whole."""
         metrics = self.out / "metrics.jsonl"
-        return metrics.exists() and metrics.read_text().endswith("}}\n")  # the summary's versions
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        return bool(lines) and lines[-1].endswith("}\n") and '"summary": true' in lines[-1]
 
     def result(self) -> dict[str, Any]:
         """All that a run leaves, but for times."""
