@@ -132,12 +132,16 @@ def kill_and_go_on(machine: Machine, expected: dict[str, Any], event: int, name:
     if event % 3 == 0 and not machine.finished():  # and killed again while it goes on
         again = machine.ask(RUN, event=event % 31)
         assert again["status"] == -signal.SIGKILL, (event, name, again["error"])
+    go_on_to_the_end(machine, expected, event, name)
+
+
+def go_on_to_the_end(machine: Machine, expected: dict[str, Any], number: int, name: str) -> None:
     if machine.finished():  # its last line was on disk: there is nothing left to do
         assert "holds a run" in machine.ask(RUN)["error"]
     else:
-        done = machine.go_on(event)
-        assert done["status"] == 0, (event, name, done["error"])
-    assert machine.result() == expected, (event, name)
+        done = machine.go_on(number)
+        assert done["status"] == 0, (number, name, done["error"])
+    assert machine.result() == expected, (number, name)
 
 
 def check_points(machine: Machine, undisturbed: Any, count: int) -> int:
@@ -208,7 +212,5 @@ def test_killed_from_outside_at_any_time(machine: Machine, undisturbed: Any) -> 
         killed += process.wait() == -signal.SIGKILL
         if process.returncode == 0:
             continue
-        done = machine.go_on(number)
-        assert done["status"] == 0, done["error"]
-        assert machine.result() == undisturbed[1]
+        go_on_to_the_end(machine, undisturbed[1], number, "from outside")
     assert killed > OUTSIDE_FULL // 2
