@@ -235,6 +235,10 @@ def test_auto_looks_at_what_trains():
     saved = peft.LoraConfig(**settings, modules_to_save=["lm_head"])
     with_head = split(peft.get_peft_model(FAMILIES["llama"](), saved))
     assert names(with_head, 2) == {"base_model.model.lm_head.modules_to_save.default.weight"}
+    # adapters in the first layers only: the head is block 2
+    early = peft.LoraConfig(**settings, layers_to_transform=[0, 1], modules_to_save=["lm_head"])
+    blocks = split(peft.get_peft_model(FAMILIES["llama"](), early))
+    assert names(blocks, 2) == {"base_model.model.lm_head.modules_to_save.default.weight"}
 
 
 def test_ownership_follows_execution_not_registration():

@@ -387,9 +387,10 @@ def test_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["run", "run.toml", "--quiet", "--output", "out"]) == 0
     capsys.readouterr()
-    for name, holds in (("journal", "4 rounds, "), ("mezo", "")):  # MeZO's: what 4 of ours cost
+    mezo = sum(isinstance(done, Round) for _, done in JournalLog(Path("out/mezo.fspz")).entries())
+    for name, rounds in (("journal", 4), ("mezo", mezo)):  # MeZO's: what 4 of ours cost
         assert main(["journal", "compact", f"out/{name}.fspz", "-o", f"{name}.fspz"]) == 0
-        assert f"{name}.fspz holds {holds}" in capsys.readouterr().out
+        assert f"{name}.fspz holds {rounds} rounds, " in capsys.readouterr().out
     (part,) = contents(Path("journal.fspz"))
 
     assert main(["replay", "net", "journal.fspz", "-o", "new"]) == 0

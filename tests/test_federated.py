@@ -489,7 +489,7 @@ def test_settings_are_resolved_from_the_model():
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
     assert p1 == 1
-    assert p2 >= 1
+    assert p2 == 2
     assert made.lr == (1e-3, p2 * 1e-3)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made
