@@ -8,6 +8,7 @@ and |g|^2 of the batches' mean gradient, which is what training can use. By back
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from machine import machine
 from targets.problems import PROBLEMS, Loaded, load
 from torch import Tensor
 
-from fedspzo import Blocks, split
+from fedspzo import Blocks
 from fedspzo.federated import OptimizerConfig
 from fedspzo.federated.client import spzo
 from fedspzo.federated.partition import draw
@@ -43,34 +44,28 @@ def gradients(loaded: Loaded, blocks: Blocks, weights: Sequence[Tensor]) -> tupl
 
 
 def table(loaded: Loaded) -> list[str]:
-    """A row a block; the first block's first layer, with all before it, once more by itself."""
-    model = loaded.fresh()
-    batch = loaded.task.collate(loaded.train[:1])
-    example = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    blocks = split(model, (-1, "head"), example=example)
+    """A row a block; what of the first is embeddings and first layer, once more by itself."""
+    blocks = loaded.split((-1, "head"))
     optimizer = spzo(blocks, OptimizerConfig(lr=1e-9), seed=0)
-    whole = loaded.task.collate(loaded.train[: loaded.problem.batch])
-    optimizer.step(lambda: loaded.task.loss(model, whole))
-    shares: list[float | None] = [1.0, *(optimizer.cost_shares or ())]
-    names = [name for group in blocks.groups for name, _ in group]
-    weights = [weight for group in blocks.groups for _, weight in group]
-    ends = torch.tensor([len(group) for group in blocks.groups]).cumsum(0).tolist()
-    parts = [(f"block {b + 1}", range(ends[b - 1] if b else 0, end)) for b, end in enumerate(ends)]
-    early = [i for i in parts[0][1] if "layers." not in names[i] and "layer." not in names[i]]
-    early += [i for i in parts[0][1] if "layers.0." in names[i] or "layer.0." in names[i]]
-    parts.insert(1, ("of it embeddings and first layer", early))  # type: ignore[arg-type]
-    shares.insert(1, None)
-    each, mean = gradients(loaded, blocks, weights)
-    rows = []
-    for (name, members), share in zip(parts, shares, strict=True):
-        which = list(members)
-        count = sum(weights[i].numel() for i in which)
-        cost = "" if share is None else f"{share:.4f}"
-        rows.append(
-            f"| {loaded.problem.name} | {name} | {count:,} | {cost} | {each[which].sum():.3g} |"
-            f" {mean[which].sum():.3g} |"
-        )
-    return rows
+    batch = loaded.task.collate(loaded.train[: loaded.problem.batch])
+    optimizer.step(lambda: loaded.task.loss(blocks.model, batch))  # measures the cost shares
+    shares = (1.0, *(optimizer.cost_shares or ()))
+    parts = [
+        (f"block {number}", f"{share:.4f}", [name for name, _ in group])
+        for number, (share, group) in enumerate(zip(shares, blocks.groups, strict=True), 1)
+    ]
+    early = [name for name in parts[0][2] if not re.search(r"layers?\.[1-9]", name)]
+    parts.insert(1, ("of it embeddings and first layer", "", early))
+    weights = dict(pair for group in blocks.groups for pair in group)
+    each, mean = (
+        dict(zip(weights, norms.tolist(), strict=True))
+        for norms in gradients(loaded, blocks, list(weights.values()))
+    )
+    return [
+        f"| {loaded.problem.name} | {part} | {sum(weights[n].numel() for n in names):,} | {cost} |"
+        f" {sum(each[n] for n in names):.3g} | {sum(mean[n] for n in names):.3g} |"
+        for part, cost, names in parts
+    ]
 
 
 def main() -> None:

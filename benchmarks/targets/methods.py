@@ -9,7 +9,7 @@ from typing import Any
 from fedspzo.baselines import METHODS, last_block
 from fedspzo.federated import FederationConfig, OptimizerConfig, run
 
-Cut = str | int | tuple[int | str, ...] | None
+from .problems import Cut
 
 
 @dataclass(frozen=True)

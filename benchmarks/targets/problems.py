@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from fedspzo import Blocks, models, split
 from fedspzo import config as configuration
-from fedspzo import models
 from fedspzo.cli import DEMO_CONFIG
 from fedspzo.config import Config, ModelConfig
 from fedspzo.data import read_splits
@@ -20,6 +20,8 @@ from fedspzo.tasks import Encoded, Task
 from . import masked
 
 ROOT = Path(__file__).parents[2]
+
+Cut = str | int | tuple[int | str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,15 @@ class Loaded:
     def fresh(self) -> nn.Module:
         """A copy of the base model."""
         return copy.deepcopy(self.model)
+
+    def split(self, at: Cut) -> Blocks:
+        """The base model's copy, cut there; None: not cut."""
+        model = self.fresh()
+        if at is None:
+            return Blocks.single(model)
+        batch = self.task.collate(self.train[:1])
+        example = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return split(model, at, example=example)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and accuracy on examples never trained on."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedspzo import Blocks, split
+from fedspzo import Blocks
 from fedspzo.federated import RoundResult, dirichlet
 from fedspzo.federated.client import spzo
 from fedspzo.federated.partition import draw
@@ -124,13 +124,7 @@ def race(
     """Train until both last targets are reached, the run diverges, or its budget is spent."""
     problem = loaded.problem
     run = Run(problem.name, setting.name, method.name, lr, seed)
-    model = loaded.fresh()
-    if method.cut is None:
-        blocks = Blocks.single(model)
-    else:
-        batch = loaded.task.collate(loaded.train[:1])
-        example = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        blocks = split(model, method.cut, example=example)
+    blocks = loaded.split(method.cut)
     try:
         if setting.alpha is None:
             _central(Watch(run, loaded, budget), blocks, method, lr, seed)

@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -101,26 +102,54 @@ def batches(rows: list[list[int]], seed: int) -> Iterator[list[list[int]]]:
             yield chunk[cut : cut + BATCH]
 
 
-def train(model: LlamaForCausalLM, rows: list[list[int]], pad: int, seed: int) -> float:
-    """One epoch of AdamW with a cosine schedule; returns the mean loss of the last steps."""
+def padded(batch: list[list[int]], pad: int) -> Tensor:
+    """A batch's tokens, int64 (B, T), padded on the right."""
+    width = max(map(len, batch))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in batch])
+
+
+def next_token_loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int) -> Tensor:
+    """The mean loss of every token but the first, a scalar."""
+    ids = padded(batch, pad)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    targets = ids[:, 1:]
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=pad
+    )
+
+
+def train(
+    model: nn.Module,
+    rows: list[list[int]],
+    seed: int,
+    loss_of: Callable[[list[list[int]]], Tensor],
+    *,
+    warmup: float = 0.05,
+) -> float:
+    """One epoch of AdamW with a cosine schedule.
+
+    Args:
+        model: what trains.
+        rows: the documents' tokens.
+        seed: of their order.
+        loss_of: a batch's loss.
+        warmup: the share of the steps in which the learning rate rises.
+
+    Returns:
+        The mean loss of the last steps.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.05
     )
     steps = math.ceil(len(rows) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=PEAK_LR, total_steps=steps, pct_start=0.05
+        optimizer, max_lr=PEAK_LR, total_steps=steps, pct_start=warmup
     )
     model.train()
     recent: list[float] = []
     progress = tqdm(batches(rows, seed), total=steps, desc="pretraining", unit="step")
     for batch in progress:
-        width = max(map(len, batch))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        targets = ids[:, 1:]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=pad
-        )
+        loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -146,7 +175,8 @@ def build(output: Path, documents: int = DOCUMENTS, seed: int = corpus.SEED) -> 
     end = tokenizer.eos_token_id
     rows = [[*ids, end] for ids in tokenizer(texts)["input_ids"]]
     model = new_model(tokenizer)
-    loss = train(model, rows, tokenizer.pad_token_id, seed)
+    pad = tokenizer.pad_token_id
+    loss = train(model, rows, seed, lambda batch: next_token_loss(model, batch, pad))
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     os.chmod(folder, 0o755)
