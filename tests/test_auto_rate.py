@@ -1,4 +1,4 @@
-"""lr="auto": the search, the way back, and that all of it is a function of the losses."""
+"""lr="auto": the rates, the way back, and that all of it is a function of the losses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import nn
 
 from fedspzo import SPZO, split
 from fedspzo.auto_rate import (
+    DOUBTED,
     EVERY,
-    GROW,
     HALVE,
+    HALVINGS,
     LARGEST,
     LARGEST_LAST,
-    REJECTED,
-    SHRINK,
+    LEARN,
     START,
-    TRUSTED,
+    STIFF,
+    WORTH,
     AutoRate,
     predicted,
-    relative_size,
 )
+from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
 from fedspzo.step_journal import step_record
 from fedspzo_kernels import noise
@@ -65,41 +66,101 @@ def a_run(curve: float, steps: int, dtype=torch.float32, seed=0, **settings):
     return model, optimizer, losses
 
 
-def test_a_rate_in_search_doubles_while_steps_keep_their_promise():
+def groups_of(*blocks: torch.Tensor) -> list[dict]:
+    return [{"params": [block], "lr": START} for block in blocks]
+
+
+TWOS, HALVES = torch.full((100,), 2.0), torch.full((30,), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "curvatures", "rates"),
+    [
+        # by size: block 1's 4 directions of |g| = 10 make a step of 3 % of its weights
+        ([[10.0] * 4, [1.0]], (None, None), (LARGEST * 2 * 2 / 10, LARGEST_LAST * 0.5)),
+        # by worth: with small gradients a step of that size promises too little
+        ([[1e-3] * 4, [1.0]], (None, None), (WORTH * 4 * 4, LARGEST_LAST * 0.5)),
+        # by curvature, where it is seen and lower than the others
+        ([[10.0] * 4, [1.0] * 8], (None, 64.0), (LARGEST * 0.4, STIFF * 8 / 64)),
+        ([[10.0] * 4, [1.0]], (-9.0, -9.0), (LARGEST * 0.4, LARGEST_LAST * 0.5)),
+        # nothing is known of a block that does not move
+        ([[10.0] * 4, []], (None, None), (LARGEST * 0.4, START)),
+    ],
+)
+def test_the_tightest_bound_sets_a_blocks_rate(gradients, curvatures, rates):
+    auto, groups = AutoRate(), groups_of(TWOS, HALVES)
+    auto.learn(groups, gradients, curvatures)
+    assert [group["lr"] for group in groups] == pytest.approx(rates)
+
+
+def test_a_step_at_the_bound_is_that_share_of_the_blocks_weights():
+    """The norm of an update along P directions is lr |g| sqrt(d / P)."""
+    weights, gradients = torch.full((10**5,), 2.0), [3.0, -4.0]
+    auto, groups = AutoRate(), groups_of(weights)
+    auto.learn(groups, [gradients], (None,))
+    along = coefficients(gradients, groups[0]["lr"])
+    update = sum(c * noise(10**5, 5, seed) for seed, c in enumerate(along))
+    assert (update.norm() / weights.norm()).item() == pytest.approx(LARGEST, rel=0.02)
+
+
+def test_a_block_of_zeros_is_bounded_by_curvature_alone():
+    auto, groups = AutoRate(), groups_of(TWOS, torch.zeros(50))
+    auto.learn(groups, [[10.0], [1.0]], (None, 64.0))
+    assert groups[1]["lr"] == STIFF / 64
+    auto, groups = AutoRate(), groups_of(torch.zeros(50))
+    auto.learn(groups, [[10.0]], (None,))
+    assert groups[0]["lr"] == START
+
+
+def test_rates_are_learned_from_the_first_steps_means_and_then_kept():
+    auto, groups = AutoRate(), groups_of(TWOS, HALVES)
+    for step in range(LEARN):
+        assert auto.learning
+        auto.learn(groups, [[10.0 * (step % 2)], [1.0]], (None, 32.0 + 64 * (step % 2)))
+    mean = math.sqrt(10.0**2 / 2)
+    assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / mean)
+    assert groups[1]["lr"] == pytest.approx(STIFF / 64)
+    assert not auto.learning
+    before = copy.deepcopy(groups)
+    auto.learn(groups, [[1.0], [1.0]], (None, 1.0))
+    assert [g["lr"] for g in groups] == [g["lr"] for g in before]
+
+
+def test_a_step_without_finite_gradients_teaches_nothing():
+    auto, groups = AutoRate(), groups_of(TWOS)
+    auto.learn(groups, [[math.nan]], (None,))
+    assert auto.learned == 0
+    assert groups[0]["lr"] == START
+
+
+def test_what_halved_the_rates_halves_those_still_to_be_learned():
+    auto, groups = AutoRate(), groups_of(TWOS)
+    auto.learn(groups, [[10.0]], (None,))
+    rate = groups[0]["lr"]
+    auto.scale(groups, HALVE)
+    assert groups[0]["lr"] == HALVE * rate
+    auto.learn(groups, [[10.0]], (None,))
+    assert groups[0]["lr"] == HALVE * rate
+
+
+def test_the_first_step_is_looked_at_and_later_some():
+    _, optimizer, _ = a_run(1.0, 0)
+    looked = []
+    model = Bowl(1.0)
+    optimizer = SPZO(split(model, at=-1, example={}), lr="auto", perturbations=(2, 4))
+    for _ in range(2 * EVERY + 1):
+        optimizer.step(model)
+        looked.append(optimizer.last_step.ratio is not None)
+    assert [step for step, did in enumerate(looked) if did] == [0, EVERY, 2 * EVERY]
+
+
+def test_one_lucky_batch_is_no_best_loss_to_fall_behind():
     auto = AutoRate()
-    assert [auto.factor(1.0, 0.0), auto.factor(TRUSTED + 0.01, 0.0)] == [GROW, GROW]
-    assert auto.searching
-    assert auto.factor(TRUSTED - 0.01, 0.0) == 1.0
-    assert not auto.searching
-    assert auto.factor(1.0, 0.0) == 1.0
-    assert auto.factor(0.0, 0.0) == SHRINK
-    assert auto.factor(REJECTED - 0.01, 0.0) == HALVE
-    assert auto.factor(math.nan, 0.0) == HALVE
-
-
-def test_a_large_step_ends_the_search():
-    auto = AutoRate()
-    assert auto.factor(1.0, 1 / GROW) == GROW
-    assert auto.factor(1.0, 1.0) == 1.0
-    assert not auto.searching
-
-
-def test_the_size_of_a_step_is_relative_to_its_blocks_weights():
-    twos, zeros = [torch.full((100,), 2.0)], [torch.zeros(50)]
-    step, other = {1: 0.3, 2: -0.4}, {3: 1.0}
-    assert relative_size((twos, zeros), (step, other)) == pytest.approx(0.25 / LARGEST)
-    assert relative_size((twos,), (step,)) == pytest.approx(0.25 / LARGEST)
-    last = relative_size((zeros, twos), (other, step))  # a new head, maybe: it may take more
-    assert last == pytest.approx(0.25 / LARGEST_LAST)
-    z = 0.3 * noise(10**5, 5, 1) - 0.4 * noise(10**5, 5, 2)
-    assert z.norm().item() / (2 * 10**2.5) == pytest.approx(0.25, rel=0.01)
-
-
-def test_the_search_looks_at_every_step_and_later_at_some():
-    auto = AutoRate()
-    assert all(auto.due() for _ in range(5))
-    auto.searching = False
-    assert sum(auto.due() for _ in range(10 * EVERY)) == 10
+    auto.recent.append(({1: 0.1},))
+    for loss in (0.35, 0.66, 0.45, 0.61, 0.9, 0.66, 0.5, 0.7):
+        assert not auto.diverged(loss)
+        auto.recent.append(({1: 0.1},))
+    assert any(auto.diverged(3.0) for _ in range(3))
 
 
 def test_the_prediction_is_the_derivative_along_the_update():
@@ -115,20 +176,54 @@ def test_the_rate_found_fits_the_curvature(curve):
     assert 0.02 < rate * curve * DIM / 2 < 2
 
 
-def test_without_trust_nothing_moves():
-    """Where a step raises its batch's loss, it is not made, and the rate is halved."""
+def too_fast(**settings) -> tuple[Bowl, SPZO]:
+    """An optimizer that has learned rates far too high."""
     model = Bowl(1.0)
     blocks = split(model, at=-1, example={})
-    optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), evaluation="layerwise")
+    optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), **settings)
+    optimizer.auto.learned = LEARN
     for group in optimizer.param_groups:
         group["lr"] = 100.0
-    before = copy.deepcopy(model.state_dict())
+    return model, optimizer
+
+
+def test_a_step_that_breaks_its_promise_is_halved_until_it_keeps_it():
+    model, optimizer = too_fast()
     optimizer.step(model)
     report = optimizer.last_step
+    rate = optimizer.param_groups[0]["lr"]
+    halvings = math.log2(100.0 / rate)
+    assert halvings == int(halvings) > 1
+    assert report.lr == (rate, rate)
+    assert report.ratio >= DOUBTED
+    assert report.undone is None
+    for gradients, updates in zip(report.gradients, report.coefficients, strict=True):
+        assert updates == pytest.approx(coefficients(gradients, rate), rel=1e-6)
+    fall = report.loss - model().item()
+    promise = -predicted(report.gradients, report.coefficients)
+    assert fall / promise == pytest.approx(report.ratio, rel=1e-3)
+    share = optimizer.cost_shares[0]
+    assert report.forwards == pytest.approx(1 + 2 + 4 * share + halvings + 1)
+
+
+def test_without_trust_nothing_moves():
+    """Where even the smallest step raises its batch's loss, it is not made."""
+    model, optimizer = too_fast(evaluation="layerwise")
+    before = copy.deepcopy(model.state_dict())
+    calls = 0
+
+    def evaluate() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return model() + (1e3 if calls > 2 + 1 + 2 + 4 else 0.0)  # past the step's own points
+
+    optimizer.step(evaluate)
+    report = optimizer.last_step
     assert report.undone == "step"
-    assert report.ratio < REJECTED
+    assert report.ratio < DOUBTED
+    assert calls == 2 + 1 + 2 + 4 + HALVINGS
     assert not any(c for block in report.coefficients for c in block)
-    assert optimizer.param_groups[0]["lr"] == 50.0
+    assert optimizer.param_groups[0]["lr"] == 100.0 * HALVE**HALVINGS
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -178,12 +273,17 @@ def test_a_run_with_auto_continues_from_its_state():
 
 
 def test_what_it_costs_is_counted_and_what_it_does_is_reported():
+    """Block 2 is evaluated on both sides while there is something to learn of its curvature."""
     _, optimizer, _ = a_run(1.0, 1)
     report = optimizer.last_step
     share = optimizer.cost_shares[0]
-    assert report.lr == (START, 2 * START)
-    assert report.ratio == pytest.approx(1.0, abs=0.1)
-    assert report.forwards == pytest.approx(1 + 2 + 4 * share + 1)
+    assert report.lr == tuple(group["lr"] for group in optimizer.param_groups)
+    assert report.lr != (START, START)
+    assert report.ratio >= DOUBTED
+    looks = round(report.forwards - (1 + 2 + 2 * 4 * share))
+    assert report.forwards == pytest.approx(1 + 2 + 2 * 4 * share + looks)
+    _, optimizer, _ = a_run(1.0, LEARN + 2)
+    assert optimizer.last_step.forwards == pytest.approx(1 + 2 + 4 * share)
 
 
 def test_another_word_is_refused():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -272,6 +273,26 @@ def test_bad_settings_are_named(settings, says):
         Estimator(name=name, sides=sides, perturbations=perturbations)
 
 
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
+    """On 3 + g e + h e^2 / 2 along each direction it is the mean of h, and g is as exact."""
+    slopes, bends = ((2.0,), (0.5, -4.0)), ((7.0,), (10.0, -2.0))
+    estimator = Estimator(name="anchored", sides=sides, perturbations=(1, 2), mirrored=True)
+    eps = (0.5, 0.25)
+    losses = {}
+    for point in estimator.points():
+        losses[point] = 3.0
+        for block, (p, sign) in enumerate(point):
+            e = sign * eps[block]
+            losses[point] += slopes[block][p] * e + bends[block][p] * e * e / 2
+    assert estimator.curvatures(losses, eps) == (7.0 if sides == "two" else None, 4.0)
+    first = 2.0 if sides == "two" else 2.0 + 7.0 * eps[0] / 2
+    assert estimator.gradients(losses, eps) == ([first], [0.5, -4.0])
+    plain = replace(estimator, mirrored=False)
+    assert len(plain.points()) == (1 + 3 if sides == "one" else 1 + 6)
+    assert replace(plain, name="mezo", perturbations=(1, 1)).curvatures({}, eps) == (None, None)
+
+
 def test_coefficients_are_float32_means():
     assert coefficients([0.5, -1.0], 0.25) == (-0.0625, 0.125)
     (value,) = coefficients([0.1], 0.3)
@@ -288,20 +309,20 @@ def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
 
 def test_perturbations_leave_the_least_noise_for_their_cost():
     """Sum 1 / P_b at sum P_b C_b: the rule's against its neighbours, costs matched by scaling."""
-    shares = (1.0, 1 / 4, 1 / 100)
+    shares = (1.0, 1 / 4, 1 / 64)
     counts = default_perturbations("anchored", shares[1:])
-    assert counts == (1, 2, 10)
+    assert counts == (4, 8, 32)
 
     def noise(counts: Sequence[float]) -> float:
         cost = sum(c * p for c, p in zip(shares, counts, strict=True))
         return cost * sum(1 / p for p in counts)
 
-    for moved in ((2, 2, 10), (1, 3, 10), (1, 1, 10), (1, 2, 9), (1, 2, 11), (1, 4, 100)):
+    for moved in ((8, 8, 32), (4, 12, 32), (4, 4, 32), (4, 8, 24), (4, 8, 40), (4, 16, 400)):
         assert noise(counts) < noise(moved)
 
 
 def test_perturbations_by_the_rule_have_bounds():
-    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (1, 1, 1, MOST_PERTURBATIONS)
+    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (4, 4, 4, MOST_PERTURBATIONS)
 
 
 def test_by_the_rule_every_direction_counts_alike():

@@ -23,7 +23,6 @@ class Method:
         first: where on the grid of learning rates to look first, a power of two.
         federated: runs a federation; None: central only.
         seeds: directions common to all clients, or each client's own.
-        head: the second block's rate over the first's; None: by the rule.
     """
 
     name: str
@@ -32,12 +31,10 @@ class Method:
     first: int = -10
     federated: Callable[..., Any] = run
     seeds: str = "per-client"
-    head: float | None = None
 
     def optimizer(self, lr: float) -> OptimizerConfig:
         """The settings at a learning rate."""
-        rates = lr if self.head is None else (lr, self.head * lr)
-        return OptimizerConfig(**{"lr": rates, **self.settings})
+        return OptimizerConfig(**{"lr": lr, **self.settings})
 
 
 def _mezo(count: int, sides: str) -> dict[str, Any]:
@@ -50,12 +47,10 @@ CENTRAL = (
     Method("MeZO, 2 one-sided", None, _mezo(2, "one")),
     Method("MeZO, 4 one-sided", None, _mezo(4, "one"), -9),
     Method("MeZO, 16 one-sided", None, _mezo(16, "one"), -8),
+    Method("MeZO, 4 one-sided, lr auto", None, {**_mezo(4, "one"), "lr": "auto"}),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
-    Method("anchored, two blocks", -1, {}),
-    Method("anchored, three blocks", (-1, "head"), {}),
-    Method("FedSPZO", "auto", {}),
-    Method("FedSPZO, head's rate x32", "auto", {}, -11, head=32.0),
+    Method("FedSPZO", "auto", {}, -8),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
 )

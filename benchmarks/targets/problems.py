@@ -40,6 +40,8 @@ class Problem:
         accuracies: targets on the test examples; the last one is what rates are tuned for.
         losses: further targets.
         tests: how many test examples are looked at.
+        tuning: how many seeds rates are tuned on.
+        seeds: how many others the results are of.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Problem:
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
     tests: int = 300
+    tuning: int = 5
+    seeds: int = 9
 
 
 @dataclass(frozen=True)
@@ -151,5 +155,7 @@ PROBLEMS = (
         accuracies=(0.80, 0.85),
         losses=(0.55, 0.45),
         tests=150,
+        tuning=2,
+        seeds=3,
     ),
 )

@@ -15,7 +15,7 @@ from machine import machine
 
 from .methods import BASELINE, CENTRAL, FEDERATED
 from .problems import PROBLEMS, Problem
-from .runs import Point, Results, Run, settings
+from .runs import Point, Results, Run, seeds_of, settings
 
 REFERENCES = (BASELINE, FEDERATED[0].name)
 
@@ -31,7 +31,7 @@ class Row:
         return [run.cost(accuracy=accuracy, loss=loss) for run in self.runs]
 
 
-def write(folder: Path, seeds: Sequence[int], tuning: Sequence[int]) -> None:
+def write(folder: Path) -> None:
     """Write FOLDER.md and, with central runs, FOLDER.png from the files in `folder`."""
     lines = [
         "# Computation to a target",
@@ -40,10 +40,9 @@ def write(folder: Path, seeds: Sequence[int], tuning: Sequence[int]) -> None:
         f" {machine()}, torch {torch.__version__}, {date.today()}.",
         "",
         "Full-forward equivalents, of all clients together, until a target is met at two"
-        f" evaluations in a row: median (range) over seeds {', '.join(map(str, seeds))}; 'k of n'"
-        " where not all seeds got there. 'x' is how many times less that is than the first line's,"
-        " by medians; 'over' where that one's median seed did not within its budget. Rates were"
-        f" tuned on seeds {', '.join(map(str, tuning))}; those marked auto were not.",
+        " evaluations in a row: median (range) over the seeds that got there; 'k of n' where not"
+        " all did. 'x' is how many times less the median is than the first line's, of all seeds;"
+        " 'over' where that one's median seed did not get there within its budget.",
         "",
     ]
     panels: list[tuple[Problem, list[Row]]] = []
@@ -53,9 +52,18 @@ def write(folder: Path, seeds: Sequence[int], tuning: Sequence[int]) -> None:
             results = Results(folder / f"{problem.name}_{kind}.jsonl")
             for setting in settings(problem, federated=federated):
                 order = [method.name for method in (FEDERATED if federated else CENTRAL)]
+                tuning, seeds = seeds_of(problem, setting)
                 rows = _rows(results, problem.name, setting.name, order, seeds)
                 if rows:
-                    lines += [f"## {problem.title}: {setting.name}", "", *_table(problem, rows), ""]
+                    lines += [
+                        f"## {problem.title}: {setting.name}",
+                        "",
+                        f"Seeds {seeds[0]} to {seeds[-1]}; rates tuned on {tuning[0]} to"
+                        f" {tuning[-1]}, but for those marked auto.",
+                        "",
+                        *_table(problem, rows),
+                        "",
+                    ]
                     if not federated:
                         panels.append((problem, rows))
     folder.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -220,3 +220,9 @@ def settings(problem: Problem, *, federated: bool) -> Iterator[Setting]:
     for alpha in (10.0, 0.1):
         for local_steps in (1, 5, 20):
             yield Setting(alpha, local_steps)
+
+
+def seeds_of(problem: Problem, setting: Setting) -> tuple[range, range]:
+    """The seeds that rates are tuned on, and those that the results are of."""
+    tuning, seeds = (2, 3) if setting.alpha is not None else (problem.tuning, problem.seeds)
+    return range(100, 100 + tuning), range(seeds)

@@ -1,14 +1,21 @@
-"""A learning rate that finds itself, from losses alone, and backs off when training diverges.
+"""Learning rates that find themselves, from losses and weights alone, and back off.
 
-`SPZO(lr="auto")`. To find it, the rate doubles step by step while a step does what its gradient
-promises: the *trust ratio*, the change of the batch's loss over what the projected gradients
-predict, is 1 for a tiny step and about 0.5 for the best one along its way. A step of a few percent
-of a block's weights ends the search too: its noise adds up, which one batch's ratio does not show.
+`SPZO(lr="auto")`. The first steps set a rate for each block (`AutoRate.learn`), as large as three
+bounds let it be; their constants were chosen on the problems of `benchmarks/compute_to_target.py`:
 
-Every few steps after that the ratio is looked at again, and the rate falls where it is low; a step
-that raises its own batch's loss is not made. Where the smoothed loss has left its best value
-behind, the steps since then are taken back, by the negative of their terms, and the rate is halved.
-Everything follows from losses, so it repeats; the terms that take steps back are terms like others.
+* size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
+  update of P directions has the norm lr |g| sqrt(d / P).
+* worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
+  by r^2 / WORTH; it promises lr |g|^2.
+* curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
+  best for a single step, P / trace(H) where noise dominates.
+
+Every few steps the *trust ratio* is looked at: the change of the batch's loss over what the
+projected gradients predict, 1 for a tiny step and about 0.5 for the best one along its way. A step
+that keeps too little of its promise is halved until it keeps it, and the rates with it. Where the
+smoothed loss has left its best value behind, the steps since then are taken back, by the negative
+of their terms, and the rates are halved. Everything follows from losses and weights, so it repeats;
+the terms that take steps back are terms like others.
 """
 
 from __future__ import annotations
@@ -21,20 +28,29 @@ from typing import Any
 from torch import Tensor
 
 from .displacement import Movable
+from .estimator import to_float32
 from .step_report import StepReport, terms_of
 
 START = 1e-4
-GROW, SHRINK, HALVE = 2.0, 0.8, 0.5
-TRUSTED, DOUBTED, REJECTED = 0.4, 0.1, -0.5
-"""Trust ratios: above the first a rate in search grows; below the others it shrinks, is undone."""
-LARGEST, LARGEST_LAST = 0.04, 0.25
-"""The search's largest step: the norm of a block's update over that of its weights; and that of the
-last of several blocks, where a new head is small at first."""
-EVERY = 4
-"""Steps between looks once the rate is found."""
+"""A block's rate where nothing bounds it."""
+LEARN = 8
+"""Steps that set the rates, each by the mean over the steps so far."""
+LARGEST, LARGEST_LAST = 0.03, 0.25
+"""The largest step: the norm of a block's update over that of its weights; and that of the last of
+several blocks, where a new head is small at first, and which no worth bounds."""
+WORTH = 0.1
+"""In 1 / nats; see above."""
+STIFF = 1 / 32
+"""The part of the rate that is best for a single step."""
+EVERY = 8
+"""Steps between looks at the trust ratio."""
+DOUBTED = 0.1
+"""The trust ratio below which a step is halved."""
+HALVE, HALVINGS = 0.5, 32
+"""What a step is halved by, and how often before it is not made at all."""
 SMOOTHING = 0.75
-RISE, SLACK = 1.5, 0.1
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first loss."""
+RISE, SLACK = 1.5, 0.5
+"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones' mean."""
 MEMORY = 64
 """Steps that can be taken back."""
 
@@ -47,24 +63,89 @@ class AutoRate:
     """What `lr="auto"` remembers. Plain values, which a state_dict holds.
 
     Attributes:
-        searching: the rate still doubles.
         steps: steps seen.
-        first: the first loss.
+        learned: steps that the rates follow from, at most `LEARN`.
+        factor: what looks and divergence have made of the rates that the bounds allow.
+        sizes: each block's root mean square weight, at the start.
+        squares: the sum over the learned steps of the mean squared projected gradient, a block.
+        traces: the sum of the estimated traces of a block's Hessian; None where not known.
+        first: the mean loss of the first `LEARN` steps.
         smoothed, best: the smoothed loss, now and at its best.
         recent: the terms of the steps since the best, oldest first.
     """
 
-    searching: bool = True
     steps: int = 0
-    first: float | None = None
+    learned: int = 0
+    factor: float = 1.0
+    sizes: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    traces: list[float | None] = field(default_factory=list)
+    first: float = 0.0
     smoothed: float = 0.0
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
+    @property
+    def learning(self) -> bool:
+        """Whether the step to come helps to set the rates."""
+        return self.learned < LEARN
+
+    def learn(
+        self,
+        groups: Sequence[dict[str, Any]],
+        gradients: Sequence[Sequence[float]],
+        curvatures: Sequence[float | None],
+    ) -> None:
+        """Set the rates by what a step has shown, while there is to learn.
+
+        Args:
+            groups: the param groups, whose `lr` is set.
+            gradients: a block, its directions' projected gradients.
+            curvatures: a block, its Hessian's trace as the step's losses show it, or None.
+        """
+        squares = [_mean_square(block) for block in gradients]
+        if not self.learning or not all(map(math.isfinite, squares)):
+            return
+        if not self.sizes:
+            self.sizes = [root_mean_square(group["params"]) for group in groups]
+            self.squares, self.traces = [0.0] * len(groups), [0.0] * len(groups)
+        self.learned += 1
+        for block, (group, square, trace) in enumerate(
+            zip(groups, squares, curvatures, strict=True)
+        ):
+            self.squares[block] += square
+            known = self.traces[block]
+            self.traces[block] = None if trace is None or known is None else known + trace
+            last = 0 < block == len(groups) - 1
+            group["lr"] = self.factor * self._bound(block, len(gradients[block]), last=last)
+
+    def _bound(self, block: int, count: int, *, last: bool) -> float:
+        """The largest rate that is allowed for a block of `count` directions."""
+        size, square = self.sizes[block], self.squares[block] / self.learned
+        trace = (self.traces[block] or 0.0) / self.learned
+        bounds = []
+        if size and square:
+            largest = LARGEST_LAST if last else LARGEST
+            bounds.append(largest * size * math.sqrt(count / square))
+        if size and not last:
+            bounds.append(WORTH * size**2 * count)
+        if trace > 0:
+            bounds.append(STIFF * count / trace)
+        return min((bound for bound in bounds if bound), default=START)
+
+    def scale(self, groups: Sequence[dict[str, Any]], factor: float) -> None:
+        """Multiply the rates, those still to be learned too."""
+        self.factor *= factor
+        for group in groups:
+            group["lr"] *= factor
+
     def diverged(self, loss: float) -> bool:
         """Take note of a step's loss; whether to take back what came since the best one."""
-        if self.first is None:
-            self.first = self.smoothed = self.best = loss
+        if self.steps == 0:
+            self.smoothed = self.best = loss
+        self.steps += 1
+        if self.steps <= LEARN:  # one batch's loss alone may be far off
+            self.first += (loss - self.first) / self.steps
         self.smoothed += (1 - SMOOTHING) * (loss - self.smoothed)
         if self.smoothed <= self.best or len(self.recent) > MEMORY:
             self.best = self.smoothed
@@ -72,53 +153,33 @@ class AutoRate:
         return self.smoothed > RISE * self.best + SLACK * abs(self.first) and bool(self.recent)
 
     def take_back(self) -> Terms:
-        """The terms that undo all steps since the best loss; the search is over."""
+        """The terms that undo all steps since the best loss."""
         undone: Terms = tuple({} for _ in self.recent[0])
         for step in self.recent:
             for total, terms in zip(undone, step, strict=True):
                 for seed, coefficient in terms.items():
                     total[seed] = -coefficient
         self.recent.clear()
-        self.smoothed, self.searching = self.best, False
+        self.smoothed = self.best
         return undone
 
     def due(self) -> bool:
-        """Whether the step to come is to be looked at."""
-        self.steps += 1
-        return self.searching or self.steps % EVERY == 0
-
-    def factor(self, ratio: float, size: float) -> float:
-        """What a step's trust ratio makes of the rate; below `REJECTED` the step is not made.
-
-        Args:
-            ratio: the batch's change of loss over the predicted one.
-            size: the step's, over the largest that is allowed; looked at while searching.
-        """
-        if not ratio >= DOUBTED:  # also where it is not a number
-            self.searching = False
-            return SHRINK if ratio >= REJECTED else HALVE
-        self.searching = self.searching and ratio > TRUSTED and GROW * size <= 1
-        return GROW if self.searching else 1.0
+        """Whether the step at hand is to be looked at: the first is, and some."""
+        return self.steps % EVERY == 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a state_dict."""
         return asdict(self)
 
 
-def relative_size(groups: Sequence[Sequence[Tensor]], terms: Terms) -> float:
-    """The norm of a block's update over that of its weights and its bound, the largest of all.
+def root_mean_square(tensors: Sequence[Tensor]) -> float:
+    """Of all elements."""
+    total = sum(float(tensor.float().square().sum()) for tensor in tensors)
+    return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 
-    Directions are nearly orthogonal and of norm sqrt(d), so sum_k c_k z_k has |c| sqrt(d). A block
-    of zeros alone does not count.
-    """
-    sizes = [0.0]
-    for block, (tensors, update) in enumerate(zip(groups, terms, strict=True)):
-        bound = LARGEST_LAST if 0 < block == len(groups) - 1 else LARGEST
-        weights = math.sqrt(sum(float(t.float().square().sum()) for t in tensors))
-        numel = sum(t.numel() for t in tensors)
-        if weights:
-            sizes.append(math.hypot(*update.values()) * math.sqrt(numel) / weights / bound)
-    return max(sizes)
+
+def _mean_square(values: Sequence[float]) -> float:
+    return sum(value * value for value in values) / max(1, len(values))
 
 
 def predicted(
@@ -155,23 +216,45 @@ def judge(
         The step as it is to be made.
     """
     if auto.diverged(report.loss):
-        _scale(groups, HALVE)
+        auto.scale(groups, HALVE)
         return _back(auto.take_back(), report)
-    terms = tuple(map(terms_of, report.seeds, report.coefficients))
-    promise = predicted(report.gradients, report.coefficients)
-    if auto.due() and promise < 0:
-        for stand, block in zip(stands, terms, strict=True):
-            stand.move(block)
-        ratio = (evaluate().item() - report.loss) / promise
-        weights = [group["params"] for group in groups]
-        size = relative_size(weights, terms) if auto.searching else 0.0
-        _scale(groups, auto.factor(ratio, size))
-        report = replace(report, ratio=ratio, forwards=report.forwards + 1)
-        if not ratio >= REJECTED:  # also where it is not a number
-            zeros = tuple((0.0,) * len(block) for block in report.coefficients)
-            return replace(report, coefficients=zeros, undone="step")
-    auto.recent.append(terms)
+    if auto.due() and predicted(report.gradients, report.coefficients) < 0:
+        report = _halved_until_trusted(auto, groups, stands, report, evaluate)
+    if report.undone is None:
+        auto.recent.append(_terms(report))
     return report
+
+
+def _halved_until_trusted(
+    auto: AutoRate,
+    groups: Sequence[dict[str, Any]],
+    stands: Sequence[Movable],
+    report: StepReport,
+    evaluate: Callable[[], Tensor],
+) -> StepReport:
+    """The step, or its half, or a half of that, whichever first keeps its promise; or none."""
+    for _ in range(HALVINGS):
+        for stand, block in zip(stands, _terms(report), strict=True):
+            stand.move(block)
+        promise = predicted(report.gradients, report.coefficients)
+        ratio = (evaluate().item() - report.loss) / promise if promise else 0.0
+        report = replace(report, ratio=ratio, forwards=report.forwards + 1)
+        if ratio >= DOUBTED:  # not where it is not a number
+            return report
+        auto.scale(groups, HALVE)
+        report = replace(
+            report,
+            coefficients=tuple(
+                to_float32([HALVE * c for c in block]) for block in report.coefficients
+            ),
+            lr=tuple(HALVE * rate for rate in report.lr),
+        )
+    zeros = tuple((0.0,) * len(block) for block in report.coefficients)
+    return replace(report, coefficients=zeros, undone="step")
+
+
+def _terms(report: StepReport) -> Terms:
+    return tuple(map(terms_of, report.seeds, report.coefficients))
 
 
 def _back(terms: Terms, report: StepReport) -> StepReport:
@@ -183,8 +266,3 @@ def _back(terms: Terms, report: StepReport) -> StepReport:
         coefficients=tuple(tuple(block.values()) for block in terms),
         undone="steps",
     )
-
-
-def _scale(groups: Sequence[dict[str, Any]], factor: float) -> None:
-    for group in groups:
-        group["lr"] *= factor

@@ -112,6 +112,8 @@ class Estimator:
         perturbations: one number a block. "anchored": how many directions the block has; 0 leaves
             it as it is. "mezo": all alike, as every block moves along one direction of the whole.
             The others: P2 directions of block 2 for each of P1 of block 1.
+        mirrored: "anchored": blocks from the second on are evaluated on both sides whatever
+            `sides` says, which shows their curvature.
 
     Raises:
         ValueError: a value out of range, naming it and the remedy.
@@ -120,6 +122,7 @@ class Estimator:
     name: str
     sides: str
     perturbations: tuple[int, ...]
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         counts = self.perturbations
@@ -174,11 +177,12 @@ class Estimator:
                 for block in reversed(range(len(self.perturbations)))
                 for p in range(self.perturbations[block])
             ]
-            return [self._alone(), *(self._alone(*m, s) for m in moves for s in self._signs)]
+            signed = ((*move, sign) for move in moves for sign in self._signs(move[0]))
+            return [self._alone(), *(self._alone(*offset) for offset in signed)]
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
             here = [] if self.sides == "two" else [(HERE,) * blocks]
-            return here + [((p, s),) * blocks for p in range(count) for s in self._signs]
+            return here + [((p, s),) * blocks for p in range(count) for s in self._signs()]
         points = _TWO_BLOCKS[self.name, self.sides][0]
         return [point for a, ps in self._repeats() for point in points(a, ps)]
 
@@ -221,9 +225,26 @@ class Estimator:
         here = [value for point, value in loss.items() if point[-1] == HERE]
         return _mean(here or list(loss.values()))
 
-    @property
-    def _signs(self) -> tuple[int, ...]:
-        return (+1, -1) if self.sides == "two" else (+1,)
+    def curvatures(self, loss: Losses, eps: Sequence[float]) -> tuple[float | None, ...]:
+        """The trace of each block's Hessian, estimated; None where the loss does not tell.
+
+        The mean over a block's directions of (l(eps z) + l(-eps z) - 2 l(0)) / eps^2.
+        """
+        if self.name != "anchored":
+            return (None,) * len(self.perturbations)
+        here = loss[self._alone()]
+        found: list[float | None] = []
+        for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True)):
+            bends = [
+                (loss[self._alone(block, p, +1)] + loss[self._alone(block, p, -1)] - 2 * here)
+                for p in range(count if len(self._signs(block)) == 2 else 0)
+            ]
+            found.append(_mean(bends) / scale**2 if bends else None)
+        return tuple(found)
+
+    def _signs(self, block: int = 0) -> tuple[int, ...]:
+        both = self.sides == "two" or (self.mirrored and block > 0)
+        return (+1, -1) if both else (+1,)
 
     def _alone(self, block: int = 0, p: int = 0, sign: int = 0) -> Point:
         """The point where one block is moved and the others are as they are."""
@@ -233,7 +254,7 @@ class Estimator:
 
     def _difference(self, loss: Losses, block: int, p: int) -> float:
         plus = loss[self._alone(block, p, +1)]
-        if self.sides == "two":
+        if len(self._signs(block)) == 2:
             return (plus - loss[self._alone(block, p, -1)]) / 2
         return plus - loss[self._alone()]
 

@@ -48,14 +48,14 @@ class SPZO(Optimizer):
             their index) or param groups. Frozen parameters are left alone, tied ones taken once.
         lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
-            found from the losses and backed off when training diverges (`fedspzo.auto_rate`),
-            for one more forward pass in each step of the search and in every fourth after it.
+            one a block, found from the losses of the first steps and backed off when training
+            diverges (`fedspzo.auto_rate`), for one more forward pass in every eighth step.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 1 and P_b = 1 / sqrt(C_b),
+            Default by the rule (`rules.default_perturbations`): P1 = 4 and P_b = 4 / sqrt(C_b),
             at most 32, the cost shares C_b measured in the first step.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.
@@ -134,7 +134,8 @@ class SPZO(Optimizer):
             distribute(groups, name, value)
         for group in groups:
             # None: by the rule, once P is known. Not folded into lr, which schedulers own.
-            group.setdefault("lr_scale", 1.0 if mezo or isinstance(lr, Sequence) else None)
+            own = mezo or self.auto is not None or isinstance(lr, Sequence)
+            group.setdefault("lr_scale", 1.0 if own else None)
 
         self.reseed(seed)
         self.skipped = 0
@@ -277,6 +278,8 @@ class SPZO(Optimizer):
             losses = {point: value.mean().item() for point, value in values.items()}
             found = private_gradients(self.privacy, estimator, values, eps)
         gradients = tuple(to_float32(g) for g in found)
+        if self.auto is not None:
+            self.auto.learn(self.param_groups, gradients, estimator.curvatures(losses, eps))
         updates = tuple(
             coefficients(g, learning_rate(group))
             for g, group in zip(gradients, self.param_groups, strict=True)
@@ -324,6 +327,7 @@ class SPZO(Optimizer):
             name=self.estimator,
             sides=self.sides,
             perturbations=tuple(2 if count is None else count for count in counts),
+            mirrored=self.auto is not None and self.auto.learning,
         )
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+FIRST_PERTURBATIONS = 4
+"""Block 1's, "anchored": one pass more than directions, so four cost five passes, not eight."""
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
 
@@ -22,7 +24,7 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 1, and P_b = 1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
+    "anchored": P1 = 4, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
     computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if blocks
     are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
     P2 = C1 / C2 rounded to an even number, at least 2.
@@ -33,7 +35,8 @@ def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]
             blocks before it, as a share of a full forward pass, in (0, 1].
     """
     if name == "anchored":
-        return (1, *(min(MOST_PERTURBATIONS, round(share**-0.5)) for share in shares))
+        first = FIRST_PERTURBATIONS
+        return (first, *(min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares))
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 

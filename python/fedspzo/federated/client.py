@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch import Tensor, nn
 
+from fedspzo.auto_rate import LEARN
 from fedspzo.blocks import Blocks
 from fedspzo.losses import Closure
 from fedspzo.optimizer import SPZO
@@ -21,9 +22,6 @@ from .messages import Plan, Report
 from .partition import draw
 from .settings import OptimizerConfig
 from .updates import EVERYBODY, Scalars, batch_seed, client_seed, first_step, record
-
-SEARCH_STEPS = 16
-"""Steps in which lr="auto" is found; it doubles in most of them."""
 
 
 class Task(Protocol):
@@ -249,20 +247,21 @@ def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> Op
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
     Where `perturbations` is None it is measured, by a step on the client's examples; lr="auto" is
-    searched for, by `SEARCH_STEPS` of them. The weights stay as they are.
+    found, by `auto_rate.LEARN` of them. The weights stay as they are.
     """
     optimizer = spzo(client.replica.blocks, settings)
     mezo = settings.estimator == "mezo"
     measured = settings.perturbations is None and not mezo
-    steps = SEARCH_STEPS if settings.lr == "auto" else int(measured)
+    steps = LEARN if settings.lr == "auto" else int(measured)
     with client.replica.local_steps():
         for step in range(steps):
             batch = client.batch(0, 0, step, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
     counts = tuple(group["perturbations"] for group in optimizer.param_groups)
+    found = tuple(group["lr"] for group in optimizer.param_groups)
     filled = replace(
         settings,
-        lr=optimizer.param_groups[0]["lr"] if settings.lr == "auto" else settings.lr,
+        lr=settings.lr if settings.lr != "auto" else found[0] if mezo else found,
         perturbations=counts[0] if mezo else counts,
         sides=optimizer.sides,
         rounding=optimizer.rounding,
