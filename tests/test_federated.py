@@ -4,12 +4,15 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from federated_toys import CLASSES, ToyTask, toy, toy_data
 
+from fedspzo import SPZO
+from fedspzo.auto_rate import LEARN, START
 from fedspzo.federated import (
     Client,
     DigestError,
@@ -488,9 +491,9 @@ def test_settings_are_resolved_from_the_model():
     made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
-    assert p1 == 1
-    assert p2 == 2
-    assert made.lr == (1e-3, p2 * 1e-3)
+    assert p1 == 4
+    assert p2 == 6
+    assert made.lr == (1e-3, p2 / p1 * 1e-3)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made
     balanced = resolve(OptimizerConfig(lr=1e-3, estimator="balanced"), client, batch_size=2)
@@ -575,8 +578,16 @@ def test_a_federations_rate_is_found_before_it_starts():
     with pytest.raises(ValueError, match="lr is 'auto'; give a number, or find it first"):
         replace(settings, perturbations=(1, 2)).learning_rates  # noqa: B018
     made = resolve(settings, client, batch_size=2)
-    first, second = made.lr
-    assert first > 1e-4  # it has doubled
-    assert second == first * made.perturbations[1]
     assert client.replica.digest() == before
     assert resolve(settings, client, batch_size=2) == made
+    alone, task = toy(), ToyTask()  # the same steps by themselves
+    optimizer = SPZO(alone, lr="auto")
+    for step in range(LEARN):
+        batch = client.batch(0, 0, step, 2)
+        optimizer.step(partial(task.loss, alone.model, batch))
+    assert not optimizer.auto.learning
+    assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
+    assert made.lr[0] != made.lr[1] != START
+    whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
+    mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), whole, batch_size=2)
+    assert len(mezo.lr) == 1

@@ -50,7 +50,7 @@ HALVE, HALVINGS = 0.5, 32
 """What a step is halved by, and how often before it is not made at all."""
 SMOOTHING = 0.75
 RISE, SLACK = 1.5, 0.5
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones' mean."""
+"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones."""
 MEMORY = 64
 """Steps that can be taken back."""
 
