@@ -491,8 +491,8 @@ def test_settings_are_resolved_from_the_model():
     made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
-    assert p1 == 4
-    assert p2 == 6
+    assert p1 == 3
+    assert p2 == 5
     assert made.lr == (1e-3, p2 / p1 * 1e-3)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made

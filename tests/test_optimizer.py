@@ -307,9 +307,9 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     assert 2 / 8 < layers < 3 / 8  # 2 of 8 layers and the head
     assert head < layers / 4
     counts = [group["perturbations"] for group in optimizer.param_groups]
-    assert counts == [4, round(4 * layers**-0.5), round(4 * head**-0.5)]
+    assert counts == [3, round(3 * layers**-0.5), round(3 * head**-0.5)]
     scales = [group["lr_scale"] for group in optimizer.param_groups]
-    assert scales == [count / 4 for count in counts]
+    assert scales == [count / 3 for count in counts]
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3] * 3
     report = optimizer.last_step
     p1, p2, p3 = counts
@@ -317,7 +317,7 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     assert optimizer.forwards == pytest.approx(report.forwards + 1 + layers + head)
     for gradients, added in zip(report.gradients, report.coefficients, strict=True):
         # by the rule every direction counts alike
-        assert added == pytest.approx([-1e-3 * g / 4 for g in gradients])
+        assert added == pytest.approx([-1e-3 * g / 3 for g in gradients])
     optimizer.step(loss_of(model))
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + layers + head)
 

@@ -55,7 +55,7 @@ class SPZO(Optimizer):
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 4 and P_b = 4 / sqrt(C_b),
+            Default by the rule (`rules.default_perturbations`): P1 = 3 and P_b = 3 / sqrt(C_b),
             at most 32, the cost shares C_b measured in the first step.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FIRST_PERTURBATIONS = 4
-"""Block 1's, "anchored": one pass more than directions, so four cost five passes, not eight."""
+FIRST_PERTURBATIONS = 3
+"""Block 1's, "anchored": one pass more than directions, so three cost four passes, not six."""
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
 
@@ -24,7 +24,7 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 4, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
+    "anchored": P1 = 3, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
     computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if blocks
     are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
     P2 = C1 / C2 rounded to an even number, at least 2.
