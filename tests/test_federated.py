@@ -491,8 +491,8 @@ def test_settings_are_resolved_from_the_model():
     made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
-    assert p1 == 3
-    assert p2 == 5
+    assert p1 == 1
+    assert p2 == 2
     assert made.lr == (1e-3, p2 / p1 * 1e-3)
     assert client.replica.digest() == before
     assert resolve(made, client, batch_size=2) == made
@@ -581,12 +581,13 @@ def test_a_federations_rate_is_found_before_it_starts():
     assert client.replica.digest() == before
     assert resolve(settings, client, batch_size=2) == made
     alone, task = toy(), ToyTask()  # the same steps by themselves
-    optimizer = SPZO(alone, lr="auto")
+    optimizer = SPZO(alone, lr="auto", perturbations=made.perturbations)
     for step in range(LEARN):
         batch = client.batch(0, 0, step, 2)
         optimizer.step(partial(task.loss, alone.model, batch))
     assert not optimizer.auto.learning
     assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
+    assert made.perturbations[0] == 1
     assert made.lr[0] != made.lr[1] != START
     whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
     mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), whole, batch_size=2)

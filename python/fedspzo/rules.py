@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 FIRST_PERTURBATIONS = 3
 """Block 1's, "anchored": one pass more than directions, so three cost four passes, not six."""
+FIRST_OF_MANY = 1
+"""Block 1's where a step is one of several clients', whose directions are averaged anyway."""
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
 
@@ -21,21 +23,23 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
     return p1, p1 * p2
 
 
-def default_perturbations(name: str, shares: Sequence[float]) -> tuple[int, ...]:
+def default_perturbations(
+    name: str, shares: Sequence[float], first: int = FIRST_PERTURBATIONS
+) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = 3, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the same
-    computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if blocks
-    are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
+    "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the
+    same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if
+    blocks are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
     P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
         shares: C_b for the blocks from the second on: what an evaluation costs that replays the
             blocks before it, as a share of a full forward pass, in (0, 1].
+        first: P1 of "anchored".
     """
     if name == "anchored":
-        first = FIRST_PERTURBATIONS
         return (first, *(min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares))
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 

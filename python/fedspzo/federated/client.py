@@ -16,6 +16,7 @@ from fedspzo.losses import Closure
 from fedspzo.optimizer import SPZO
 from fedspzo.privacy import Mechanism
 from fedspzo.replica import Replica
+from fedspzo.rules import FIRST_OF_MANY, default_perturbations
 
 from . import download
 from .messages import Plan, Report
@@ -246,23 +247,30 @@ def spzo(
 def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> OptimizerConfig:
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
-    Where `perturbations` is None it is measured, by a step on the client's examples; lr="auto" is
-    found, by `auto_rate.LEARN` of them. The weights stay as they are.
+    Where `perturbations` is None it follows from what the blocks cost, measured by a step on the
+    client's examples; lr="auto" is found, by `auto_rate.LEARN` of them. The weights stay.
     """
-    optimizer = spzo(client.replica.blocks, settings)
     mezo = settings.estimator == "mezo"
-    measured = settings.perturbations is None and not mezo
-    steps = LEARN if settings.lr == "auto" else int(measured)
-    with client.replica.local_steps():
-        for step in range(steps):
-            batch = client.batch(0, 0, step, batch_size)
-            optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
-    counts = tuple(group["perturbations"] for group in optimizer.param_groups)
+
+    def after(steps: int, settings: OptimizerConfig) -> SPZO:
+        optimizer = spzo(client.replica.blocks, settings)
+        with client.replica.local_steps():
+            for step in range(steps):
+                batch = client.batch(0, 0, step, batch_size)
+                optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
+        return optimizer
+
+    if settings.perturbations is None and not mezo:
+        shares = after(1, settings).cost_shares
+        assert shares is not None  # the step has measured them
+        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
+        settings = replace(settings, perturbations=counts)
+    optimizer = after(LEARN if settings.lr == "auto" else 0, settings)
     found = tuple(group["lr"] for group in optimizer.param_groups)
     filled = replace(
         settings,
         lr=settings.lr if settings.lr != "auto" else found[0] if mezo else found,
-        perturbations=counts[0] if mezo else counts,
+        perturbations=settings.perturbations or 1,
         sides=optimizer.sides,
         rounding=optimizer.rounding,
     )

@@ -34,7 +34,7 @@ class OptimizerConfig:
             "auto": found before the first round, on one client's examples.
         estimator: how the projected gradients are formed (docs/estimators.md).
         sides: one- or two-sided differences. None: by dtype, "one" for float32.
-        perturbations: one number a block; for `mezo` one int. None: by the rule, from costs
+        perturbations: one number a block; for `mezo` one int. None: by the rule, P1 = 1, from costs
             measured in the first step (docs/estimators.md); `mezo`: 1.
         eps: scale of the finite difference. None: by dtype.
         rounding: of the update, to the dtype of the weights. None: by dtype, "nearest" for
