@@ -219,7 +219,14 @@ def judge(
         auto.scale(groups, HALVE)
         return _back(auto.take_back(), report)
     if auto.due() and predicted(report.gradients, report.coefficients) < 0:
-        report = _halved_until_trusted(auto, groups, stands, report, evaluate)
+
+        def look(step: StepReport) -> float:
+            for stand, block in zip(stands, _terms(step), strict=True):
+                stand.move(block)
+            promise = predicted(step.gradients, step.coefficients)
+            return (evaluate().item() - step.loss) / promise if promise else 0.0
+
+        report = _halved_until_trusted(auto, groups, report, look)
     if report.undone is None:
         auto.recent.append(_terms(report))
     return report
@@ -228,16 +235,15 @@ def judge(
 def _halved_until_trusted(
     auto: AutoRate,
     groups: Sequence[dict[str, Any]],
-    stands: Sequence[Movable],
     report: StepReport,
-    evaluate: Callable[[], Tensor],
+    look: Callable[[StepReport], float],
 ) -> StepReport:
-    """The step, or its half, or a half of that, whichever first keeps its promise; or none."""
+    """The step, or its half, or a half of that, whichever first keeps its promise; or none.
+
+    `look` gives a step's trust ratio.
+    """
     for _ in range(HALVINGS):
-        for stand, block in zip(stands, _terms(report), strict=True):
-            stand.move(block)
-        promise = predicted(report.gradients, report.coefficients)
-        ratio = (evaluate().item() - report.loss) / promise if promise else 0.0
+        ratio = look(report)
         report = replace(report, ratio=ratio, forwards=report.forwards + 1)
         if ratio >= DOUBTED:  # not where it is not a number
             return report

@@ -173,16 +173,17 @@ class Estimator:
         if self.name == "anchored":
             # the last block first: what block 1 replays is what theta's own evaluation captured
             moves = [
-                (block, p)
+                self._alone(block, p, sign)
                 for block in reversed(range(len(self.perturbations)))
                 for p in range(self.perturbations[block])
+                for sign in _signs(self._two_sided(block))
             ]
-            signed = ((*move, sign) for move in moves for sign in self._signs(move[0]))
-            return [self._alone(), *(self._alone(*offset) for offset in signed)]
+            return [self._alone(), *moves]
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
-            here = [] if self.sides == "two" else [(HERE,) * blocks]
-            return here + [((p, s),) * blocks for p in range(count) for s in self._signs()]
+            two = self.sides == "two"
+            here = [] if two else [(HERE,) * blocks]
+            return here + [((p, s),) * blocks for p in range(count) for s in _signs(two)]
         points = _TWO_BLOCKS[self.name, self.sides][0]
         return [point for a, ps in self._repeats() for point in points(a, ps)]
 
@@ -236,15 +237,15 @@ class Estimator:
         found: list[float | None] = []
         for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True)):
             bends = [
-                (loss[self._alone(block, p, +1)] + loss[self._alone(block, p, -1)] - 2 * here)
-                for p in range(count if len(self._signs(block)) == 2 else 0)
+                loss[self._alone(block, p, +1)] + loss[self._alone(block, p, -1)] - 2 * here
+                for p in range(count)
+                if self._two_sided(block)
             ]
             found.append(_mean(bends) / scale**2 if bends else None)
         return tuple(found)
 
-    def _signs(self, block: int = 0) -> tuple[int, ...]:
-        both = self.sides == "two" or (self.mirrored and block > 0)
-        return (+1, -1) if both else (+1,)
+    def _two_sided(self, block: int) -> bool:
+        return self.sides == "two" or (self.mirrored and block > 0)
 
     def _alone(self, block: int = 0, p: int = 0, sign: int = 0) -> Point:
         """The point where one block is moved and the others are as they are."""
@@ -254,7 +255,7 @@ class Estimator:
 
     def _difference(self, loss: Losses, block: int, p: int) -> float:
         plus = loss[self._alone(block, p, +1)]
-        if len(self._signs(block)) == 2:
+        if self._two_sided(block):
             return (plus - loss[self._alone(block, p, -1)]) / 2
         return plus - loss[self._alone()]
 
@@ -282,6 +283,10 @@ def coefficients(gradients: Sequence[float], lr: float) -> tuple[float, ...]:
 def to_float32(values: Sequence[float]) -> tuple[float, ...]:
     """The nearest float32 values, as Python floats; infinite beyond float32's range."""
     return tuple(torch.tensor(values, dtype=torch.float64).to(torch.float32).tolist())
+
+
+def _signs(two_sided: bool) -> tuple[int, ...]:
+    return (+1, -1) if two_sided else (+1,)
 
 
 def _mean(values: Sequence[float]) -> float:
