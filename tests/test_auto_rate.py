@@ -11,22 +11,22 @@ from torch import nn
 
 from fedspzo import SPZO, split
 from fedspzo.auto_rate import (
-    DOUBTED,
     EVERY,
     HALVE,
-    HALVINGS,
     LARGEST,
     LARGEST_LAST,
+    LEAD,
     LEARN,
+    LONGEST,
     START,
     STIFF,
     WORTH,
     AutoRate,
-    predicted,
 )
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
 from fedspzo.step_journal import step_record
+from fedspzo.trust import DOUBTED, HALVINGS, predicted
 from fedspzo_kernels import noise
 
 DIM = 12
@@ -71,6 +71,7 @@ def groups_of(*blocks: torch.Tensor) -> list[dict]:
 
 
 TWOS, HALVES = torch.full((100,), 2.0), torch.full((30,), 0.5)
+COSTS = (1.0, 0.04)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ TWOS, HALVES = torch.full((100,), 2.0), torch.full((30,), 0.5)
 )
 def test_the_tightest_bound_sets_a_blocks_rate(gradients, curvatures, rates):
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
-    auto.learn(groups, gradients, curvatures)
+    auto.learn(groups, gradients, curvatures, COSTS)
     assert [group["lr"] for group in groups] == pytest.approx(rates)
 
 
@@ -97,7 +98,7 @@ def test_a_step_at_the_bound_is_that_share_of_the_blocks_weights():
     """The norm of an update along P directions is lr |g| sqrt(d / P)."""
     weights, gradients = torch.full((10**5,), 2.0), [3.0, -4.0]
     auto, groups = AutoRate(), groups_of(weights)
-    auto.learn(groups, [gradients], (None,))
+    auto.learn(groups, [gradients], (None,), (1.0,))
     along = coefficients(gradients, groups[0]["lr"])
     update = sum(c * noise(10**5, 5, seed) for seed, c in enumerate(along))
     assert (update.norm() / weights.norm()).item() == pytest.approx(LARGEST, rel=0.02)
@@ -105,41 +106,113 @@ def test_a_step_at_the_bound_is_that_share_of_the_blocks_weights():
 
 def test_a_block_of_zeros_is_bounded_by_curvature_alone():
     auto, groups = AutoRate(), groups_of(TWOS, torch.zeros(50))
-    auto.learn(groups, [[10.0], [1.0]], (None, 64.0))
+    auto.learn(groups, [[10.0], [1.0]], (None, 64.0), COSTS)
     assert groups[1]["lr"] == STIFF / 64
     auto, groups = AutoRate(), groups_of(torch.zeros(50))
-    auto.learn(groups, [[10.0]], (None,))
+    auto.learn(groups, [[10.0]], (None,), (1.0,))
     assert groups[0]["lr"] == START
 
 
-def test_rates_are_learned_from_the_first_steps_means_and_then_kept():
+def test_rates_are_learned_from_the_first_turns_means_and_then_kept():
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
     for step in range(LEARN):
-        assert auto.learning
-        auto.learn(groups, [[10.0 * (step % 2)], [1.0]], (None, 32.0 + 64 * (step % 2)))
+        assert auto.bending
+        bend = 32.0 + 64 * (step % 2)
+        auto.learn(groups, [[10.0 * (1 - step % 2)], [1.0]], (None, bend), COSTS)
     mean = math.sqrt(10.0**2 / 2)
     assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / mean)
     assert groups[1]["lr"] == pytest.approx(STIFF / 64)
-    assert not auto.learning
+    assert not auto.bending
     before = copy.deepcopy(groups)
-    auto.learn(groups, [[1.0], [1.0]], (None, 1.0))
+    auto.learn(groups, [[1.0], [1.0]], (None, 1.0), COSTS)
     assert [g["lr"] for g in groups] == [g["lr"] for g in before]
+
+
+def test_a_rate_stays_within_its_size_when_gradients_grow():
+    """Noise that makes gradients larger must not make for more noise."""
+    auto, groups = AutoRate(), groups_of(TWOS)
+    for _ in range(LEARN):
+        auto.learn(groups, [[10.0]], (None,), (1.0,))
+    for _ in range(60):
+        auto.learn(groups, [[1000.0]], (None,), (1.0,))
+    assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / 1000, rel=1e-3)
+    for _ in range(60):
+        auto.learn(groups, [[1.0]], (None,), (1.0,))
+    assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / 10)
+
+
+def test_at_first_the_last_of_several_blocks_moves_alone():
+    model = Bowl(1.0)
+    blocks = split(model, at=-1, example={})
+    optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), evaluation="layerwise")
+    start = copy.deepcopy(model.state_dict())
+    moved = []
+    for _ in range(LEAD + 1):
+        optimizer.step(model)
+        moved.append([len(block) for block in optimizer.last_step.seeds])
+        if len(moved) == LEAD:
+            for name, tensor in model.state_dict().items():
+                assert torch.equal(tensor, start[name]) == ("layers.2" not in name)
+    assert moved == [[0, 4]] * LEAD + [[2, 4]]
+
+
+def test_a_single_block_and_other_estimators_move_from_the_start():
+    mezo = SPZO(Bowl(1.0).parameters(), lr="auto", perturbations=2)
+    mezo.step(Bowl(1.0))
+    assert [len(block) for block in mezo.last_step.seeds] == [2]
+    model = Bowl(1.0)
+    balanced = SPZO(split(model, at=-1, example={}), lr="auto", estimator="balanced")
+    balanced.step(model)
+    assert all(balanced.last_step.seeds)
+
+
+def ready(gradient: float, costs: tuple[float, float]) -> AutoRate:
+    """Past the lead; block 2 has 5 directions of the same rate, and gradients of 1."""
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, TWOS)
+    auto.learn(groups, [[gradient] * 2, [1.0] * 5], (None, None), costs)
+    for group in groups:
+        group["lr"] = 0.1
+    auto._pace([0.1, 0.1], 5, costs)
+    return auto
+
+
+@pytest.mark.parametrize(
+    ("gradient", "costs", "wait"),
+    [
+        (1.0, (1.0, 1.0), 1),  # 5 directions are due to it, of the same noise at the same cost
+        (1 / 10, (1.0, 1.0), 2),  # half a direction a step: 5 times sqrt(1 / 100)
+        (1.0, (1.0, 1 / 25 / 9), 3),  # a third: 5 times sqrt(1 / 225)
+        (1e-9, (1.0, 1.0), LONGEST),
+        (0.0, (1.0, 1.0), 1),  # nothing is known
+    ],
+)
+def test_a_block_that_is_due_less_than_a_direction_a_step_waits_for_its_turn(gradient, costs, wait):
+    """Directions in proportion to sqrt(noise / cost), relative to the last block's."""
+    auto = ready(gradient * (1 - 1e-9), costs)
+    assert auto.blocks[0].wait == wait
+    turns = []
+    for _ in range(3 * wait):
+        counts = auto.turns((2, 5))
+        turns.append(counts[0])
+        assert counts[1] == 5
+        auto.blocks[0].rested = 0 if counts[0] else auto.blocks[0].rested + 1
+    assert turns == ([0] * (wait - 1) + [2]) * 3
 
 
 def test_a_step_without_finite_gradients_teaches_nothing():
     auto, groups = AutoRate(), groups_of(TWOS)
-    auto.learn(groups, [[math.nan]], (None,))
-    assert auto.learned == 0
+    auto.learn(groups, [[math.nan]], (None,), (1.0,))
+    assert not auto.blocks
     assert groups[0]["lr"] == START
 
 
 def test_what_halved_the_rates_halves_those_still_to_be_learned():
     auto, groups = AutoRate(), groups_of(TWOS)
-    auto.learn(groups, [[10.0]], (None,))
+    auto.learn(groups, [[10.0]], (None,), (1.0,))
     rate = groups[0]["lr"]
     auto.scale(groups, HALVE)
     assert groups[0]["lr"] == HALVE * rate
-    auto.learn(groups, [[10.0]], (None,))
+    auto.learn(groups, [[10.0]], (None,), (1.0,))
     assert groups[0]["lr"] == HALVE * rate
 
 
@@ -163,6 +236,14 @@ def test_one_lucky_batch_is_no_best_loss_to_fall_behind():
     assert any(auto.diverged(3.0) for _ in range(3))
 
 
+def test_losses_that_double_are_noticed_in_the_first_steps_too():
+    auto, noticed = AutoRate(), []
+    for loss in (0.7, 1.4, 2.8, 5.6):
+        noticed.append(auto.diverged(loss))
+        auto.recent.append(({1: 0.1},))
+    assert noticed == [False, False, False, True]
+
+
 def test_the_prediction_is_the_derivative_along_the_update():
     assert predicted([[2.0, -1.0], [3.0]], [[-0.5, 0.25], [-0.1]]) == pytest.approx(-1.55)
 
@@ -176,14 +257,15 @@ def test_the_rate_found_fits_the_curvature(curve):
     assert 0.02 < rate * curve * DIM / 2 < 2
 
 
+FAR = 2.0**20
+
+
 def too_fast(**settings) -> tuple[Bowl, SPZO]:
-    """An optimizer that has learned rates far too high."""
+    """An optimizer whose rates are far above what the bounds allow."""
     model = Bowl(1.0)
     blocks = split(model, at=-1, example={})
     optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), **settings)
-    optimizer.auto.learned = LEARN
-    for group in optimizer.param_groups:
-        group["lr"] = 100.0
+    optimizer.auto = AutoRate(factor=FAR, paced=False)
     return model, optimizer
 
 
@@ -191,39 +273,40 @@ def test_a_step_that_breaks_its_promise_is_halved_until_it_keeps_it():
     model, optimizer = too_fast()
     optimizer.step(model)
     report = optimizer.last_step
-    rate = optimizer.param_groups[0]["lr"]
-    halvings = math.log2(100.0 / rate)
+    halvings = math.log2(FAR / optimizer.auto.factor)
     assert halvings == int(halvings) > 1
-    assert report.lr == (rate, rate)
+    assert report.lr == tuple(group["lr"] for group in optimizer.param_groups)
     assert report.ratio >= DOUBTED
     assert report.undone is None
-    for gradients, updates in zip(report.gradients, report.coefficients, strict=True):
+    for gradients, updates, rate in zip(
+        report.gradients, report.coefficients, report.lr, strict=True
+    ):
         assert updates == pytest.approx(coefficients(gradients, rate), rel=1e-6)
     fall = report.loss - model().item()
     promise = -predicted(report.gradients, report.coefficients)
     assert fall / promise == pytest.approx(report.ratio, rel=1e-3)
     share = optimizer.cost_shares[0]
-    assert report.forwards == pytest.approx(1 + 2 + 4 * share + halvings + 1)
+    assert report.forwards == pytest.approx(1 + 2 + 2 * 4 * share + halvings + 1)
 
 
 def test_without_trust_nothing_moves():
     """Where even the smallest step raises its batch's loss, it is not made."""
     model, optimizer = too_fast(evaluation="layerwise")
     before = copy.deepcopy(model.state_dict())
-    calls = 0
+    calls, points = 0, 2 + 1 + 2 + 2 * 4  # the first step's measurement, and its own
 
     def evaluate() -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return model() + (1e3 if calls > 2 + 1 + 2 + 4 else 0.0)  # past the step's own points
+        return model() + (1e3 if calls > points else 0.0)
 
     optimizer.step(evaluate)
     report = optimizer.last_step
     assert report.undone == "step"
     assert report.ratio < DOUBTED
-    assert calls == 2 + 1 + 2 + 4 + HALVINGS
+    assert calls == points + HALVINGS
     assert not any(c for block in report.coefficients for c in block)
-    assert optimizer.param_groups[0]["lr"] == 100.0 * HALVE**HALVINGS
+    assert optimizer.auto.factor == FAR * HALVE**HALVINGS
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -231,10 +314,11 @@ def test_without_trust_nothing_moves():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_divergence_takes_back_the_steps_since_the_best_loss(dtype):
     """On other data all at once; bit for bit what the reports' terms make of the start."""
-    model, optimizer, _ = a_run(1.0, 6, dtype, evaluation="layerwise")
+    before = LEARN + 4
+    model, optimizer, _ = a_run(1.0, before, dtype, evaluation="layerwise")
     start = Bowl(1.0, dtype)
     best = optimizer.auto.best
-    rate = optimizer.param_groups[0]["lr"]
+    rate = optimizer.param_groups[1]["lr"]
     reports = []
     for _ in range(30):
         optimizer.step(lambda: 20 * model())
@@ -242,13 +326,13 @@ def test_divergence_takes_back_the_steps_since_the_best_loss(dtype):
         if reports[-1].undone == "steps":
             break
     assert reports[-1].undone == "steps"
-    assert optimizer.param_groups[0]["lr"] <= HALVE * rate
+    assert optimizer.param_groups[1]["lr"] <= HALVE * rate
     assert optimizer.auto.smoothed == optimizer.auto.best <= best
     assert optimizer.auto.recent == []
     # the whole run again, from its start, as a journal replays it
     again, other, _ = a_run(1.0, 0, dtype, evaluation="layerwise")
-    for number in range(6 + len(reports)):
-        other.step(again if number < 6 else lambda: 20 * again())
+    for number in range(before + len(reports)):
+        other.step(again if number < before else lambda: 20 * again())
         apply(step_record(other.last_step, number), split(start, at=-1, example={}).groups)
     for left, mid, right in zip(
         model.parameters(), again.parameters(), start.parameters(), strict=True
@@ -273,16 +357,19 @@ def test_a_run_with_auto_continues_from_its_state():
 
 
 def test_what_it_costs_is_counted_and_what_it_does_is_reported():
-    """Block 2 is evaluated on both sides while there is something to learn of its curvature."""
+    """While block 2 moves alone, a look replays block 1; and there is its curvature to learn."""
     _, optimizer, _ = a_run(1.0, 1)
     report = optimizer.last_step
     share = optimizer.cost_shares[0]
     assert report.lr == tuple(group["lr"] for group in optimizer.param_groups)
-    assert report.lr != (START, START)
+    assert report.lr[1] != START
     assert report.ratio >= DOUBTED
-    looks = round(report.forwards - (1 + 2 + 2 * 4 * share))
-    assert report.forwards == pytest.approx(1 + 2 + 2 * 4 * share + looks)
+    looks = round((report.forwards - 1) / share - 2 * 4)
+    assert looks >= 1
+    assert report.forwards == pytest.approx(1 + (2 * 4 + looks) * share)
     _, optimizer, _ = a_run(1.0, LEARN + 2)
+    assert optimizer.last_step.forwards == pytest.approx(1 + 4 * share)
+    _, optimizer, _ = a_run(1.0, LEAD + 2)
     assert optimizer.last_step.forwards == pytest.approx(1 + 2 + 4 * share)
 
 

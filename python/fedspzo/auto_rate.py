@@ -1,56 +1,60 @@
 """Learning rates that find themselves, from losses and weights alone, and back off.
 
-`SPZO(lr="auto")`. The first steps set a rate for each block (`AutoRate.learn`), as large as three
-bounds let it be; their constants were chosen on the problems of `benchmarks/compute_to_target.py`:
+`SPZO(lr="auto")`. A block's first turns set its rate (`AutoRate.learn`), as large as three bounds
+let it be; their constants were chosen on the problems of `benchmarks/compute_to_target.py`:
 
 * size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
-  update of P directions has the norm lr |g| sqrt(d / P).
+  update of P directions has the norm lr |g| sqrt(d / P). This one is kept to ever after.
 * worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
   by r^2 / WORTH; it promises lr |g|^2.
 * curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
   best for a single step, P / trace(H) where noise dominates.
 
-Every few steps the *trust ratio* is looked at: the change of the batch's loss over what the
-projected gradients predict, 1 for a tiny step and about 0.5 for the best one along its way. A step
-that keeps too little of its promise is halved until it keeps it, and the rates with it. Where the
-smoothed loss has left its best value behind, the steps since then are taken back, by the negative
-of their terms, and the rates are halved. Everything follows from losses and weights, so it repeats;
-the terms that take steps back are terms like others.
+The last of several blocks moves alone at first, as a new head that is learned first spares the
+features below it (Kumar et al., arXiv 2202.10054), and its steps cost little. Then a block has its
+turn in every step, unless its directions would do so little beside the last block's that they are
+not worth their computation each time (`AutoRate.turns`).
+
+Every few steps the *trust ratio* is looked at (`fedspzo.trust`): a step that keeps too little of
+its promise is halved until it keeps it, and the rates with it. Where the smoothed loss has left its
+best value behind, the steps since then are taken back, by the negative of their terms, and the
+rates are halved. Everything follows from losses and weights, so it repeats; the terms that take
+steps back are terms like others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from .displacement import Movable
-from .estimator import to_float32
-from .step_report import StepReport, terms_of
-
 START = 1e-4
 """A block's rate where nothing bounds it."""
+LEAD = 16
+"""Steps in which the last of several blocks moves alone."""
 LEARN = 8
-"""Steps that set the rates, each by the mean over the steps so far."""
-LARGEST, LARGEST_LAST = 0.03, 0.25
+"""A block's steps that set its rate, each by the mean over the steps so far."""
+LONGEST = 8
+"""The most steps from one turn of a block to its next."""
+LARGEST, LARGEST_LAST = 0.07, 0.25
 """The largest step: the norm of a block's update over that of its weights; and that of the last of
 several blocks, where a new head is small at first, and which no worth bounds."""
-WORTH = 0.1
+WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
-DOUBTED = 0.1
-"""The trust ratio below which a step is halved."""
-HALVE, HALVINGS = 0.5, 32
-"""What a step is halved by, and how often before it is not made at all."""
-SMOOTHING = 0.75
-RISE, SLACK = 1.5, 0.5
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones."""
+HALVE = 0.5
+"""What a step that breaks its promise is multiplied by, and all rates where training diverges."""
+SMOOTHING, QUICK = 0.9, 0.75
+"""Of the losses, a step; and of a block's squared gradients, a turn."""
+RISE, SLACK, EARLY = 1.2, 0.15, 0.5
+"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; in the
+first `LEARN` steps, whose batches tell little, plus EARLY times them."""
 MEMORY = 64
 """Steps that can be taken back."""
 
@@ -59,79 +63,132 @@ Terms = tuple[dict[int, float], ...]
 
 
 @dataclass
+class Seen:
+    """What a block's turns have shown.
+
+    Attributes:
+        size: its root mean square weight, at the start.
+        turns: those that its rate follows from, at most `LEARN`.
+        squares: the sum over them of the mean squared projected gradient.
+        traces: the sum over them of the Hessian's estimated trace; None where not known.
+        lately: the smoothed mean squared projected gradient.
+        rested: steps since its last turn.
+        wait: steps from one turn to the next.
+    """
+
+    size: float
+    turns: int = 0
+    squares: float = 0.0
+    traces: float | None = 0.0
+    lately: float = 0.0
+    rested: int = 0
+    wait: int = 1
+
+    def add(self, square: float, trace: float | None) -> None:
+        """Take note of a turn."""
+        self.lately += (1 - QUICK if self.turns else 1.0) * (square - self.lately)
+        self.rested = 0
+        if self.turns < LEARN:
+            self.turns += 1
+            self.squares += square
+            known = self.traces
+            self.traces = None if trace is None or known is None else known + trace
+
+    def rate(self, count: int, *, last: bool) -> float:
+        """The largest rate that the bounds allow for `count` directions."""
+        square = max(self.squares / self.turns, self.lately)
+        trace = (self.traces or 0.0) / self.turns
+        bounds = []
+        if self.size and square:
+            largest = LARGEST_LAST if last else LARGEST
+            bounds.append(largest * self.size * math.sqrt(count / square))
+        if self.size and not last:
+            bounds.append(WORTH * self.size**2 * count)
+        if trace > 0:
+            bounds.append(STIFF * count / trace)
+        return min((bound for bound in bounds if bound), default=START)
+
+
+@dataclass
 class AutoRate:
     """What `lr="auto"` remembers. Plain values, which a state_dict holds.
 
     Attributes:
         steps: steps seen.
-        learned: steps that the rates follow from, at most `LEARN`.
+        paced: whether blocks take turns; else every step moves them all.
         factor: what looks and divergence have made of the rates that the bounds allow.
-        sizes: each block's root mean square weight, at the start.
-        squares: the sum over the learned steps of the mean squared projected gradient, a block.
-        traces: the sum of the estimated traces of a block's Hessian; None where not known.
+        blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
         smoothed, best: the smoothed loss, now and at its best.
         recent: the terms of the steps since the best, oldest first.
     """
 
     steps: int = 0
-    learned: int = 0
+    paced: bool = True
     factor: float = 1.0
-    sizes: list[float] = field(default_factory=list)
-    squares: list[float] = field(default_factory=list)
-    traces: list[float | None] = field(default_factory=list)
+    blocks: list[Seen] = field(default_factory=list)
     first: float = 0.0
     smoothed: float = 0.0
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
     @property
-    def learning(self) -> bool:
-        """Whether the step to come helps to set the rates."""
-        return self.learned < LEARN
+    def bending(self) -> bool:
+        """Whether the step to come helps to set the rate of a block from the second on."""
+        return not self.blocks or any(seen.turns < LEARN for seen in self.blocks[1:])
+
+    def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """The next step's numbers of directions: `counts`, but 0 where it is not a block's turn."""
+        if not self.paced:
+            return tuple(counts)
+        last = max(block for block, count in enumerate(counts) if count)
+        due = [self.steps >= LEAD and seen.rested + 1 >= seen.wait for seen in self.blocks]
+        due = due or [False] * len(counts)
+        return tuple(
+            count if due[block] or block == last else 0 for block, count in enumerate(counts)
+        )
 
     def learn(
         self,
         groups: Sequence[dict[str, Any]],
         gradients: Sequence[Sequence[float]],
         curvatures: Sequence[float | None],
+        costs: Sequence[float],
     ) -> None:
-        """Set the rates by what a step has shown, while there is to learn.
+        """Set the rates, and when it is a block's turn, by what a step has shown.
 
         Args:
             groups: the param groups, whose `lr` is set.
-            gradients: a block, its directions' projected gradients.
+            gradients: a block, its directions' projected gradients; none where it did not move.
             curvatures: a block, its Hessian's trace as the step's losses show it, or None.
+            costs: a block, what one of its evaluations costs.
         """
         squares = [_mean_square(block) for block in gradients]
-        if not self.learning or not all(map(math.isfinite, squares)):
+        if not all(map(math.isfinite, squares)):
             return
-        if not self.sizes:
-            self.sizes = [root_mean_square(group["params"]) for group in groups]
-            self.squares, self.traces = [0.0] * len(groups), [0.0] * len(groups)
-        self.learned += 1
-        for block, (group, square, trace) in enumerate(
-            zip(groups, squares, curvatures, strict=True)
+        self.blocks = self.blocks or [Seen(root_mean_square(g["params"])) for g in groups]
+        for block, (group, seen, found) in enumerate(
+            zip(groups, self.blocks, gradients, strict=True)
         ):
-            self.squares[block] += square
-            known = self.traces[block]
-            self.traces[block] = None if trace is None or known is None else known + trace
-            last = 0 < block == len(groups) - 1
-            group["lr"] = self.factor * self._bound(block, len(gradients[block]), last=last)
+            seen.rested += 1
+            if found:
+                seen.add(squares[block], curvatures[block])
+                last = 0 < block == len(groups) - 1
+                group["lr"] = self.factor * seen.rate(len(found), last=last)
+        self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
 
-    def _bound(self, block: int, count: int, *, last: bool) -> float:
-        """The largest rate that is allowed for a block of `count` directions."""
-        size, square = self.sizes[block], self.squares[block] / self.learned
-        trace = (self.traces[block] or 0.0) / self.learned
-        bounds = []
-        if size and square:
-            largest = LARGEST_LAST if last else LARGEST
-            bounds.append(largest * size * math.sqrt(count / square))
-        if size and not last:
-            bounds.append(WORTH * size**2 * count)
-        if trace > 0:
-            bounds.append(STIFF * count / trace)
-        return min((bound for bound in bounds if bound), default=START)
+    def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
+        """Set how long each block waits for its turn; the last one has `directions` directions.
+
+        A direction's noise does to the loss what is in proportion to lr g^2, if the rates are in
+        proportion to the curvatures' inverse. By Neyman's allocation (docs/estimators.md) a block
+        should have so many directions that they are in proportion to sqrt(lr g^2 / cost).
+        """
+        noises = [rate * seen.lately for rate, seen in zip(rates, self.blocks, strict=True)]
+        for seen, noise, cost in zip(self.blocks, noises, costs, strict=True):
+            if noise and noises[-1]:
+                due = directions * math.sqrt(noise / cost * costs[-1] / noises[-1])
+                seen.wait = LONGEST if due * LONGEST < 1 else max(1, int(1 / due))
 
     def scale(self, groups: Sequence[dict[str, Any]], factor: float) -> None:
         """Multiply the rates, those still to be learned too."""
@@ -141,16 +198,17 @@ class AutoRate:
 
     def diverged(self, loss: float) -> bool:
         """Take note of a step's loss; whether to take back what came since the best one."""
-        if self.steps == 0:
-            self.smoothed = self.best = loss
         self.steps += 1
+        weight = max(1 - SMOOTHING, 1 / self.steps)
         if self.steps <= LEARN:  # one batch's loss alone may be far off
             self.first += (loss - self.first) / self.steps
-        self.smoothed += (1 - SMOOTHING) * (loss - self.smoothed)
-        if self.smoothed <= self.best or len(self.recent) > MEMORY:
+        self.smoothed += weight * (loss - self.smoothed)
+        slack = (SLACK if self.steps > LEARN else EARLY) * abs(self.first)
+        anew = self.steps in (1, LEARN) or len(self.recent) > MEMORY
+        if anew or self.smoothed <= self.best:
             self.best = self.smoothed
             self.recent.clear()
-        return self.smoothed > RISE * self.best + SLACK * abs(self.first) and bool(self.recent)
+        return self.smoothed > RISE * self.best + slack and bool(self.recent)
 
     def take_back(self) -> Terms:
         """The terms that undo all steps since the best loss."""
@@ -171,6 +229,11 @@ class AutoRate:
         """Plain values for a state_dict."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AutoRate:
+        """What `to_dict` returned."""
+        return cls(**{**values, "blocks": [Seen(**seen) for seen in values["blocks"]]})
+
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:
     """Of all elements."""
@@ -180,95 +243,3 @@ def root_mean_square(tensors: Sequence[Tensor]) -> float:
 
 def _mean_square(values: Sequence[float]) -> float:
     return sum(value * value for value in values) / max(1, len(values))
-
-
-def predicted(
-    gradients: Sequence[Sequence[float]], coefficients: Sequence[Sequence[float]]
-) -> float:
-    """The change of loss that projected gradients promise for an update; at most 0.
-
-    The derivative along sum_k c_k z_k is sum_k c_k g_k.
-    """
-    return sum(
-        c * g
-        for block, updates in zip(gradients, coefficients, strict=True)
-        for g, c in zip(block, updates, strict=True)
-    )
-
-
-def judge(
-    auto: AutoRate,
-    groups: Sequence[dict[str, Any]],
-    stands: Sequence[Movable],
-    report: StepReport,
-    evaluate: Callable[[], Tensor],
-) -> StepReport:
-    """Hold a step's update to what it promises, where that is due, before it is made.
-
-    Args:
-        auto: what is known so far; it takes note of the step.
-        groups: the param groups, whose `lr` changes.
-        stands: what moves the evaluation's weights, a block.
-        report: the step as its gradients want it.
-        evaluate: the batch's loss, in full, where the stands are.
-
-    Returns:
-        The step as it is to be made.
-    """
-    if auto.diverged(report.loss):
-        auto.scale(groups, HALVE)
-        return _back(auto.take_back(), report)
-    if auto.due() and predicted(report.gradients, report.coefficients) < 0:
-
-        def look(step: StepReport) -> float:
-            for stand, block in zip(stands, _terms(step), strict=True):
-                stand.move(block)
-            promise = predicted(step.gradients, step.coefficients)
-            return (evaluate().item() - step.loss) / promise if promise else 0.0
-
-        report = _halved_until_trusted(auto, groups, report, look)
-    if report.undone is None:
-        auto.recent.append(_terms(report))
-    return report
-
-
-def _halved_until_trusted(
-    auto: AutoRate,
-    groups: Sequence[dict[str, Any]],
-    report: StepReport,
-    look: Callable[[StepReport], float],
-) -> StepReport:
-    """The step, or its half, or a half of that, whichever first keeps its promise; or none.
-
-    `look` gives a step's trust ratio.
-    """
-    for _ in range(HALVINGS):
-        ratio = look(report)
-        report = replace(report, ratio=ratio, forwards=report.forwards + 1)
-        if ratio >= DOUBTED:  # not where it is not a number
-            return report
-        auto.scale(groups, HALVE)
-        report = replace(
-            report,
-            coefficients=tuple(
-                to_float32([HALVE * c for c in block]) for block in report.coefficients
-            ),
-            lr=tuple(HALVE * rate for rate in report.lr),
-        )
-    zeros = tuple((0.0,) * len(block) for block in report.coefficients)
-    return replace(report, coefficients=zeros, undone="step")
-
-
-def _terms(report: StepReport) -> Terms:
-    return tuple(map(terms_of, report.seeds, report.coefficients))
-
-
-def _back(terms: Terms, report: StepReport) -> StepReport:
-    """The step whose update is `terms`, which undo others."""
-    return replace(
-        report,
-        seeds=tuple(tuple(block) for block in terms),
-        gradients=tuple((0.0,) * len(block) for block in terms),
-        coefficients=tuple(tuple(block.values()) for block in terms),
-        undone="steps",
-    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .auto_rate import START, AutoRate, judge
+from .auto_rate import START, AutoRate
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
@@ -25,6 +25,7 @@ from .privacy import NOT_PRIVATE, Mechanism
 from .rules import default_lr_scales, default_perturbations
 from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport, terms_of
+from .trust import judge
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -279,7 +280,8 @@ class SPZO(Optimizer):
             found = private_gradients(self.privacy, estimator, values, eps)
         gradients = tuple(to_float32(g) for g in found)
         if self.auto is not None:
-            self.auto.learn(self.param_groups, gradients, estimator.curvatures(losses, eps))
+            bends = estimator.curvatures(losses, eps)
+            self.auto.learn(self.param_groups, gradients, bends, (1.0, *shares))
         updates = tuple(
             coefficients(g, learning_rate(group))
             for g, group in zip(gradients, self.param_groups, strict=True)
@@ -304,8 +306,17 @@ class SPZO(Optimizer):
         )
         if self.auto is None or skipped:
             return report
-        self._replay.capture()  # a look at the update is a full evaluation
-        return judge(self.auto, self.param_groups, stands, report, evaluate)
+        still = next(block for block, found in enumerate(gradients) if found)
+
+        def look() -> Tensor:
+            if still:
+                self._replay.replay(still)
+            else:
+                self._replay.capture()
+            return evaluate()
+
+        cost = (1.0, *shares)[still]
+        return judge(self.auto, self.param_groups, stands, report, look, cost)
 
     def _apply_rules(self) -> None:
         """Settle the defaults that follow from the costs: perturbations, and from them rates."""
@@ -322,12 +333,15 @@ class SPZO(Optimizer):
                     group["lr_scale"] = scale
 
     def _estimator(self) -> Estimator:
-        counts = (group["perturbations"] for group in self.param_groups)
+        given = (group["perturbations"] for group in self.param_groups)
+        counts = tuple(2 if count is None else count for count in given)
+        if self.auto is not None and self.estimator == "anchored" and any(counts):
+            counts = self.auto.turns(counts)
         return Estimator(
             name=self.estimator,
             sides=self.sides,
-            perturbations=tuple(2 if count is None else count for count in counts),
-            mirrored=self.auto is not None and self.auto.learning,
+            perturbations=counts,
+            mirrored=self.auto is not None and self.auto.bending,
         )
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
@@ -380,7 +394,7 @@ class SPZO(Optimizer):
             )
         super().load_state_dict(state_dict)
         self._layerwise = None
-        self.auto = state["auto"] and AutoRate(**state["auto"])
+        self.auto = state["auto"] and AutoRate.from_dict(state["auto"])
         for name in _STATE:
             setattr(self, name, state[name])
 

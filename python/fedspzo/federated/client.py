@@ -254,6 +254,8 @@ def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> Op
 
     def after(steps: int, settings: OptimizerConfig) -> SPZO:
         optimizer = spzo(client.replica.blocks, settings)
+        if optimizer.auto is not None:
+            optimizer.auto.paced = False  # a plan has every block's directions in every step
         with client.replica.local_steps():
             for step in range(steps):
                 batch = client.batch(0, 0, step, batch_size)
