@@ -39,9 +39,10 @@ LEARN = 8
 """A block's steps that set its rate, each by the mean over the steps so far."""
 LONGEST = 8
 """The most steps from one turn of a block to its next."""
-LARGEST, LARGEST_LAST = 0.07, 0.25
-"""The largest step: the norm of a block's update over that of its weights; and that of the last of
-several blocks, where a new head is small at first, and which no worth bounds."""
+LARGEST_ONLY, LARGEST, LARGEST_LAST = 0.03, 0.045, 0.25
+"""The largest step: the norm of a block's update over that of its weights; of a network that is one
+block, of a block that others lead, and of the last one, which leads: a new head is small at first,
+and no worth bounds it."""
 WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
@@ -53,8 +54,9 @@ HALVE = 0.5
 SMOOTHING, QUICK = 0.9, 0.75
 """Of the losses, a step; and of a block's squared gradients, a turn."""
 RISE, SLACK, EARLY = 1.2, 0.15, 0.5
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; in the
-first `LEARN` steps, whose batches tell little, plus EARLY times them."""
+"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
+EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
+"""
 MEMORY = 64
 """Steps that can be taken back."""
 
@@ -94,15 +96,14 @@ class Seen:
             known = self.traces
             self.traces = None if trace is None or known is None else known + trace
 
-    def rate(self, count: int, *, last: bool) -> float:
+    def rate(self, count: int, largest: float, *, worth: bool) -> float:
         """The largest rate that the bounds allow for `count` directions."""
         square = max(self.squares / self.turns, self.lately)
         trace = (self.traces or 0.0) / self.turns
         bounds = []
         if self.size and square:
-            largest = LARGEST_LAST if last else LARGEST
             bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size and not last:
+        if self.size and worth:
             bounds.append(WORTH * self.size**2 * count)
         if trace > 0:
             bounds.append(STIFF * count / trace)
@@ -119,6 +120,7 @@ class AutoRate:
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
+        since: steps since the first, or since some were taken back.
         smoothed, best: the smoothed loss, now and at its best.
         recent: the terms of the steps since the best, oldest first.
     """
@@ -128,6 +130,7 @@ class AutoRate:
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
     first: float = 0.0
+    since: int = 0
     smoothed: float = 0.0
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
@@ -173,8 +176,10 @@ class AutoRate:
             seen.rested += 1
             if found:
                 seen.add(squares[block], curvatures[block])
-                last = 0 < block == len(groups) - 1
-                group["lr"] = self.factor * seen.rate(len(found), last=last)
+                leads = 0 < block == len(groups) - 1
+                led = LARGEST if len(groups) > 1 else LARGEST_ONLY
+                largest = LARGEST_LAST if leads else led
+                group["lr"] = self.factor * seen.rate(len(found), largest, worth=not leads)
         self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
 
     def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
@@ -199,12 +204,12 @@ class AutoRate:
     def diverged(self, loss: float) -> bool:
         """Take note of a step's loss; whether to take back what came since the best one."""
         self.steps += 1
-        weight = max(1 - SMOOTHING, 1 / self.steps)
+        self.since += 1
         if self.steps <= LEARN:  # one batch's loss alone may be far off
             self.first += (loss - self.first) / self.steps
-        self.smoothed += weight * (loss - self.smoothed)
-        slack = (SLACK if self.steps > LEARN else EARLY) * abs(self.first)
-        anew = self.steps in (1, LEARN) or len(self.recent) > MEMORY
+        self.smoothed += max(1 - SMOOTHING, 1 / self.since) * (loss - self.smoothed)
+        slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
+        anew = self.since in (1, LEARN) or len(self.recent) > MEMORY
         if anew or self.smoothed <= self.best:
             self.best = self.smoothed
             self.recent.clear()
@@ -218,7 +223,7 @@ class AutoRate:
                 for seed, coefficient in terms.items():
                     total[seed] = -coefficient
         self.recent.clear()
-        self.smoothed = self.best
+        self.since = 0  # the best of many noisy values flatters the weights that had it
         return undone
 
     def due(self) -> bool:
