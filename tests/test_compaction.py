@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from test_replay import federate, save_base
 from tiny_run import write_run
 
-from fedspzo import compaction, replay
+from fedspzo import replay
 from fedspzo.cli import main
 from fedspzo.compaction import compact
 from fedspzo.federated import FederationConfig, OptimizerConfig, run
@@ -179,6 +179,92 @@ def test_a_round_without_a_step_stays_a_round(tmp_path: Path) -> None:
     assert (done.rounds, done.terms, done.term_after) == (1, 0, None)
     assert replay.replay(base, new, round=0).digest == log.header.base
     assert list(lines(new))[-1].startswith("1 rounds, 0 terms, ")
+
+
+# Old terms merged into the weights
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_old_terms_are_merged_into_the_weights(
+    made: tuple[str, Path, list[str]], after: int
+) -> None:
+    """The weights of a round and the later rounds are worth the base and all of them."""
+    base, path, digests = made
+    new, middle = path.with_name("new.fspz"), path.with_name("middle")
+    replay.save(replay.replay(base, path, round=after), middle)
+    done = compact(path, new, after=after)
+    log = JournalLog(new)
+    assert (log.first, log.header.base) == (after, digests[after])
+    assert (done.rounds, replay.rounds(log)) == (5 - after, 5)
+    assert done.terms < done.terms_before == compact(path, path.with_name("all.fspz")).terms
+    for number in range(after, 6):
+        assert replay.replay(str(middle), new, round=number).digest == digests[number]
+    assert replay.verify(str(middle), new, round=after).matches
+    late = replay.verify(str(middle), new)
+    assert (late.matches, late.expected, late.found) == (False, digests[5], after)
+    shown = list(lines(new))
+    assert any(f"after {after} rounds, digest {digests[after]}" in line for line in shown)
+    assert shown[-1].startswith(f"5 rounds, {done.terms} terms, ")
+    with pytest.raises(InputError, match=f"source: 'toy', after {after} rounds"):
+        replay.replay(base, new)
+    with pytest.raises(InputError, match=f"round is {after - 1}; the journal has .* {after} to 5"):
+        replay.replay(str(middle), new, round=after - 1)
+
+
+def test_what_was_merged_is_merged_further(
+    made: tuple[str, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, digests = made
+    two_rounds_a_record(monkeypatch, path)
+    first, second, direct, same = (path.with_name(f"{n}.fspz") for n in "abcd")
+    compact(path, first, after=2)
+    compact(first, second, after=4)
+    compact(path, direct, after=4)
+    assert second.read_bytes() == direct.read_bytes()
+    assert list(JournalLog(second).digests()) == [digests[4], digests[5]]
+    compact(second, same)
+    assert same.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (-1, "after is -1; the journal has rounds 0 to 5"),
+        (6, "after is 6; the journal has rounds 0 to 5"),
+        (5, "has no round after 5 yet"),
+    ],
+)
+def test_a_round_to_start_from_that_is_not_there(
+    made: tuple[str, Path, list[str]], after: int, message: str
+) -> None:
+    _, path, _ = made
+    new = path.with_name("new.fspz")
+    with pytest.raises(InputError, match=message):
+        compact(path, new, after=after)
+    assert not new.exists()
+
+
+def test_a_round_without_a_digest_is_nothing_to_start_from(
+    made: tuple[str, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, _ = made
+    two_rounds_a_record(monkeypatch, path)
+    new, none = path.with_name("new.fspz"), path.with_name("none.fspz")
+    compact(path, new)
+    with pytest.raises(InputError, match="has no digest of round 3 to start from; give 2, or"):
+        compact(new, none, after=3)
+    assert not none.exists()
+
+
+@pytest.mark.parametrize("first", [-1, 2**32, 1.5, True, "2", None])
+def test_a_header_with_another_first_round_is_refused(tmp_path: Path, first: object) -> None:
+    path, new = tmp_path / "journal.fspz", tmp_path / "new.fspz"
+    federate(path, toy())
+    header = JournalReader(path).header
+    run = {**header["run"], "first": first}
+    write_whole(new, {**header, "run": run}, [])
+    with pytest.raises(JournalError, match="header: first of the journal's run is"):
+        JournalLog(new)
 
 
 # What a term costs
@@ -439,7 +525,7 @@ def test_the_account_of_a_private_run_is_not_made_up(tmp_path: Path) -> None:
     compact(new, tmp_path / "short.fspz")
     log = JournalLog(tmp_path / "short.fspz")
     assert log.reader.header["run"]["privacy"] == private
-    assert set(log.reader.header["run"]) == set(compaction.KEPT)
+    assert set(log.reader.header["run"]) == {"federation", "optimizer", "privacy"}
     shown = list(lines(tmp_path / "short.fspz"))
     assert any(line.startswith("privacy  clip 1") for line in shown)
     assert shown[-1].startswith("epsilon is not computed: there is no report")

@@ -176,8 +176,13 @@ def _show(options: argparse.Namespace) -> None:
 def _compact(options: argparse.Namespace) -> None:
     from .compaction import compact
 
-    done = compact(options.journal, options.output)
+    done = compact(options.journal, options.output, after=options.after)
     print(f"{options.output} holds {done.rounds} rounds, {done.terms} terms, and no report")
+    if options.after:
+        print(
+            f"it starts from the weights after {options.after} rounds: 'fedspzo replay BASE"
+            f" {options.journal} --round {options.after} -o DIR' makes them"
+        )
     print(f"{done.bytes_after} bytes, {options.journal} has {done.bytes_before}")
     if done.term_before is not None and done.term_after is not None:
         print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
@@ -232,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     compact.set_defaults(function=_compact)
     compact.add_argument("journal", type=Path, metavar="JOURNAL")
     compact.add_argument("-o", "--output", type=Path, metavar="NEW", required=True)
+    compact.add_argument(
+        "--after", type=int, metavar="N", help="start from the weights after N rounds"
+    )
     info = commands.add_parser("info", help="versions, backends, CPU and GPU")
     info.set_defaults(function=_info)
     return parser

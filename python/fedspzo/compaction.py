@@ -13,7 +13,7 @@ from .journal_file import ROUNDS, JournalReader
 from .journal_writer import write_whole
 from .tables import InputError
 
-KEPT = ("federation", "optimizer", "privacy")
+KEPT = ("federation", "optimizer", "privacy", "first")
 """Of the header's `run`: what the terms cannot be read without, and how private the run was."""
 
 
@@ -22,8 +22,9 @@ class Compacted:
     """What a compaction did.
 
     Attributes:
-        rounds: how many there are, before as after.
+        rounds: how many the new one has.
         terms: likewise.
+        terms_before: how many the journal has.
         bytes_before: of the journal, without a torn record at its end.
         bytes_after: of the new one.
         header_before: how many of these are the header's, and what stands before it.
@@ -32,6 +33,7 @@ class Compacted:
 
     rounds: int
     terms: int
+    terms_before: int
     bytes_before: int
     bytes_after: int
     header_before: int
@@ -40,7 +42,8 @@ class Compacted:
     @property
     def term_before(self) -> float | None:
         """Bytes a term without the header; None: there is no term."""
-        return (self.bytes_before - self.header_before) / self.terms if self.terms else None
+        before = self.bytes_before - self.header_before
+        return before / self.terms_before if self.terms_before else None
 
     @property
     def term_after(self) -> float | None:
@@ -48,7 +51,7 @@ class Compacted:
         return (self.bytes_after - self.header_after) / self.terms if self.terms else None
 
 
-def compact(journal: Path, output: Path) -> Compacted:
+def compact(journal: Path, output: Path, *, after: int | None = None) -> Compacted:
     """Write a federated run's journal anew, without its reports and with its records merged.
 
     It replays to the same weights, and to those of each round in between; each record's last
@@ -56,30 +59,49 @@ def compact(journal: Path, output: Path) -> Compacted:
     and of the header the config and the hashes of the data. It is the same bytes each time, also
     when what is compacted was compacted before. It cannot be gone on with.
 
+    With `after` the first rounds' terms are merged into the weights: the new journal has the later
+    rounds alone, and starts from the weights that `replay` makes of that round.
+
     Args:
         journal: the file; it is not changed. Rounds that are done may be compacted while the run
             goes on.
         output: a new file; its folder exists.
+        after: how many rounds are in the weights that it starts from. None: as many as before.
 
     Returns:
         What it did.
 
     Raises:
-        InputError: the journal cannot be read, is damaged, is of no federated run or has no
-            round; the output is there already or cannot be written. Nothing is left then.
+        InputError: the journal cannot be read, is damaged, is of no federated run, has no round
+            after that, or no digest of the weights to start from; the output is there already or
+            cannot be written. Nothing is left then.
     """
     log = JournalLog(journal)
     run = log.header.run or {}
     header = replace(log.header, run={name: run[name] for name in KEPT if name in run})
-    rounds = terms = 0
+    after = log.first if after is None else after
+    if after != log.first:
+        header = replace(
+            header, base=_digest(log, after), run={**(header.run or {}), "first": after}
+        )
+    rounds = terms = before = 0
 
     def records() -> Iterator[tuple[int, bytes]]:
-        nonlocal rounds, terms
-        for part in merge(_parts(log)):
+        nonlocal rounds, terms, before
+
+        def later() -> Iterator[MergedRounds]:
+            nonlocal before
+            for part in _parts(log):
+                before += part.terms
+                if part.updates[0].round >= after:
+                    yield part
+
+        for part in merge(later()):
             rounds, terms = rounds + len(part.updates), terms + part.terms
             yield ROUNDS, part.encode()
         if not rounds:
-            raise InputError(f"{journal}: has no round yet; compact it when it has")
+            later_than = f" after {after}" if after else ""
+            raise InputError(f"{journal}: has no round{later_than} yet; compact it when it has")
 
     try:
         if output.exists():
@@ -96,11 +118,32 @@ def compact(journal: Path, output: Path) -> Compacted:
     return Compacted(
         rounds=rounds,
         terms=terms,
+        terms_before=before,
         bytes_before=log.reader.end,
         bytes_after=size,
         header_before=log.reader.start,
         header_after=JournalReader(output).start,
     )
+
+
+def _digest(log: JournalLog, after: int) -> str:
+    """Of the weights after so many rounds. Where it is known, a record ends."""
+    if log.settings is None:
+        raise _no_reports(log)
+    known = dict(enumerate(log.digests(), log.first))
+    if after not in known:
+        last = max(known)
+        raise InputError(
+            f"{log.reader.path}: after is {after}; the journal has rounds {log.first} to {last}"
+        )
+    digest = known[after]
+    if digest is None:
+        nearest = max(number for number in known if number < after and known[number])
+        raise InputError(
+            f"{log.reader.path}: has no digest of round {after} to start from; give {nearest}, or"
+            " compact the journal it was made from"
+        )
+    return digest
 
 
 def _parts(log: JournalLog) -> Iterator[MergedRounds]:

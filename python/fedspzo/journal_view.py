@@ -37,10 +37,10 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     yield from _header(log, path)
     yield ""
     yield _ROW.format("round", "clients", "terms", "bytes", "train", "loss", "accuracy", "digest")
-    rounds = terms = size = 0
+    rounds, terms, size = log.first, 0, 0
     examples: dict[int, int] = {}  # of each client that reported
     asked: Counter[int] = Counter()  # rounds that a client was asked in
-    waiting: list[str | int] = [0, "", "", "", "", "", "", log.header.base]
+    waiting: list[str | int] = [log.first, "", "", "", "", "", "", log.header.base]
     for entry, content in log.entries():
         size += entry.size
         if isinstance(content, Evaluation):
@@ -66,7 +66,8 @@ def _header(log: JournalLog, path: Path) -> Iterator[str]:
     trained = [p for p in header.parameters if p.block]
     kinds = Counter(p.dtype for p in header.parameters)
     yield f"{path}, by {header.program}"
-    yield f"base     {header.source}, digest {header.base}"
+    after = f" after {log.first} rounds" if log.first else ""
+    yield f"base     {header.source}{after}, digest {header.base}"
     yield f"noise    {header.stream}"
     elements = sum(math.prod(p.shape) for p in trained)
     parts = " + ".join(str(len(names)) for names in header.names)

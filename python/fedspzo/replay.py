@@ -61,14 +61,14 @@ def replay(
     log = JournalLog(journal)
     last = rounds(log)
     round = last if round is None else round
-    if not 0 <= round <= last:
-        raise InputError(f"{journal}: round is {round}; the journal has rounds 0 to {last}")
+    _check_round(log, round, last)
     found = weights.load(base, log.header)
     now = digest(found.named.items())
     if now != log.header.base:
+        after = f", after {log.first} rounds" if log.first else ""
         raise InputError(
             f"'{base}': has weights with digest {now}, the journal starts from {log.header.base}"
-            f" (source: {log.header.source!r}); give the base model of '{journal}'"
+            f" (source: {log.header.source!r}{after}); give the base model of '{journal}'"
         )
     groups = log.header.groups(found.named)
     expected: str | None = now
@@ -119,8 +119,15 @@ def check_output(output: Path) -> None:
 
 
 def rounds(log: JournalLog) -> int:
-    """How many rounds a journal has. Every record is checked on the way."""
-    return sum(1 for _ in log.digests()) - 1
+    """How many rounds a journal's run has. Every record is checked on the way."""
+    return log.first + sum(1 for _ in log.digests()) - 1
+
+
+def _check_round(log: JournalLog, round: int, last: int) -> None:
+    if not log.first <= round <= last:
+        raise InputError(
+            f"{log.reader.path}: round is {round}; the journal has rounds {log.first} to {last}"
+        )
 
 
 @dataclass(frozen=True)
@@ -154,17 +161,16 @@ def verify(folder: str, journal: Path, *, round: int | None = None) -> Verdict:
         InputError: model or journal cannot be read, or there is no such round.
     """
     log = JournalLog(journal)
-    digests = list(log.digests())
-    last = len(digests) - 1
+    digests = dict(enumerate(log.digests(), log.first))
+    last = max(digests)
     round = last if round is None else round
-    if not 0 <= round <= last:
-        raise InputError(f"{journal}: round is {round}; the journal has rounds 0 to {last}")
+    _check_round(log, round, last)
     if not Path(folder).exists():
         raise InputError(f"'{folder}': there is no such folder; give a model's or a run's")
     inner = Path(folder) / MODEL
     found = weights.load(str(inner) if inner.is_dir() else folder, log.header)
     now = digest(found.named.items())
-    same = [number for number, known in enumerate(digests) if known == now]
+    same = [number for number, known in digests.items() if known == now]
     return Verdict(
         matches=digests[round] == now,
         digest=now,

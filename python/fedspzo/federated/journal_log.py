@@ -23,7 +23,7 @@ from fedspzo.tables import one_line
 
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
-from .settings import FederationConfig, OptimizerConfig
+from .settings import FederationConfig, OptimizerConfig, check_whole
 from .updates import Update, record
 
 Content: TypeAlias = Round | MergedRounds | Evaluation | tuple[Record, str | None]
@@ -44,6 +44,17 @@ def privacy(header: Header) -> Privacy | None:
     if not isinstance(settings, dict):
         raise ValueError("the journal's run has a 'privacy' that is no JSON object")
     return _build(Privacy, settings)
+
+
+def first_round(header: Header) -> int:
+    """How many rounds are merged into the weights that a journal starts from.
+
+    Raises:
+        ValueError: the header says no such number.
+    """
+    first = (header.run or {}).get("first", 0)
+    check_whole("first of the journal's run", first, 0, 2**32 - 1)
+    return int(first)
 
 
 def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
@@ -88,6 +99,7 @@ class JournalLog:
         header: its header.
         settings: of a federated run's federation and optimizer, else None.
         privacy: of a private run, else None.
+        first: the number of its first round; those before it are in the base weights.
 
     Raises:
         JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
@@ -99,12 +111,13 @@ class JournalLog:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
             self.privacy = privacy(self.header)
+            self.first = first_round(self.header)
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: header: {one_line(error)}") from None
 
     def entries(self) -> Iterator[tuple[Entry, Content]]:
         """Every record with what it holds; rounds are checked to be consecutive."""
-        digest, done = self.header.base, 0
+        digest, done = self.header.base, self.first
         for entry in self.reader:
             try:
                 content = self._decode(entry, digest)
