@@ -582,10 +582,11 @@ def test_a_federations_rate_is_found_before_it_starts():
     assert resolve(settings, client, batch_size=2) == made
     alone, task = toy(), ToyTask()  # the same steps by themselves
     optimizer = SPZO(alone, lr="auto", perturbations=made.perturbations)
+    optimizer.auto.paced = False  # all blocks in every step, as in a round
     for step in range(LEARN):
         batch = client.batch(0, 0, step, 2)
         optimizer.step(partial(task.loss, alone.model, batch))
-    assert not optimizer.auto.learning
+    assert [seen.turns for seen in optimizer.auto.blocks] == [LEARN, LEARN]
     assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
     assert made.perturbations[0] == 1
     assert made.lr[0] != made.lr[1] != START
