@@ -105,6 +105,21 @@ def test_a_step_at_the_bound_is_that_share_of_the_blocks_weights():
     assert (update.norm() / weights.norm()).item() == pytest.approx(LARGEST_ONLY, rel=0.02)
 
 
+def test_groups_that_are_no_blocks_are_bounded_like_an_only_block():
+    """As with and without weight decay; none of them is a head that may lead."""
+    model = Bowl(1.0)
+    halves = [{"params": list(layer.parameters())} for layer in model.layers[:2]]
+    optimizer = SPZO(halves, lr="auto")
+    optimizer.step(model)
+    gradient = abs(optimizer.last_step.gradients[0][0])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    bound = min(LARGEST_ONLY * 8 / gradient, WORTH * 8**2)
+    assert rates == pytest.approx([optimizer.auto.factor * bound] * 2, rel=1e-3)
+    anchored = SPZO(halves, lr="auto", estimator="anchored", perturbations=(1, 1))
+    anchored.step(model)
+    assert [len(block) for block in anchored.last_step.seeds] == [1, 1]
+
+
 def test_a_block_of_zeros_is_bounded_by_curvature_alone():
     auto, groups = AutoRate(), groups_of(TWOS, torch.zeros(50))
     auto.learn(groups, [[10.0], [1.0]], (None, 64.0), COSTS)

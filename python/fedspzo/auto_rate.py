@@ -116,7 +116,9 @@ class AutoRate:
 
     Attributes:
         steps: steps seen.
-        paced: whether blocks take turns; else every step moves them all.
+        cut: whether the param groups are a network's blocks, the last one what comes last in it;
+            else they are just groups, each bounded like an only block.
+        paced: whether such blocks take turns; else every step moves them all.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
@@ -126,6 +128,7 @@ class AutoRate:
     """
 
     steps: int = 0
+    cut: bool = True
     paced: bool = True
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
@@ -142,7 +145,7 @@ class AutoRate:
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
         """The next step's numbers of directions: `counts`, but 0 where it is not a block's turn."""
-        if not self.paced:
+        if not self.cut or not self.paced:
             return tuple(counts)
         last = max(block for block, count in enumerate(counts) if count)
         due = [self.steps >= LEAD and seen.rested + 1 >= seen.wait for seen in self.blocks]
@@ -176,8 +179,9 @@ class AutoRate:
             seen.rested += 1
             if found:
                 seen.add(squares[block], curvatures[block])
-                leads = 0 < block == len(groups) - 1
-                led = LARGEST if len(groups) > 1 else LARGEST_ONLY
+                several = self.cut and len(groups) > 1
+                leads = several and block == len(groups) - 1
+                led = LARGEST if several else LARGEST_ONLY
                 largest = LARGEST_LAST if leads else led
                 group["lr"] = self.factor * seen.rate(len(found), largest, worth=not leads)
         self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)

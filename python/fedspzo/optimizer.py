@@ -129,7 +129,7 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if isinstance(lr, str) and privacy is not None:
             raise ValueError(NOT_PRIVATE)
-        self.auto = AutoRate() if isinstance(lr, str) else None
+        self.auto = AutoRate(cut=blocks is not None) if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
         for name, value in settings.items():
