@@ -132,13 +132,13 @@ def test_a_block_of_zeros_is_bounded_by_curvature_alone():
 def test_rates_are_learned_from_the_first_turns_means_and_then_kept():
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
     for step in range(LEARN):
-        assert auto.bending
+        assert auto.bending((1, 1))
         bend = 32.0 + 64 * (step % 2)
         auto.learn(groups, [[10.0 * (1 - step % 2)], [1.0]], (None, bend), COSTS)
     mean = math.sqrt(10.0**2 / 2)
     assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / mean)
     assert groups[1]["lr"] == pytest.approx(STIFF / 64)
-    assert not auto.bending
+    assert not auto.bending((1, 1))
     before = copy.deepcopy(groups)
     auto.learn(groups, [[1.0], [1.0]], (None, 1.0), COSTS)
     assert [g["lr"] for g in groups] == [g["lr"] for g in before]
@@ -241,6 +241,17 @@ def test_the_first_step_is_looked_at_and_later_some():
         optimizer.step(model)
         looked.append(optimizer.last_step.ratio is not None)
     assert [step for step, did in enumerate(looked) if did] == [0, EVERY, 2 * EVERY]
+
+
+def test_a_block_that_waits_out_of_step_with_the_looks_is_looked_at_too():
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, TWOS)
+    looked = 0
+    for step in range(20 * EVERY):
+        auto.steps += 1
+        turn = step % EVERY == 3  # never when a look is due by the number of steps
+        auto.learn(groups, [[1.0] * turn, [1.0]], (None, None), (1.0, 1.0))
+        looked += auto.due() and turn
+    assert looked == 2  # in twenty turns: every ninth
 
 
 def test_one_lucky_batch_is_no_best_loss_to_fall_behind():
@@ -356,6 +367,73 @@ def test_divergence_takes_back_the_steps_since_the_best_loss(dtype):
     ):
         assert torch.equal(left, mid)
         assert torch.equal(mid, right)
+
+
+def test_a_promise_below_the_losses_resolution_teaches_nothing():
+    """As with a loss in bfloat16, or one with a large constant in it."""
+    model = Bowl(1.0)
+    optimizer = SPZO(split(model, at=-1, example={}), lr="auto", perturbations=(2, 4))
+    for _ in range(EVERY + 1):
+        optimizer.step(lambda: model() + 1e9)
+        assert optimizer.last_step.undone is None
+    assert optimizer.auto.factor == 1.0
+
+
+def test_negative_losses_diverge_by_rising_too():
+    auto = AutoRate()
+    auto.recent.append(({1: 0.1},))
+    for number in range(40):
+        assert not auto.diverged(-10 + 0.1 * (-1) ** number)
+        auto.recent.append(({1: 0.1},))
+    assert any(auto.diverged(-2.0) for _ in range(20))
+
+
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_a_last_block_of_zeros_has_no_size_that_its_perturbations_gave_it(evaluation):
+    model = Bowl(1.0)
+    with torch.no_grad():
+        model.layers[2].shift.zero_()
+    blocks = split(model, at=-1, example={})
+    optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), evaluation=evaluation)
+    optimizer.step(model)
+    assert optimizer.auto.blocks[1].size == 0.0
+    assert optimizer.auto.blocks[0].size == pytest.approx(8.0)
+
+
+def test_a_block_that_rests_does_not_decay():
+    model = Bowl(1.0)
+    optimizer = SPZO(
+        split(model, at=-1, example={}),
+        lr="auto",
+        perturbations=(2, 4),
+        weight_decay=0.1,
+        evaluation="layerwise",
+    )
+    start = copy.deepcopy(model.state_dict())
+    optimizer.step(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, start[name]) == ("layers.2" not in name)
+
+
+def test_a_middle_block_without_directions_has_nothing_to_learn():
+    model = Bowl(1.0)
+    optimizer = SPZO(split(model, at=(1, 2), example={}), lr="auto", perturbations=(3, 0, 2))
+    for _ in range(LEARN + 1):
+        optimizer.step(model)
+    assert len(optimizer.last_step.losses) == 1 + 2
+
+
+def test_a_state_is_loaded_as_a_copy_and_another_releases_is_refused():
+    model, optimizer, _ = a_run(1.0, LEARN + 2)
+    state = optimizer.state_dict()
+    before = copy.deepcopy(state["spzo"]["auto"])
+    optimizer.load_state_dict(state)
+    for _ in range(3):
+        optimizer.step(model)
+    assert state["spzo"]["auto"] == before
+    del state["spzo"]["auto"]["blocks"]
+    with pytest.raises(ValueError, match="another release's lr='auto'"):
+        optimizer.load_state_dict(state)
 
 
 def test_a_run_with_auto_continues_from_its_state():

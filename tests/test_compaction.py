@@ -204,7 +204,7 @@ def test_old_terms_are_merged_into_the_weights(
     assert (late.matches, late.expected, late.found) == (False, digests[5], after)
     shown = list(lines(new))
     assert any(f"after {after} rounds, digest {digests[after]}" in line for line in shown)
-    assert shown[-1].startswith(f"5 rounds, {done.terms} terms, ")
+    assert shown[-1].startswith(f"{5 - after} rounds, {done.terms} terms, ")
     with pytest.raises(InputError, match=f"source: 'toy', after {after} rounds"):
         replay.replay(base, new)
     with pytest.raises(InputError, match=f"round is {after - 1}; the journal has .* {after} to 5"):
@@ -232,10 +232,11 @@ def test_what_was_merged_is_merged_further(
         (-1, "after is -1; the journal has rounds 0 to 5"),
         (6, "after is 6; the journal has rounds 0 to 5"),
         (5, "has no round after 5 yet"),
+        (2.0, "after is 2.0; give a whole number of rounds"),
     ],
 )
 def test_a_round_to_start_from_that_is_not_there(
-    made: tuple[str, Path, list[str]], after: int, message: str
+    made: tuple[str, Path, list[str]], after: Any, message: str
 ) -> None:
     _, path, _ = made
     new = path.with_name("new.fspz")

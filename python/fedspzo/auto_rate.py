@@ -75,6 +75,7 @@ class Seen:
         traces: the sum over them of the Hessian's estimated trace; None where not known.
         lately: the smoothed mean squared projected gradient.
         rested: steps since its last turn.
+        unseen: turns since the trust ratio of one was looked at.
         wait: steps from one turn to the next.
     """
 
@@ -84,12 +85,14 @@ class Seen:
     traces: float | None = 0.0
     lately: float = 0.0
     rested: int = 0
+    unseen: int = 0
     wait: int = 1
 
     def add(self, square: float, trace: float | None) -> None:
         """Take note of a turn."""
         self.lately += (1 - QUICK if self.turns else 1.0) * (square - self.lately)
         self.rested = 0
+        self.unseen += 1
         if self.turns < LEARN:
             self.turns += 1
             self.squares += square
@@ -138,10 +141,10 @@ class AutoRate:
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
-    @property
-    def bending(self) -> bool:
-        """Whether the step to come helps to set the rate of a block from the second on."""
-        return not self.blocks or any(seen.turns < LEARN for seen in self.blocks[1:])
+    def bending(self, counts: Sequence[int]) -> bool:
+        """Whether a block from the second on that has directions still learns its rate."""
+        later = zip(self.blocks[1:], counts[1:], strict=True)
+        return not self.blocks or any(count and seen.turns < LEARN for seen, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
         """The next step's numbers of directions: `counts`, but 0 where it is not a block's turn."""
@@ -153,6 +156,11 @@ class AutoRate:
         return tuple(
             count if due[block] or block == last else 0 for block, count in enumerate(counts)
         )
+
+    def measure(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Take note of the weights' sizes, once: before the first step moves them."""
+        if not self.blocks:
+            self.blocks = [Seen(root_mean_square(group["params"])) for group in groups]
 
     def learn(
         self,
@@ -172,7 +180,7 @@ class AutoRate:
         squares = [_mean_square(block) for block in gradients]
         if not all(map(math.isfinite, squares)):
             return
-        self.blocks = self.blocks or [Seen(root_mean_square(g["params"])) for g in groups]
+        self.measure(groups)
         for block, (group, seen, found) in enumerate(
             zip(groups, self.blocks, gradients, strict=True)
         ):
@@ -217,7 +225,8 @@ class AutoRate:
         if anew or self.smoothed <= self.best:
             self.best = self.smoothed
             self.recent.clear()
-        return self.smoothed > RISE * self.best + slack and bool(self.recent)
+        most = self.best + (RISE - 1) * abs(self.best) + slack
+        return self.smoothed > most and bool(self.recent)
 
     def take_back(self) -> Terms:
         """The terms that undo all steps since the best loss."""
@@ -231,8 +240,13 @@ class AutoRate:
         return undone
 
     def due(self) -> bool:
-        """Whether the step at hand is to be looked at: the first is, and some."""
-        return self.steps % EVERY == 1
+        """Whether the step at hand is to be looked at: the first is, and some of each block's."""
+        waited = any(seen.rested == 0 and seen.unseen > EVERY for seen in self.blocks)
+        if self.steps % EVERY != 1 and not waited:
+            return False
+        for seen in self.blocks:
+            seen.unseen = seen.unseen if seen.rested else 0
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a state_dict."""
@@ -240,8 +254,14 @@ class AutoRate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AutoRate:
-        """What `to_dict` returned."""
-        return cls(**{**values, "blocks": [Seen(**seen) for seen in values["blocks"]]})
+        """What `to_dict` returned; ValueError if it returned another thing."""
+        try:
+            blocks = [Seen(**seen) for seen in values["blocks"]]
+            return cls(**{**values, "blocks": blocks, "recent": list(values["recent"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"state_dict has another release's lr='auto' ({error}); load it with that release"
+            ) from None
 
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:

@@ -178,10 +178,10 @@ def _compact(options: argparse.Namespace) -> None:
 
     done = compact(options.journal, options.output, after=options.after)
     print(f"{options.output} holds {done.rounds} rounds, {done.terms} terms, and no report")
-    if options.after:
+    if done.first:
         print(
-            f"it starts from the weights after {options.after} rounds: 'fedspzo replay BASE"
-            f" {options.journal} --round {options.after} -o DIR' makes them"
+            f"it starts from the weights after {done.first} rounds: 'fedspzo replay BASE"
+            f" {options.journal} --round {done.first} -o DIR' makes them"
         )
     print(f"{done.bytes_after} bytes, {options.journal} has {done.bytes_before}")
     if done.term_before is not None and done.term_after is not None:

@@ -22,6 +22,7 @@ class Compacted:
     """What a compaction did.
 
     Attributes:
+        first: how many rounds are merged into the weights that the new one starts from.
         rounds: how many the new one has.
         terms: likewise.
         terms_before: how many the journal has.
@@ -31,6 +32,7 @@ class Compacted:
         header_after: likewise.
     """
 
+    first: int
     rounds: int
     terms: int
     terms_before: int
@@ -80,6 +82,8 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
     run = log.header.run or {}
     header = replace(log.header, run={name: run[name] for name in KEPT if name in run})
     after = log.first if after is None else after
+    if isinstance(after, bool) or not isinstance(after, int):
+        raise InputError(f"after is {after!r}; give a whole number of rounds")
     if after != log.first:
         header = replace(
             header, base=_digest(log, after), run={**(header.run or {}), "first": after}
@@ -116,6 +120,7 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
             f"output '{output}' cannot be written ({error.strerror}); name another file after -o"
         ) from None
     return Compacted(
+        first=after,
         rounds=rounds,
         terms=terms,
         terms_before=before,

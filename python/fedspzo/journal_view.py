@@ -37,7 +37,7 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     yield from _header(log, path)
     yield ""
     yield _ROW.format("round", "clients", "terms", "bytes", "train", "loss", "accuracy", "digest")
-    rounds, terms, size = log.first, 0, 0
+    rounds = terms = size = 0
     examples: dict[int, int] = {}  # of each client that reported
     asked: Counter[int] = Counter()  # rounds that a client was asked in
     waiting: list[str | int] = [log.first, "", "", "", "", "", "", log.header.base]

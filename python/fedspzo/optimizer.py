@@ -216,8 +216,8 @@ class SPZO(Optimizer):
                 else:
                     report = self._estimate_layerwise(evaluate)
             if not report.skipped:
-                for group, stand in zip(groups, stands, strict=True):
-                    if group["weight_decay"]:
+                for group, stand, seeds in zip(groups, stands, report.seeds, strict=True):
+                    if group["weight_decay"] and seeds:  # a block without directions stays
                         stand.decay(1 - learning_rate(group) * group["weight_decay"])
                 for stand, seeds, update in zip(
                     stands, report.seeds, report.coefficients, strict=True
@@ -254,6 +254,8 @@ class SPZO(Optimizer):
         estimator = self._estimator()
         seeds = estimator.seeds(self.seed, self.steps)
         eps = to_float32([group["eps"] for group in self.param_groups])
+        if self.auto is not None:
+            self.auto.measure(self.param_groups)
         values: dict[Point, Tensor] = {}
         shares = self.cost_shares or ()
         forwards, captured = 0.0, Point()
@@ -336,13 +338,14 @@ class SPZO(Optimizer):
     def _estimator(self) -> Estimator:
         given = (group["perturbations"] for group in self.param_groups)
         counts = tuple(2 if count is None else count for count in given)
+        mirrored = self.auto is not None and self.auto.bending(counts)
         if self.auto is not None and self.estimator == "anchored" and any(counts):
             counts = self.auto.turns(counts)
         return Estimator(
             name=self.estimator,
             sides=self.sides,
             perturbations=counts,
-            mirrored=self.auto is not None and self.auto.bending,
+            mirrored=mirrored,
         )
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .auto_rate import HALVE, AutoRate, Terms
@@ -21,6 +22,8 @@ DOUBTED = 0.1
 """The trust ratio below which a step is halved."""
 HALVINGS = 32
 """How often, before it is not made at all."""
+RESOLVED = 4
+"""Units in the last place of the loss: of a smaller promise nothing can be seen."""
 
 
 def predicted(
@@ -63,11 +66,14 @@ def judge(
         return _back(auto.take_back(), report)
     if auto.due() and predicted(report.gradients, report.coefficients) < 0:
 
-        def look(step: StepReport) -> float:
+        def look(step: StepReport) -> float | None:
             for stand, block in zip(stands, _terms(step), strict=True):
                 stand.move(block)
             promise = predicted(step.gradients, step.coefficients)
-            return (evaluate().item() - step.loss) / promise if promise else 0.0
+            value = evaluate()
+            unit = torch.finfo(value.dtype).eps * abs(step.loss)
+            seen = abs(promise) > RESOLVED * unit
+            return (value.item() - step.loss) / promise if seen else None
 
         report = _halved_until_trusted(auto, groups, report, look, cost)
     if report.undone is None:
@@ -79,17 +85,17 @@ def _halved_until_trusted(
     auto: AutoRate,
     groups: Sequence[dict[str, Any]],
     report: StepReport,
-    look: Callable[[StepReport], float],
+    look: Callable[[StepReport], float | None],
     cost: float,
 ) -> StepReport:
     """The step, or its half, or a half of that, whichever first keeps its promise; or none.
 
-    `look` gives a step's trust ratio, for `cost` forward passes.
+    `look` gives a step's trust ratio, or None if the loss cannot show it, for `cost` passes.
     """
     for _ in range(HALVINGS):
         ratio = look(report)
         report = replace(report, ratio=ratio, forwards=report.forwards + cost)
-        if ratio >= DOUBTED:  # not where it is not a number
+        if ratio is None or ratio >= DOUBTED:  # not where it is not a number
             return report
         auto.scale(groups, HALVE)
         report = replace(
