@@ -135,12 +135,8 @@ def _digest(log: JournalLog, after: int) -> str:
     """Of the weights after so many rounds. Where it is known, a record ends."""
     if log.settings is None:
         raise _no_reports(log)
-    known = dict(enumerate(log.digests(), log.first))
-    if after not in known:
-        last = max(known)
-        raise InputError(
-            f"{log.reader.path}: after is {after}; the journal has rounds {log.first} to {last}"
-        )
+    known = log.known()
+    log.check_round("after", after, max(known))
     digest = known[after]
     if digest is None:
         nearest = max(number for number in known if number < after and known[number])

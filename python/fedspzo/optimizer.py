@@ -309,16 +309,16 @@ class SPZO(Optimizer):
         )
         if self.auto is None or skipped:
             return report
-        still = next(block for block, found in enumerate(gradients) if found)
+        moved = next(block for block, found in enumerate(gradients) if found)
 
         def look() -> Tensor:
-            if still:
-                self._replay.replay(still)
+            if moved:  # what comes before it stays as it was captured
+                self._replay.replay(moved)
             else:
                 self._replay.capture()
             return evaluate()
 
-        cost = (1.0, *shares)[still]
+        cost = (1.0, *shares)[moved]
         return judge(self.auto, self.param_groups, stands, report, look, cost)
 
     def _apply_rules(self) -> None:

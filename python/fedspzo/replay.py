@@ -61,7 +61,7 @@ def replay(
     log = JournalLog(journal)
     last = rounds(log)
     round = last if round is None else round
-    _check_round(log, round, last)
+    log.check_round("round", round, last)
     found = weights.load(base, log.header)
     now = digest(found.named.items())
     if now != log.header.base:
@@ -123,13 +123,6 @@ def rounds(log: JournalLog) -> int:
     return log.first + sum(1 for _ in log.digests()) - 1
 
 
-def _check_round(log: JournalLog, round: int, last: int) -> None:
-    if not log.first <= round <= last:
-        raise InputError(
-            f"{log.reader.path}: round is {round}; the journal has rounds {log.first} to {last}"
-        )
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Whether weights are those of a journal's round.
@@ -161,10 +154,10 @@ def verify(folder: str, journal: Path, *, round: int | None = None) -> Verdict:
         InputError: model or journal cannot be read, or there is no such round.
     """
     log = JournalLog(journal)
-    digests = dict(enumerate(log.digests(), log.first))
+    digests = log.known()
     last = max(digests)
     round = last if round is None else round
-    _check_round(log, round, last)
+    log.check_round("round", round, last)
     if not Path(folder).exists():
         raise InputError(f"'{folder}': there is no such folder; give a model's or a run's")
     inner = Path(folder) / MODEL

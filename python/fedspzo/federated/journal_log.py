@@ -19,7 +19,7 @@ from fedspzo.journal_file import (
 )
 from fedspzo.journal_header import Header
 from fedspzo.privacy import Privacy
-from fedspzo.tables import one_line
+from fedspzo.tables import InputError, one_line
 
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
@@ -144,6 +144,18 @@ class JournalLog:
         for _, content in self.entries():
             for _, known in _rounds(content):
                 yield known
+
+    def known(self) -> dict[int, str | None]:
+        """The digest of the weights after each number of rounds, where it is known."""
+        return dict(enumerate(self.digests(), self.first))
+
+    def check_round(self, name: str, value: int, last: int) -> None:
+        """Raise InputError, naming the argument, unless the journal reaches that round."""
+        if not self.first <= value <= last:
+            raise InputError(
+                f"{self.reader.path}: {name} is {value}; the journal has rounds {self.first} to"
+                f" {last}"
+            )
 
     def _decode(self, entry: Entry, digest: str) -> Content:
         if entry.kind == TERMS:
