@@ -26,6 +26,7 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve, spzo
+from fedspzo.federated.coefficients import weights
 from fedspzo.federated.updates import EVERYBODY, client_seed
 from fedspzo.journal import digest
 from fedspzo.replica import Replica
@@ -324,8 +325,8 @@ def test_skipped_steps_contribute_nothing(seeds):
     if seeds == "per-client":
         assert [client for client, _ in update.entries] == [0, 1, 3]
     else:
-        weights = server.weights(reports)
-        mean = sum(weights[i] * reports[i].gradients.values.astype(float) for i in (0, 1, 3))
+        shares = weights(reports, server.federation.weighting)
+        mean = sum(shares[i] * reports[i].gradients.values.astype(float) for i in (0, 1, 3))
         values = update.entries[0][1].values
         np.testing.assert_allclose(values[:, 0], -1e-2 * mean[:, 0], rtol=1e-6)
 
@@ -360,9 +361,9 @@ def test_coefficients_are_learning_rate_weight_and_gradient():
 def test_weighting():
     server, clients = a_federation(replace(FEDERATION, participation=1.0))
     reports = a_round(server, clients)
-    assert server.weights(reports) == {i: n / 60 for i, n in enumerate(SIZES)}
+    assert weights(reports, server.federation.weighting) == {i: n / 60 for i, n in enumerate(SIZES)}
     server, _ = a_federation(replace(FEDERATION, participation=1.0, weighting="uniform"))
-    assert server.weights(reports) == dict.fromkeys(range(4), 0.25)
+    assert weights(reports, server.federation.weighting) == dict.fromkeys(range(4), 0.25)
 
 
 def test_shared_scalars_are_averaged():

@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 
 from fedspzo import compaction, config, data, journal_view, resuming
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
+from fedspzo.federated import round_record
+from fedspzo.federated.coefficients import averaged
 from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.merged_rounds import MergedRounds
 from fedspzo.federated.messages import Plan, Report
+from fedspzo.federated.rejections import Rejection
 from fedspzo.federated.rounds import Evaluation, Round
 from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
@@ -235,10 +238,13 @@ def a_round(number: int) -> Round:
         )
         for client in (0, 2)
     ]
+    added = ((0, part), (2, part))  # clipped, as it were; or as it follows from the reports
+    if number % 4 == 2:
+        added = averaged(answers, FEDERATION, OPTIMIZER)
     return Round(
-        clients=(0, 1, 2),
+        rejected=(Rejection(1, "no report came"),),
         reports=tuple(answers),
-        update=Update(number, ((0, part), (2, part))),
+        update=Update(number, added),
         digest=DIGEST,
         bytes_down=100,
         bytes_up=50,
@@ -246,23 +252,27 @@ def a_round(number: int) -> Round:
     )
 
 
+def encoded(number: int) -> bytes:
+    return round_record.encode(a_round(number), FEDERATION, OPTIMIZER)
+
+
 TERMS_OF_A_STEP = tuple(Terms(np.arange(2, dtype=np.uint64), np.ones(2, np.float32)) for _ in "ab")
 BODIES = [
     (EVALUATION, Evaluation(round=0, loss=1.0, accuracy=None).encode()),
-    (ROUND, a_round(0).encode()),
+    (ROUND, encoded(0)),
     (TERMS, Record(1, TERMS_OF_A_STEP, rounding_seed=4).encode(DIGEST)),
-    (ROUND, a_round(2).encode()),
+    (ROUND, encoded(2)),
 ]
 COMPACTED = [  # a journal that no run goes on with; a live round may follow what was merged
     (ROUNDS, MergedRounds(tuple(a_round(n).update for n in (0, 1)), DIGEST).encode()),
     (ROUNDS, MergedRounds((Update(2, ()), a_round(3).update), DIGEST).encode()),
-    (ROUND, a_round(4).encode()),
+    (ROUND, encoded(4)),
 ]
 
 
 def journal(header: bytes, bodies: list[tuple[int, bytes]]) -> bytes:
     """A journal with right checksums, whatever its bodies are."""
-    result = MAGIC + (1).to_bytes(4, "little")
+    result = MAGIC + (2).to_bytes(4, "little")
     chain = zlib.crc32(result)
     for kind, body in [(1, header), *bodies]:
         head = len(body).to_bytes(4, "little") + kind.to_bytes(4, "little")

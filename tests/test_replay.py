@@ -339,7 +339,8 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
 
 
 def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
-    # 8 bytes: a gradient and a coefficient. The rest is its client's and its round's share.
+    # 4 bytes: a gradient, which the coefficient follows from. The rest is its share of its client's
+    # and its round's.
     sizes = {}
     for p, steps in (((1, 6), 1), ((1, 2), 2), ((1, 60), 1)):
         path = tmp_path / str(p)
@@ -350,7 +351,7 @@ def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
         clients, terms = len(done.reports), done.terms
         assert terms == clients * steps * sum((p[0], p[0] * p[1]))
         # docs/journal.md: a record's frame, a round, a client, a term
-        assert entry.size == 16 + 50 + clients * (4 + 16 + 2 * 5 + 4) + 8 * terms
+        assert entry.size == 16 + 31 + clients * (1 + 1 + 4) + 4 * terms
         sizes[p] = entry.size / terms
-    assert sizes[1, 6] <= 16
-    assert sizes[1, 60] < 9
+    assert max(sizes[1, 2], sizes[1, 6]) <= 7
+    assert sizes[1, 60] < 4.4

@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+_WHOLE_BYTES = 10
+"""What a whole number below 2**64 takes at most, seven bits a byte."""
+
 
 class Reader:
     """Takes values off a body, front to back."""
@@ -28,6 +31,16 @@ class Reader:
         """The next values, as `layout` says."""
         return layout.unpack(self.read(layout.size))
 
+    def whole(self) -> int:
+        """The next whole number, as `encode_whole` made it; ValueError beyond ten bytes."""
+        value = 0
+        for place in range(_WHOLE_BYTES):
+            byte = self.read(1)[0]
+            value |= (byte & 0x7F) << 7 * place
+            if byte < 0x80:
+                return value
+        raise ValueError(f"a whole number has more than {_WHOLE_BYTES} bytes")
+
     @property
     def left(self) -> int:
         """How many bytes have not been read."""
@@ -37,3 +50,16 @@ class Reader:
         """Raise ValueError unless all has been read."""
         if self.left:
             raise ValueError(f"body has {self.left} bytes after its last field")
+
+
+def encode_whole(value: int) -> bytes:
+    """A whole number below 2**64 in few bytes where it is small: unsigned LEB128.
+
+    Seven bits a byte, the lowest first; the eighth bit says that there is another byte.
+    """
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from .client import Client
 from .messages import Plan, Report
 from .rejections import QuorumError, Rejection
@@ -98,7 +100,6 @@ def play(
     for rejection in done.rejected:
         logger.warning("round %d: %s", done.update.round, rejection)
     return Round(
-        clients=asked,
         reports=done.reports,
         rejected=done.rejected,
         downloads=tuple(sorted(set(answers.downloads))),
@@ -106,7 +107,7 @@ def play(
         digest=server.digest,
         bytes_down=answers.down,
         bytes_up=answers.up,
-        seconds=elapsed(),
+        seconds=float(np.float32(elapsed())),
     )
 
 

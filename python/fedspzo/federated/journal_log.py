@@ -21,6 +21,7 @@ from fedspzo.journal_header import Header
 from fedspzo.privacy import Privacy
 from fedspzo.tables import InputError, one_line
 
+from . import round_record
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
 from .settings import FederationConfig, OptimizerConfig, check_whole
@@ -167,12 +168,10 @@ class JournalLog:
         if self.settings is None:
             raise ValueError("it is a federated round, but the header has no run")
         federation, optimizer = self.settings
-        shape = federation.local_steps, sum(optimizer.directions)
         if entry.kind == ROUNDS:
-            return MergedRounds.decode(entry.body, *shape)
-        done = Round.decode(entry.body, digest)
-        done.update.check(*shape)
-        return done
+            steps, directions = federation.local_steps, sum(optimizer.directions)
+            return MergedRounds.decode(entry.body, steps, directions)
+        return round_record.decode(entry.body, digest, federation, optimizer)
 
     def _record(self, update: Update) -> Record:
         if self.settings is None:  # `_decode` has refused it

@@ -1,4 +1,4 @@
-"""A round as a journal keeps it: whom it asked, what they reported, what was added, the digest."""
+"""What a run's journal is made of: rounds, each with what was reported and added; evaluations."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedspzo.journal import DIGEST_BYTES
 from fedspzo.reader import Reader
 
 from .messages import Report
 from .rejections import Rejection
-from .settings import LIMIT_16, LIMIT_64, check_whole
-from .updates import Scalars, Update
+from .settings import LIMIT_64, check_whole
+from .updates import Update
 from .wire import from_optional, to_optional
 
-_ROUND = struct.Struct(
-    f"<{DIGEST_BYTES}sdQQHH"
-)  # digest, seconds, bytes down, up, clients, reports
-_CLIENT = struct.Struct("<I")
-_REPORT = struct.Struct("<IIff")  # client, examples, loss, forwards
-_UNUSUAL = struct.Struct("<HI")  # downloads, rejections: there are some, or this is left out
-_REJECTION = struct.Struct("<IH")  # client, bytes of the reason
 _EVALUATION = struct.Struct("<Idd")  # round, loss, accuracy
 
 
@@ -31,7 +23,6 @@ class Round:
     """One round of a run.
 
     Attributes:
-        clients: those that were sent a plan, ascending.
         reports: those accepted, by client.
         rejected: the others, and those that did not come; a client that was asked again may be in
             both.
@@ -40,10 +31,9 @@ class Round:
         digest: of the weights afterwards.
         bytes_down: of the round's plans, as encoded.
         bytes_up: of its reports, as encoded.
-        seconds: since the run's start, in which the round was done.
+        seconds: since the run's start, in which the round was done; a float32.
     """
 
-    clients: tuple[int, ...]
     reports: tuple[Report, ...]
     rejected: tuple[Rejection, ...] = ()
     downloads: tuple[int, ...] = ()
@@ -56,17 +46,11 @@ class Round:
     def __post_init__(self) -> None:
         for name, value in (("bytes_down", self.bytes_down), ("bytes_up", self.bytes_up)):
             check_whole(name, value, 0, LIMIT_64 - 1)
-        if list(self.clients) != sorted(set(self.clients)) or len(self.clients) >= LIMIT_16:
-            raise ValueError(f"clients is {self.clients}; give each once, ascending")
         reporting = [report.client for report in self.reports]
-        if len(set(reporting)) != len(reporting) or not set(reporting) <= set(self.clients):
-            raise ValueError(f"reports are of clients {reporting}; the plan asked {self.clients}")
-        for name, others in (
-            ("rejected", {rejection.client for rejection in self.rejected}),
-            ("downloads", set(self.downloads)),
-        ):
-            if not others <= set(self.clients):
-                raise ValueError(f"{name} names clients {others}; the plan asked {self.clients}")
+        if reporting != sorted(set(reporting)):
+            raise ValueError(f"reports are of clients {reporting}; give each once, ascending")
+        if not set(self.downloads) <= set(self.clients):
+            raise ValueError(f"downloads names clients {self.downloads}; asked were {self.clients}")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds is {self.seconds}; give a finite number, at least 0")
 
@@ -76,6 +60,12 @@ class Round:
         return self.update.round
 
     @property
+    def clients(self) -> tuple[int, ...]:
+        """Those that were sent a plan, ascending: each of them reported or was rejected."""
+        asked = {report.client for report in self.reports}
+        return tuple(sorted(asked | {rejection.client for rejection in self.rejected}))
+
+    @property
     def terms(self) -> int:
         """How many terms it added."""
         return self.update.terms
@@ -83,85 +73,6 @@ class Round:
     def changes(self) -> Iterator[tuple[Update, str | None]]:
         """Its update, and the digest afterwards: as `MergedRounds.changes`, of one round."""
         yield self.update, self.digest
-
-    def encode(self) -> bytes:
-        """The body of a record of kind 2 (docs/journal.md)."""
-        head = _ROUND.pack(
-            bytes.fromhex(self.digest),
-            self.seconds,
-            self.bytes_down,
-            self.bytes_up,
-            len(self.clients),
-            len(self.reports),
-        )
-        reports = (
-            _REPORT.pack(r.client, r.examples, from_optional(r.loss), r.forwards)
-            + r.gradients.encode()
-            for r in self.reports
-        )
-        asked = b"".join(map(_CLIENT.pack, self.clients))
-        return self.update.encode() + head + asked + b"".join(reports) + self._unusual()
-
-    def _unusual(self) -> bytes:
-        if not self.downloads and not self.rejected:
-            return b""
-        body = _UNUSUAL.pack(len(self.downloads), len(self.rejected))
-        body += b"".join(map(_CLIENT.pack, self.downloads))
-        for rejection in self.rejected:
-            reason = rejection.reason.encode()
-            body += _REJECTION.pack(rejection.client, len(reason)) + reason
-        return body
-
-    @classmethod
-    def decode(cls, body: bytes, before: str) -> Round:
-        """The round these bytes hold.
-
-        Args:
-            body: of a record of kind 2.
-            before: the digest of the weights that the round started from, and that every report
-                therefore had.
-
-        Raises:
-            ValueError: the bytes hold no round.
-        """
-        reader = Reader(body)
-        update = Update.decode(reader)
-        digest, seconds, down, up, asked, reported = reader.take(_ROUND)
-        clients = tuple(reader.take(_CLIENT)[0] for _ in range(asked))
-        reports = tuple(_report(reader, update.round, before) for _ in range(reported))
-        loaded, failed = reader.take(_UNUSUAL) if reader.left else (0, 0)
-        downloads = tuple(reader.take(_CLIENT)[0] for _ in range(loaded))
-        rejected = tuple(_rejection(reader) for _ in range(failed))
-        reader.finish()
-        return cls(
-            clients=clients,
-            reports=reports,
-            rejected=rejected,
-            downloads=downloads,
-            update=update,
-            digest=digest.hex(),
-            bytes_down=down,
-            bytes_up=up,
-            seconds=seconds,
-        )
-
-
-def _report(reader: Reader, round: int, digest: str) -> Report:
-    client, examples, loss, forwards = reader.take(_REPORT)
-    return Report(
-        round=round,
-        client=client,
-        digest=digest,
-        examples=examples,
-        gradients=Scalars.decode(reader),
-        loss=to_optional(loss),
-        forwards=forwards,
-    )
-
-
-def _rejection(reader: Reader) -> Rejection:
-    client, length = reader.take(_REJECTION)
-    return Rejection(client, reader.read(length).decode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from fedspzo.journal_header import Header
 from fedspzo.journal_writer import JournalWriter
 from fedspzo.privacy import Privacy
 
+from . import round_record
 from .journal_log import JournalLog
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
@@ -34,7 +35,7 @@ class RunJournal(Closing):
     Attributes:
         rounds: the rounds that were on disk.
         evaluations: the evaluations that were on disk, by round.
-        optimizer: the settings they were made with; None: the run is new.
+        optimizer: the settings they were made with; None: no run has begun.
         header: the journal's; a new run has it once it is begun.
         torn: bytes of a torn record that were cut off.
 
@@ -78,6 +79,7 @@ class RunJournal(Closing):
 
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
+        self.federation, self.optimizer = server.federation, server.optimizer
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
@@ -138,10 +140,13 @@ class RunJournal(Closing):
 
     def append(self, content: Round | Evaluation) -> None:
         """Add a round or an evaluation: afterwards it is on disk."""
-        if self._writer is None:
+        if self._writer is None or self.optimizer is None:
             raise ValueError("the journal has no header yet; call begin first")
-        kind = ROUND if isinstance(content, Round) else EVALUATION
-        self._writer.append(kind, content.encode())
+        if isinstance(content, Round):
+            body = round_record.encode(content, self.federation, self.optimizer)
+            self._writer.append(ROUND, body)
+        else:
+            self._writer.append(EVALUATION, content.encode())
 
     def close(self) -> None:
         """Close the file."""

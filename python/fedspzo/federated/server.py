@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fedspzo.journal import Record
 from fedspzo.replica import Replica
 
 from . import download
-from .aggregation import Array, Mask, clip, combine
 from .client import DigestError
+from .coefficients import coefficients, combined
 from .history import History
 from .messages import Plan, Report
 from .partition import draw
 from .rejections import QuorumError, Rejection
 from .rounds import Round
 from .settings import FederationConfig, OptimizerConfig, check_whole
-from .updates import EVERYBODY, Scalars, Update, record, sample_seed
+from .updates import Update, record, sample_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,7 @@ class Server:
         needed = self.federation.needed
         if len(accepted) < needed:
             raise QuorumError(self.round, accepted, refused, asked=len(planned), needed=needed)
-        update = Update(self.round, self._combine(accepted))
+        update = Update(self.round, combined(accepted, self.federation, self.optimizer))
         self._apply(update)
         self.digest = self.replica.digest()
         return Outcome(update=update, reports=tuple(accepted), rejected=tuple(refused))
@@ -196,15 +195,6 @@ class Server:
         self.replica.catch_up([self.record(update)])
         self._history.append(update)
 
-    def weights(self, reports: Iterable[Report]) -> dict[int, float]:
-        """What share of the round's update each client has; they add up to 1."""
-        counts = {
-            report.client: report.examples if self.federation.weighting == "examples" else 1
-            for report in reports
-        }
-        total = sum(counts.values())
-        return {client: count / total for client, count in counts.items()}
-
     def _fault(self, report: Report) -> str | None:
         """What is wrong with a report by itself."""
         if report.round != self.round:
@@ -220,53 +210,7 @@ class Server:
                 f" {self.digest}; it must return to them after its steps"
             )
         values = gradients.values.astype(np.float64)
-        if not np.isfinite(self._coefficients(values, 1.0)).all():
+        if not np.isfinite(coefficients(values, 1.0, self.optimizer)).all():
             largest = np.abs(values).max()
             return f"gradients of up to {largest:.3g} times the learning rate overflow float32"
         return None
-
-    def _combine(self, reports: Sequence[Report]) -> tuple[tuple[int, Scalars], ...]:
-        """The coefficients of the round: each client's own, or with shared seeds once for all.
-
-        A step that a client skipped counts as a zero of that client.
-        """
-        f, directions = self.federation, self.optimizer.directions
-        values = np.zeros((len(reports), f.local_steps, sum(directions)))
-        taken = np.zeros((len(reports), f.local_steps), dtype=bool)
-        for row, report in enumerate(reports):
-            steps = list(report.gradients.steps)
-            values[row, steps], taken[row, steps] = report.gradients.values, True
-        values = clip(values, taken, directions, f.clip)
-        weights = list(self.weights(reports).values())
-        if f.seeds == "shared":
-            one, mask = combine(f.aggregation, values, taken, weights, f.byzantine)
-            one = one.astype(np.float32).astype(np.float64)  # as if one client had reported it
-            return self._entries([EVERYBODY], one[None], mask[None], [1.0])
-        return self._entries([report.client for report in reports], values, taken, weights)
-
-    def _entries(
-        self, clients: Sequence[int], values: Array, taken: Mask, weights: Sequence[float]
-    ) -> tuple[tuple[int, Scalars], ...]:
-        """The coefficients of every client that took a step."""
-        return tuple(
-            (client, Scalars(len(mask), steps, self._coefficients(rows[mask], weight)))
-            for client, rows, mask, weight in zip(clients, values, taken, weights, strict=True)
-            if (steps := tuple(int(step) for step in np.flatnonzero(mask)))
-        )
-
-    def _coefficients(self, gradients: Array, weight: float) -> npt.NDArray[np.float32]:
-        """-lr w g / P of every gradient, block by block with its learning rate.
-
-        Args:
-            gradients: (steps, directions of all blocks).
-            weight: w.
-
-        Returns:
-            The nearest float32 values; infinite beyond float32's range.
-        """
-        counts, rates = self.optimizer.directions, self.optimizer.learning_rates
-        repeated = np.repeat(counts, counts)
-        scale = np.repeat([-(rate * weight) for rate in rates], counts)
-        with np.errstate(over="ignore"):
-            values: npt.NDArray[np.float32] = (scale * gradients / repeated).astype(np.float32)
-        return values

@@ -15,13 +15,14 @@ from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
+from .coefficients import weights
 from .exchange import InProcess, Link, play
 from .messages import Report
 from .rejections import Rejection
 from .rounds import Evaluation, Round
 from .run_journal import RunJournal
 from .server import Server
-from .settings import FederationConfig, OptimizerConfig, check_whole
+from .settings import FederationConfig, OptimizerConfig, Weighting, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ def run(
             known.update({report.client: done.round for report in done.reports})
         result = RoundResult(
             round=number,
-            loss=None if done is None else _mean_loss(done.reports, server.weights(done.reports)),
+            loss=None if done is None else _mean_loss(done.reports, federation.weighting),
             eval_loss=measured.loss if measured else None,
             accuracy=measured.accuracy if measured else None,
             forwards=totals.forwards,
@@ -274,12 +275,13 @@ def _epsilons(clients: Sequence[Client]) -> tuple[float, ...] | None:
     return spent or None
 
 
-def _mean_loss(reports: Sequence[Report], weights: Mapping[int, float]) -> float | None:
+def _mean_loss(reports: Sequence[Report], weighting: Weighting) -> float | None:
     losses = {report.client: report.loss for report in reports if report.loss is not None}
-    total = sum(weights[client] for client in losses)
+    shares = weights(reports, weighting)
+    total = sum(shares[client] for client in losses)
     if not losses:
         return None
-    return sum(weights[client] * loss for client, loss in losses.items()) / total
+    return sum(shares[client] * loss for client, loss in losses.items()) / total
 
 
 class _Totals:

@@ -81,12 +81,19 @@ class Scalars:
         """The bytes inside a message (docs/federation.md)."""
         return _SCALARS.pack(self.local_steps, self.values.shape[1]) + self.encode_steps()
 
-    def encode_steps(self) -> bytes:
-        """The same without the two numbers in front, for who knows them."""
+    def encode_steps(self, *, every: bool = False) -> bytes:
+        """The same without the two numbers in front, for who knows them.
+
+        Args:
+            every: leave out which steps were taken, for who knows that all were.
+        """
+        values = self.values.astype("<f4").tobytes()
+        return values if every else self._encode_mask() + values
+
+    def _encode_mask(self) -> bytes:
         taken = np.zeros(self.local_steps, dtype=bool)
         taken[list(self.steps)] = True
-        mask = np.packbits(taken, bitorder="little")
-        return mask.tobytes() + self.values.astype("<f4").tobytes()
+        return np.packbits(taken, bitorder="little").tobytes()
 
     @classmethod
     def decode(cls, reader: Reader) -> Scalars:
@@ -94,15 +101,21 @@ class Scalars:
         return cls.decode_steps(reader, *reader.take(_SCALARS))
 
     @classmethod
-    def decode_steps(cls, reader: Reader, local_steps: int, columns: int) -> Scalars:
+    def decode_steps(
+        cls, reader: Reader, local_steps: int, columns: int, *, every: bool = False
+    ) -> Scalars:
         """What `encode_steps` made, of so many steps and directions; ValueError as `decode`."""
+        steps = tuple(range(local_steps)) if every else cls._decode_mask(reader, local_steps)
+        values = np.frombuffer(reader.read(4 * columns * len(steps)), dtype="<f4")
+        return cls(local_steps, steps, values.astype(np.float32).reshape(len(steps), columns))
+
+    @staticmethod
+    def _decode_mask(reader: Reader, local_steps: int) -> tuple[int, ...]:
         mask = np.frombuffer(reader.read((local_steps + 7) // 8), dtype=np.uint8)
         taken = np.unpackbits(mask, bitorder="little")
         if taken[local_steps:].any():
             raise ValueError(f"the mask of steps names one beyond the {local_steps} there were")
-        steps = tuple(int(s) for s in np.flatnonzero(taken))
-        values = np.frombuffer(reader.read(4 * columns * len(steps)), dtype="<f4")
-        return cls(local_steps, steps, values.astype(np.float32).reshape(len(steps), columns))
+        return tuple(int(s) for s in np.flatnonzero(taken))
 
 
 @dataclass(frozen=True)

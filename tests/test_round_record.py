@@ -1,0 +1,202 @@
+"""A round's record: byte by byte as documented, whole in every form, and small."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedspzo.federated import FederationConfig, OptimizerConfig, Report
+from fedspzo.federated.coefficients import averaged, combined
+from fedspzo.federated.rejections import Rejection
+from fedspzo.federated.round_record import decode, encode
+from fedspzo.federated.rounds import Round
+from fedspzo.federated.updates import EVERYBODY, Scalars, Update
+from fedspzo.journal_file import OVERHEAD
+from fedspzo.reader import Reader, encode_whole
+
+BEFORE, AFTER = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
+FEDERATION = FederationConfig(clients=300, rounds=900, local_steps=3)
+OPTIMIZER = OptimizerConfig(lr=(1e-3, 2e-3), perturbations=(1, 2), sides="one", rounding="nearest")
+
+
+def report(client: int, *, steps: tuple[int, ...] = (0, 1, 2), columns: int = 3) -> Report:
+    rng = np.random.RandomState(client)
+    values = rng.standard_normal((len(steps), columns)).astype(np.float32)
+    return Report(
+        round=700,
+        client=client,
+        digest=BEFORE,
+        examples=5 + client,
+        gradients=Scalars(3, steps, values),
+        loss=0.25 * client if steps else None,
+        forwards=2.5,
+    )
+
+
+def a_round(
+    reports: tuple[Report, ...], federation: FederationConfig, *, follows: bool = True
+) -> Round:
+    entries = averaged(reports, federation, OPTIMIZER)
+    if not follows:
+        entries = tuple((client, replace(s, values=2 * s.values)) for client, s in entries)
+    return Round(
+        reports=reports,
+        update=Update(700, entries),
+        digest=AFTER,
+        bytes_down=2**40,
+        bytes_up=129,
+        seconds=3.5,
+    )
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**32 - 1, 2**35, 2**64 - 1])
+def test_whole_numbers_take_few_bytes_and_come_back(value: int) -> None:
+    encoded = encode_whole(value)
+    assert len(encoded) == max(1, -(-value.bit_length() // 7))
+    reader = Reader(encoded + b"\x07")
+    assert reader.whole() == value
+    assert reader.left == 1
+    with pytest.raises(ValueError, match="ends at byte"):
+        Reader(encoded[:-1]).whole()
+
+
+def test_a_whole_number_that_does_not_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        Reader(b"\xff" * 1000).whole()
+
+
+def test_the_bytes_are_those_of_the_documentation() -> None:
+    # By hand, from docs/journal.md: whoever reads a journal without this package reads this.
+    usual = a_round((report(1), report(200)), FEDERATION)
+    head = b"\xbc\x05" + bytes.fromhex(AFTER) + struct.pack("<f", 3.5)
+    head += b"\x80\x80\x80\x80\x80\x20" + b"\x81\x01"  # 2**40 and 129
+    first, second = (r.gradients.values.tobytes() for r in usual.reports)
+    expected = head + b"\x07" + b"\x02" + struct.pack("<f", 2.5)
+    expected += b"\x01" + b"\x06" + struct.pack("<f", 0.25) + first
+    expected += b"\xc8\x01" + b"\xcd\x01" + struct.pack("<f", 50.0) + second
+    assert encode(usual, FEDERATION, OPTIMIZER) == expected
+
+    reports = (report(1), replace(report(200, steps=(0, 2)), forwards=1.5))
+    odd = replace(
+        a_round(reports, FEDERATION, follows=False),
+        downloads=(1,),
+        rejected=(Rejection(7, "gone"),),
+    )
+    kept = odd.reports[1].gradients.values.tobytes()
+    added = [scalars.values.tobytes() for _, scalars in odd.update.entries]
+    expected = head + b"\x08" + b"\x02"
+    expected += b"\x01" + b"\x06" + struct.pack("<ff", 0.25, 2.5) + b"\x07" + first
+    expected += b"\xc8\x01" + b"\xcd\x01" + struct.pack("<ff", 50.0, 1.5) + b"\x05" + kept
+    expected += b"\x02" + b"\x01" + b"\x07" + added[0] + b"\xc8\x01" + b"\x05" + added[1]
+    expected += b"\x01\x01" + b"\x01\x07\x04gone"
+    assert encode(odd, FEDERATION, OPTIMIZER) == expected
+
+
+FORMS = list(
+    itertools.product(
+        ("per-client", "shared"),
+        [(0, 1, 2), (1,), ()],
+        (2.5, 0.0),
+        (True, False),
+        [(), (Rejection(4, "no report came"), Rejection(9, "ä"))],
+        ("examples", "uniform"),
+    )
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_was_written_is_read(form: tuple) -> None:
+    seeds, steps, forwards, follows, rejected, weighting = form
+    federation = replace(FEDERATION, seeds=seeds, weighting=weighting)
+    reports = (report(0), replace(report(9, steps=steps), forwards=forwards), report(299))
+    done = replace(a_round(reports, federation, follows=follows), rejected=rejected)
+    assert decode(encode(done, federation, OPTIMIZER), BEFORE, federation, OPTIMIZER) == done
+    assert done.clients == ((0, 4, 9, 299) if rejected else (0, 9, 299))
+
+
+def test_a_round_without_reports_is_read() -> None:
+    nobody = a_round((), FEDERATION)
+    assert nobody.update.entries == ()
+    assert decode(encode(nobody, FEDERATION, OPTIMIZER), BEFORE, FEDERATION, OPTIMIZER) == nobody
+
+
+@pytest.mark.parametrize("seeds", ["per-client", "shared"])
+def test_coefficients_are_written_only_where_they_do_not_follow(seeds: str) -> None:
+    federation = replace(FEDERATION, seeds=seeds)
+    reports = tuple(report(client, steps=(0, 1)) for client in range(8))
+    usual = combined(reports, federation, OPTIMIZER)
+    assert usual == averaged(reports, federation, OPTIMIZER)  # to the bit: nothing is clipped
+    far = replace(reports[3].gradients, values=reports[3].gradients.values * np.float32(1e6))
+    reports = (*reports[:3], replace(reports[3], gradients=far), *reports[4:])
+    clipped = combined(reports, federation, OPTIMIZER)
+    assert clipped != averaged(reports, federation, OPTIMIZER)
+    done = replace(a_round(reports, federation), update=Update(700, clipped))
+    body = encode(done, federation, OPTIMIZER)
+    assert decode(body, BEFORE, federation, OPTIMIZER).update.entries == clipped
+    count = 8 if seeds == "per-client" else 1
+    spared = encode(a_round(reports, federation), federation, OPTIMIZER)
+    ids = sum(len(encode_whole(client)) for client, _ in clipped)
+    assert len(body) - len(spared) == 1 + ids + count * (1 + 4 * 2 * 3)
+
+
+def test_a_record_that_says_too_much_is_refused() -> None:
+    done = a_round((report(1), report(2)), FEDERATION)
+    body = encode(done, FEDERATION, OPTIMIZER)
+    at = body.index(b"\x81\x01") + 2
+    odd = body[:at] + b"\x17" + body[at + 1 :]
+    with pytest.raises(ValueError, match="flags is 23; known are those below 16"):
+        decode(odd, BEFORE, FEDERATION, OPTIMIZER)
+    with pytest.raises(ValueError, match="after its last field"):
+        decode(body + b"\0", BEFORE, FEDERATION, OPTIMIZER)
+    first, second = body[-84:-42], body[-42:]  # the reports
+    assert (first[0], second[0]) == (1, 2)
+    for reports in (second + first, first + first):
+        with pytest.raises(ValueError, match="give each once, ascending"):
+            decode(body[:-84] + reports, BEFORE, FEDERATION, OPTIMIZER)
+
+
+def test_many_reports_of_no_step_take_no_memory() -> None:
+    # a table of clients, steps and directions would be 5 TB
+    federation = replace(FEDERATION, clients=10_000, local_steps=60_000, seeds="shared")
+    optimizer = replace(OPTIMIZER, perturbations=(1, 999))
+    nothing = Scalars(60_000, (), np.zeros((0, 1000), np.float32))
+    one = Scalars(60_000, (59_999,), np.ones((1, 1000), np.float32))
+    reports = tuple(
+        replace(report(0), client=client, gradients=nothing if client else one, forwards=1.0)
+        for client in range(10_000)
+    )
+    ((client, scalars),) = averaged(reports, federation, optimizer)
+    assert (client, scalars.steps) == (EVERYBODY, (59_999,))
+
+
+@pytest.mark.parametrize(
+    ("clients", "directions", "most"),
+    [(8, 7, 6.2), (8, 2, 12.0), (3, 2, 16.0), (1, 5, 16.0), (10, 1, 16.0)],
+)
+def test_a_term_costs_few_bytes(clients: int, directions: int, most: float) -> None:
+    federation = FederationConfig(clients=clients, rounds=100)
+    optimizer = OptimizerConfig(
+        lr=1e-3, estimator="mezo", perturbations=directions, rounding="nearest"
+    )
+    reports = tuple(
+        replace(
+            report(client),
+            round=99,
+            gradients=Scalars(1, (0,), np.full((1, directions), client + 1.5, np.float32)),
+        )
+        for client in range(clients)
+    )
+    done = Round(
+        reports=reports,
+        update=Update(99, combined(reports, federation, optimizer)),
+        digest=AFTER,
+        bytes_down=8 * 120,
+        bytes_up=8 * 80,
+        seconds=1.0,
+    )
+    size = OVERHEAD + len(encode(done, federation, optimizer))
+    assert size / done.terms <= most
