@@ -5,19 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import accumulate
 
+import torch
 from torch.profiler import ProfilerActivity, profile
+
+ATTEMPTS = 3
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes that were allocated while `run` ran, less those before it."""
+    """The most bytes that were allocated while `run` ran, less those before it.
+
+    Args:
+        run: called once; again where torch's profiler has recorded no allocation at all, which
+            happens on a busy machine.
+    """
+    for _ in range(ATTEMPTS):
+        moves = _allocations(run)
+        if moves:
+            return max(accumulate((size for _, size in sorted(moves)), initial=0))
+    raise RuntimeError(f"torch's profiler recorded no allocation, {ATTEMPTS} times")
+
+
+def _allocations(run: Callable[[], object]) -> list[tuple[int, int]]:
+    """Times, and bytes that were allocated then, or freed where negative."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
+        torch.empty(1)  # so that nothing recorded means that nothing was watched
     results = profiler.profiler
     assert results is not None
     assert results.kineto_results is not None
-    moves = [
+    return [
         (event.start_ns(), event.nbytes())
         for event in results.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    return max(accumulate((size for _, size in sorted(moves)), initial=0))

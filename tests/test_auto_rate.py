@@ -19,6 +19,9 @@ from fedspzo.auto_rate import (
     LEAD,
     LEARN,
     LONGEST,
+    MEMORY,
+    RISE,
+    SLACK,
     START,
     STIFF,
     WORTH,
@@ -263,12 +266,29 @@ def test_one_lucky_batch_is_no_best_loss_to_fall_behind():
     assert any(auto.diverged(3.0) for _ in range(3))
 
 
+def test_a_drift_slower_than_what_can_be_taken_back_is_noticed_all_the_same():
+    auto = AutoRate()
+    for step in range(100):
+        assert not auto.diverged(1.0 - 0.006 * step)
+        auto.recent.append(({step: 0.1},))
+    best = auto.smoothed
+    losses = (best + 0.001 * step for step in range(300))
+    for step, loss in enumerate(losses, 100):
+        if auto.diverged(loss):
+            break
+        auto.recent.append(({step: 0.1},))
+    bound = (RISE - 1) * best + SLACK * auto.first
+    assert bound < auto.smoothed - best < bound + 0.001
+    (undone,) = auto.take_back()
+    assert undone == {number: -0.1 for number in range(step - MEMORY, step)}
+
+
 def test_losses_that_double_are_noticed_in_the_first_steps_too():
     auto, noticed = AutoRate(), []
     for loss in (0.7, 1.4, 2.8, 5.6):
         noticed.append(auto.diverged(loss))
         auto.recent.append(({1: 0.1},))
-    assert noticed == [False, False, False, True]
+    assert noticed[:3] == [False, False, True]
 
 
 def test_the_prediction_is_the_derivative_along_the_update():

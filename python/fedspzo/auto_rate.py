@@ -18,7 +18,7 @@ not worth their computation each time (`AutoRate.turns`).
 Every few steps the *trust ratio* is looked at (`fedspzo.trust`): a step that keeps too little of
 its promise is halved until it keeps it, and the rates with it. Where the smoothed loss has left its
 best value behind, the steps since then are taken back, by the negative of their terms, and the
-rates are halved. Everything follows from losses and weights, so it repeats; the terms that take
+rates are halved; of a slow drift only its last steps are, and it is the rates that end it. Everything follows from losses and weights, so it repeats; the terms that take
 steps back are terms like others.
 """
 
@@ -53,7 +53,7 @@ HALVE = 0.5
 """What a step that breaks its promise is multiplied by, and all rates where training diverges."""
 SMOOTHING, QUICK = 0.9, 0.75
 """Of the losses, a step; and of a block's squared gradients, a turn."""
-RISE, SLACK, EARLY = 1.2, 0.15, 0.5
+RISE, SLACK, EARLY = 1.1, 0.105, 0.5
 """Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
 EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
 """
@@ -127,7 +127,7 @@ class AutoRate:
         first: the mean loss of the first `LEARN` steps.
         since: steps since the first, or since some were taken back.
         smoothed, best: the smoothed loss, now and at its best.
-        recent: the terms of the steps since the best, oldest first.
+        recent: the terms of the steps since the best, oldest first, the last `MEMORY` at most.
     """
 
     steps: int = 0
@@ -221,15 +221,15 @@ class AutoRate:
             self.first += (loss - self.first) / self.steps
         self.smoothed += max(1 - SMOOTHING, 1 / self.since) * (loss - self.smoothed)
         slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
-        anew = self.since in (1, LEARN) or len(self.recent) > MEMORY
-        if anew or self.smoothed <= self.best:
+        if self.since in (1, LEARN) or self.smoothed <= self.best:
             self.best = self.smoothed
             self.recent.clear()
+        del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
         most = self.best + (RISE - 1) * abs(self.best) + slack
         return self.smoothed > most and bool(self.recent)
 
     def take_back(self) -> Terms:
-        """The terms that undo all steps since the best loss."""
+        """The terms that undo the steps since the best loss, the last `MEMORY` at most."""
         undone: Terms = tuple({} for _ in self.recent[0])
         for step in self.recent:
             for total, terms in zip(undone, step, strict=True):
