@@ -280,7 +280,7 @@ def test_a_drift_slower_than_what_can_be_taken_back_is_noticed_all_the_same():
     bound = (RISE - 1) * best + SLACK * auto.first
     assert bound < auto.smoothed - best < bound + 0.001
     (undone,) = auto.take_back()
-    assert undone == {number: -0.1 for number in range(step - MEMORY, step)}
+    assert undone == dict.fromkeys(range(step - MEMORY, step), -0.1)
 
 
 def test_losses_that_double_are_noticed_in_the_first_steps_too():

@@ -18,8 +18,9 @@ not worth their computation each time (`AutoRate.turns`).
 Every few steps the *trust ratio* is looked at (`fedspzo.trust`): a step that keeps too little of
 its promise is halved until it keeps it, and the rates with it. Where the smoothed loss has left its
 best value behind, the steps since then are taken back, by the negative of their terms, and the
-rates are halved; of a slow drift only its last steps are, and it is the rates that end it. Everything follows from losses and weights, so it repeats; the terms that take
-steps back are terms like others.
+rates are halved; of a slow drift only the last steps are, and it is the rates that end it.
+Everything follows from losses and weights, so it repeats; the terms that take steps back are terms
+like others.
 """
 
 from __future__ import annotations
