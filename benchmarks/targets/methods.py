@@ -59,6 +59,7 @@ FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), -8, federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -212,14 +212,20 @@ def _read(value: dict[str, object]) -> Run:
     return Run(**value, curve=[Point(**point) for point in curve])  # type: ignore[arg-type]
 
 
-def settings(problem: Problem, *, federated: bool) -> Iterator[Setting]:
-    """The settings a problem is raced in."""
+ALPHAS, LOCAL_STEPS = (10.0, 0.1), (1, 5, 20)
+"""The federations that are raced: every pair."""
+
+
+def settings(
+    *,
+    federated: bool,
+    alphas: Sequence[float] = ALPHAS,
+    local_steps: Sequence[int] = LOCAL_STEPS,
+) -> list[Setting]:
+    """The settings of a race."""
     if not federated:
-        yield Setting()
-        return
-    for alpha in (10.0, 0.1):
-        for local_steps in (1, 5, 20):
-            yield Setting(alpha, local_steps)
+        return [Setting()]
+    return [Setting(alpha, steps) for alpha in alphas for steps in local_steps]
 
 
 def seeds_of(problem: Problem, setting: Setting) -> tuple[range, range]:
