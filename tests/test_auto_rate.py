@@ -491,3 +491,14 @@ def test_what_it_costs_is_counted_and_what_it_does_is_reported():
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match="lr is 'best'; pass a number, one a block, or 'auto'"):
         SPZO(Bowl(1.0).parameters(), lr="best")
+
+
+def test_a_group_that_comes_too_late_is_refused():
+    model, late = Bowl(1.0), nn.Parameter(torch.ones(3))
+    optimizer = SPZO(list(model.parameters()), lr="auto")
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    optimizer.step(model)
+    with pytest.raises(ValueError, match=r"added after lr='auto' has measured .* before the first"):
+        optimizer.add_param_group({"params": [late]})
+    assert len(optimizer.param_groups) == 2
+    optimizer.step(model)

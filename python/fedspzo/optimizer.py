@@ -165,11 +165,23 @@ class SPZO(Optimizer):
         self._estimator()  # checks estimator, sides and perturbations
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a block; torch's method, which also settles names, ties and defaults by dtype."""
+        """Add a block; torch's method, which also settles names, ties and defaults by dtype.
+
+        Raises:
+            ValueError: its parameters are not what a group can have; or steps with lr="auto", which
+                measures all weights at the start, have been taken.
+        """
+        if self.auto is not None and self.auto.blocks:
+            raise ValueError(
+                "a param group is added after lr='auto' has measured the others; add it before the"
+                " first step, or pass rates"
+            )
         members = as_groups(param_group["params"])[0]["params"]
         group = {**self.defaults, **param_group, "params": members}
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
         self._indexed += len(members)
+        if not self._replay.layers:
+            self.cost_shares = _shares(None, len(self.param_groups), replayed=False)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
