@@ -30,6 +30,7 @@ from fedspzo.federated.client import resolve
 from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.rejections import REASON_BYTES
 from fedspzo.federated.run_journal import RunJournal
+from fedspzo.journal_file import JournalError
 from fedspzo.replica import Replica
 
 SIZES = [5, 9, 16, 30]
@@ -192,6 +193,24 @@ def test_without_a_quorum_the_run_ends_and_goes_on_later(
     with RunJournal(path, source="toy") as journal:
         assert [done.digest for done in journal.rounds] == digests(whole)[1:3]
         assert digests(train(federation=federation, journal=journal)) == digests(whole)
+
+
+def test_without_a_quorum_the_same_journal_goes_on_too(
+    tmp_path: Path, clean: tuple[FederationConfig, RunResult, RunResult]
+) -> None:
+    federation, whole, _ = clean
+    path = tmp_path / "folder" / "journal.fspz"
+    answer = raises(TimeoutError("no answer"))
+    with RunJournal(path, source="toy") as journal:
+        with pytest.raises(JournalError, match="No such file or directory"):
+            train(federation=federation, journal=journal)
+        path.parent.mkdir()
+        for _ in range(2):
+            with pytest.raises(QuorumError, match="round 2: 1 of 4"):
+                train(answer, federation, clients=(1, 2, 3), journal=journal)
+        for _ in range(2):
+            assert digests(train(federation=federation, journal=journal)) == digests(whole)
+    assert [done.digest for done in RunJournal(path, source="toy").rounds] == digests(whole)[1:]
 
 
 def test_a_server_below_its_quorum_is_as_it_was() -> None:

@@ -65,8 +65,10 @@ def test_whole_numbers_take_few_bytes_and_come_back(value: int) -> None:
 
 
 def test_a_whole_number_that_does_not_end_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 10 bytes"):
+    with pytest.raises(ValueError, match=r"not below 2\*\*64"):
         Reader(b"\xff" * 1000).whole()
+    with pytest.raises(ValueError, match=r"not below 2\*\*64"):
+        Reader(encode_whole(2**64)).whole()
 
 
 def test_the_bytes_are_those_of_the_documentation() -> None:
@@ -155,8 +157,34 @@ def test_a_record_that_says_too_much_is_refused() -> None:
     first, second = body[-84:-42], body[-42:]  # the reports
     assert (first[0], second[0]) == (1, 2)
     for reports in (second + first, first + first):
-        with pytest.raises(ValueError, match="give each once, ascending"):
+        with pytest.raises(ValueError, match="the report of client 1 is not in its place"):
             decode(body[:-84] + reports, BEFORE, FEDERATION, OPTIMIZER)
+
+
+def test_clients_that_the_run_does_not_have_are_refused() -> None:
+    few = replace(FEDERATION, clients=2)
+    usual = a_round((report(0), report(1)), FEDERATION)
+    gone = Rejection(7, "gone")
+    for done in (
+        a_round((report(0), report(7)), FEDERATION),
+        replace(usual, rejected=(gone,)),
+        replace(usual, rejected=(gone,), downloads=(7,)),
+    ):
+        body = encode(done, FEDERATION, OPTIMIZER)
+        with pytest.raises(ValueError, match="it names client 7; the run has 2"):
+            decode(body, BEFORE, few, OPTIMIZER)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seeds", ["per-client", "shared"])
+def test_rates_beyond_all_numbers_are_no_warning_but_an_error(seeds: str) -> None:
+    federation = replace(FEDERATION, seeds=seeds)
+    absurd = replace(OPTIMIZER, lr=1e308)  # the rule doubles it for block 2
+    nothing = replace(report(1).gradients, values=np.zeros((3, 3), np.float32))
+    done = a_round((report(0), replace(report(1), gradients=nothing)), federation)
+    body = encode(done, federation, OPTIMIZER)
+    with pytest.raises(ValueError, match="all must be finite"):
+        decode(body, BEFORE, federation, absurd)
 
 
 def test_many_reports_of_no_step_take_no_memory() -> None:

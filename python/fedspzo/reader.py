@@ -32,14 +32,14 @@ class Reader:
         return layout.unpack(self.read(layout.size))
 
     def whole(self) -> int:
-        """The next whole number, as `encode_whole` made it; ValueError beyond ten bytes."""
+        """The next whole number, as `encode_whole` made it; ValueError from 2**64 on."""
         value = 0
         for place in range(_WHOLE_BYTES):
             byte = self.read(1)[0]
             value |= (byte & 0x7F) << 7 * place
-            if byte < 0x80:
+            if byte < 0x80 and value < 2**64:
                 return value
-        raise ValueError(f"a whole number has more than {_WHOLE_BYTES} bytes")
+        raise ValueError("a whole number there is not below 2**64")
 
     @property
     def left(self) -> int:

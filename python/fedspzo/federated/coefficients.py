@@ -44,7 +44,7 @@ def combined(
         return _own(reports, rows, shares, optimizer)
     rule, byzantine = federation.aggregation, federation.byzantine
     one, mask = combine(rule, values, taken, list(shares.values()), byzantine)
-    return _common(len(mask), [int(step) for step in np.flatnonzero(mask)], one[mask], optimizer)
+    return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
 
 def averaged(
@@ -59,7 +59,7 @@ def averaged(
     shares = weights(reports, federation.weighting)
     if federation.seeds == "per-client":
         return _own(reports, rows, shares, optimizer)
-    steps = sorted({step for report in reports for step in report.gradients.steps})
+    steps = np.array(sorted({step for report in reports for step in report.gradients.steps}), int)
     total = np.zeros((len(steps), sum(optimizer.directions)))
     for report, values in zip(reports, rows, strict=True):
         total[np.searchsorted(steps, report.gradients.steps)] += shares[report.client] * values
@@ -91,7 +91,7 @@ def coefficients(
     counts, rates = optimizer.directions, optimizer.learning_rates
     repeated = np.repeat(counts, counts)
     scale = np.repeat([-(rate * weight) for rate in rates], counts)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         values: npt.NDArray[np.float32] = (scale * gradients / repeated).astype(np.float32)
     return values
 
@@ -127,11 +127,11 @@ def _own(
 
 
 def _common(
-    local_steps: int, steps: Sequence[int], rows: Array, optimizer: OptimizerConfig
+    local_steps: int, steps: npt.NDArray[np.int_], rows: Array, optimizer: OptimizerConfig
 ) -> Entries:
     """The coefficients for everybody, from what all gradients of these steps come to."""
-    if not steps:
+    if not len(steps):
         return ()
     rounded = rows.astype(np.float32).astype(np.float64)  # as if one client had reported them
     values = coefficients(rounded, 1.0, optimizer)
-    return ((EVERYBODY, Scalars(local_steps, tuple(steps), values)),)
+    return ((EVERYBODY, Scalars(local_steps, tuple(map(int, steps)), values)),)

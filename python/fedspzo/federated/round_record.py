@@ -34,34 +34,29 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
     """
     reports, update = done.reports, done.update
     every = all(len(r.gradients.steps) == federation.local_steps for r in reports)
-    alike = len({r.forwards for r in reports}) == 1
+    forwards = [_FLOAT.pack(r.forwards) for r in reports]
+    alike = len(set(forwards)) == 1
     follows = update == Update(update.round, averaged(reports, federation, optimizer))
     unusual = bool(done.downloads or done.rejected)
     flags = every * _ALL_STEPS | alike * _ALIKE | follows * _AVERAGED | unusual * _UNUSUAL
-    body = encode_whole(update.round) + bytes.fromhex(done.digest) + _FLOAT.pack(done.seconds)
-    body += encode_whole(done.bytes_down) + encode_whole(done.bytes_up) + _FLAGS.pack(flags)
-    body += encode_whole(len(reports))
-    if alike:
-        body += _FLOAT.pack(reports[0].forwards)
-    for report in reports:
-        body += encode_whole(report.client) + encode_whole(report.examples)
-        body += _FLOAT.pack(from_optional(report.loss))
-        body += b"" if alike else _FLOAT.pack(report.forwards)
-        body += report.gradients.encode_steps(every=every)
+    parts = [encode_whole(update.round), bytes.fromhex(done.digest), _FLOAT.pack(done.seconds)]
+    parts += [encode_whole(done.bytes_down), encode_whole(done.bytes_up), _FLAGS.pack(flags)]
+    parts += [encode_whole(len(reports)), *forwards[:alike]]
+    for report, cost in zip(reports, forwards, strict=True):
+        parts += [encode_whole(report.client), encode_whole(report.examples)]
+        parts += [_FLOAT.pack(from_optional(report.loss)), b"" if alike else cost]
+        parts.append(report.gradients.encode_steps(every=every))
     if not follows:
-        body += encode_whole(len(update.entries))
+        parts.append(encode_whole(len(update.entries)))
         for client, scalars in update.entries:
-            body += encode_whole(client) + scalars.encode_steps()
-    return body + _encode_unusual(done) if unusual else body
-
-
-def _encode_unusual(done: Round) -> bytes:
-    body = encode_whole(len(done.downloads)) + b"".join(map(encode_whole, done.downloads))
-    body += encode_whole(len(done.rejected))
-    for rejection in done.rejected:
-        reason = rejection.reason.encode()
-        body += encode_whole(rejection.client) + encode_whole(len(reason)) + reason
-    return body
+            parts += [encode_whole(client), scalars.encode_steps()]
+    if unusual:
+        parts += [encode_whole(len(done.downloads)), *map(encode_whole, done.downloads)]
+        parts.append(encode_whole(len(done.rejected)))
+        for rejection in done.rejected:
+            reason = rejection.reason.encode()
+            parts += [encode_whole(rejection.client), encode_whole(len(reason)), reason]
+    return b"".join(parts)
 
 
 def decode(
@@ -85,11 +80,13 @@ def decode(
     down, up, (flags,) = reader.whole(), reader.whole(), reader.take(_FLAGS)
     if flags >= 2 * _UNUSUAL:
         raise ValueError(f"flags is {flags}; known are those below {2 * _UNUSUAL}")
-    reported = reader.whole()
+    count = reader.whole()
     common = reader.take(_FLOAT)[0] if flags & _ALIKE else None
-    reports = []
-    for _ in range(reported):
-        client, examples = reader.whole(), reader.whole()
+    reports: list[Report] = []
+    for _ in range(count):
+        client, examples = _client(reader, federation), reader.whole()
+        if reports and client <= reports[-1].client:
+            raise ValueError(f"the report of client {client} is not in its place")
         (loss,) = reader.take(_FLOAT)
         forwards = reader.take(_FLOAT)[0] if common is None else common
         gradients = Scalars.decode_steps(reader, *shape, every=bool(flags & _ALL_STEPS))
@@ -110,13 +107,16 @@ def decode(
         entries = tuple(
             (reader.whole(), Scalars.decode_steps(reader, *shape)) for _ in range(reader.whole())
         )
-    loaded = [reader.whole() for _ in range(reader.whole())] if flags & _UNUSUAL else []
-    rejected = [_rejection(reader) for _ in range(reader.whole())] if flags & _UNUSUAL else []
+    downloads: list[int] = []
+    rejected: list[Rejection] = []
+    if flags & _UNUSUAL:
+        downloads += (_client(reader, federation) for _ in range(reader.whole()))
+        rejected += (_rejection(reader, federation) for _ in range(reader.whole()))
     reader.finish()
     return Round(
         reports=tuple(reports),
         rejected=tuple(rejected),
-        downloads=tuple(loaded),
+        downloads=tuple(downloads),
         update=Update(number, entries),
         digest=digest,
         bytes_down=down,
@@ -125,6 +125,13 @@ def decode(
     )
 
 
-def _rejection(reader: Reader) -> Rejection:
-    client, length = reader.whole(), reader.whole()
+def _client(reader: Reader, federation: FederationConfig) -> int:
+    client = reader.whole()
+    if client >= federation.clients:
+        raise ValueError(f"it names client {client}; the run has {federation.clients}")
+    return client
+
+
+def _rejection(reader: Reader, federation: FederationConfig) -> Rejection:
+    client, length = _client(reader, federation), reader.whole()
     return Rejection(client, reader.read(length).decode())

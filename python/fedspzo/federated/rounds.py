@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedspzo.reader import Reader
 
@@ -59,7 +60,7 @@ class Round:
         """Its number, from 0."""
         return self.update.round
 
-    @property
+    @cached_property
     def clients(self) -> tuple[int, ...]:
         """Those that were sent a plan, ascending: each of them reported or was rejected."""
         asked = {report.client for report in self.reports}

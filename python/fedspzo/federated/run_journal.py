@@ -18,7 +18,7 @@ from .journal_log import JournalLog
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
 from .server import Server
-from .settings import OptimizerConfig
+from .settings import FederationConfig, OptimizerConfig
 
 
 class RunJournal(Closing):
@@ -35,7 +35,7 @@ class RunJournal(Closing):
     Attributes:
         rounds: the rounds that were on disk.
         evaluations: the evaluations that were on disk, by round.
-        optimizer: the settings they were made with; None: no run has begun.
+        optimizer: the settings they were made with; None: the run is new.
         header: the journal's; a new run has it once it is begun.
         torn: bytes of a torn record that were cut off.
 
@@ -57,7 +57,9 @@ class RunJournal(Closing):
         self.evaluations: dict[int, Evaluation] = {}
         self.optimizer: OptimizerConfig | None = None
         self.torn = 0
+        self._behind = False
         self._writer: JournalWriter | None = None
+        self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
         if path.exists():
             self._load()
 
@@ -66,7 +68,7 @@ class RunJournal(Closing):
         if log.settings is None:
             raise JournalError(f"{self.path}: is no federated run's journal; name another folder")
         self.header = log.header
-        self.federation, self.optimizer = log.settings
+        self._settings = self.federation, self.optimizer = log.settings
         for _, content in log.entries():
             if isinstance(content, MergedRounds):
                 raise JournalError(f"{self.path}: {COMPACTED}")
@@ -77,9 +79,15 @@ class RunJournal(Closing):
         self._writer = JournalWriter.resume(self.path)
         self.torn = self._writer.torn
 
+    def reload(self) -> None:
+        """Read what was written since: after a run that failed, the next one goes on."""
+        if self._behind:
+            self.close()
+            self.rounds, self.evaluations, self._behind = [], {}, False
+            self._load()
+
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
-        self.federation, self.optimizer = server.federation, server.optimizer
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
@@ -91,6 +99,8 @@ class RunJournal(Closing):
             server.replica.blocks, self.source, base=server.digest, model=self.model, run=run
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
+        self._settings = server.federation, server.optimizer
+        self._behind = True
 
     def check(
         self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
@@ -140,10 +150,11 @@ class RunJournal(Closing):
 
     def append(self, content: Round | Evaluation) -> None:
         """Add a round or an evaluation: afterwards it is on disk."""
-        if self._writer is None or self.optimizer is None:
+        if self._writer is None or self._settings is None:
             raise ValueError("the journal has no header yet; call begin first")
+        self._behind = True
         if isinstance(content, Round):
-            body = round_record.encode(content, self.federation, self.optimizer)
+            body = round_record.encode(content, *self._settings)
             self._writer.append(ROUND, body)
         else:
             self._writer.append(EVALUATION, content.encode())

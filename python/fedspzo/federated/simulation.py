@@ -236,6 +236,7 @@ def _resume(
     privacy: Privacy | None,
 ) -> Server | None:
     """The server where the journal ends; None for a new journal."""
+    journal.reload()
     if journal.optimizer is None:
         return None
     server = Server(base, federation, journal.optimizer)
