@@ -218,7 +218,12 @@ class Client:
 
 
 def spzo(
-    blocks: Blocks, settings: OptimizerConfig, *, seed: int = 0, privacy: Mechanism | None = None
+    blocks: Blocks,
+    settings: OptimizerConfig,
+    *,
+    seed: int = 0,
+    privacy: Mechanism | None = None,
+    cost_shares: Sequence[float] | None = None,
 ) -> SPZO:
     """The optimizer that the settings describe.
 
@@ -241,6 +246,7 @@ def spzo(
         rounding=settings.rounding,
         evaluation=settings.evaluation,
         privacy=privacy,
+        cost_shares=cost_shares,
     )
 
 
@@ -252,8 +258,8 @@ def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> Op
     """
     mezo = settings.estimator == "mezo"
 
-    def after(steps: int, settings: OptimizerConfig) -> SPZO:
-        optimizer = spzo(client.replica.blocks, settings)
+    def after(steps: int, settings: OptimizerConfig, shares: Sequence[float] | None = None) -> SPZO:
+        optimizer = spzo(client.replica.blocks, settings, cost_shares=shares)
         if optimizer.auto is not None:
             optimizer.auto.paced = False  # a plan has every block's directions in every step
         with client.replica.local_steps():
@@ -262,12 +268,13 @@ def resolve(settings: OptimizerConfig, client: Client, *, batch_size: int) -> Op
                 optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         return optimizer
 
+    shares = None
     if settings.perturbations is None and not mezo:
         shares = after(1, settings).cost_shares
         assert shares is not None  # the step has measured them
         counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
         settings = replace(settings, perturbations=counts)
-    optimizer = after(LEARN if settings.lr == "auto" else 0, settings)
+    optimizer = after(LEARN if settings.lr == "auto" else 0, settings, shares)
     found = tuple(group["lr"] for group in optimizer.param_groups)
     filled = replace(
         settings,
