@@ -10,6 +10,9 @@ let it be; their constants were chosen on the problems of `benchmarks/compute_to
 * curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
   best for a single step, P / trace(H) where noise dominates.
 
+In the long run rates fall, with the square root of a block's turns, but for the last of several
+blocks, so that noise adds up ever slower.
+
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little. Then a block has its
 turn in every step, unless its directions would do so little beside the last block's that they are
@@ -48,6 +51,8 @@ WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
+STEADY = 20
+"""A block's turns from which on its rate falls, as sqrt(STEADY / turns)."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
@@ -71,9 +76,9 @@ class Seen:
 
     Attributes:
         size: its root mean square weight, at the start.
-        turns: those that its rate follows from, at most `LEARN`.
-        squares: the sum over them of the mean squared projected gradient.
-        traces: the sum over them of the Hessian's estimated trace; None where not known.
+        turns: how many there were.
+        squares: the sum over the first `LEARN` of the mean squared projected gradient.
+        traces: the sum over these of the Hessian's estimated trace; None where not known.
         lately: the smoothed mean squared projected gradient.
         rested: steps since its last turn.
         unseen: turns since the trust ratio of one was looked at.
@@ -94,24 +99,33 @@ class Seen:
         self.lately += (1 - QUICK if self.turns else 1.0) * (square - self.lately)
         self.rested = 0
         self.unseen += 1
-        if self.turns < LEARN:
-            self.turns += 1
+        self.turns += 1
+        if self.turns <= LEARN:
             self.squares += square
             known = self.traces
             self.traces = None if trace is None or known is None else known + trace
 
-    def rate(self, count: int, largest: float, *, worth: bool) -> float:
-        """The largest rate that the bounds allow for `count` directions."""
-        square = max(self.squares / self.turns, self.lately)
-        trace = (self.traces or 0.0) / self.turns
+    def rate(self, count: int, largest: float, *, leads: bool) -> float:
+        """The rate for `count` directions: the largest that the bounds allow, and then less.
+
+        Args:
+            count: of directions.
+            largest: what the size of a step is bounded by.
+            leads: whether it is the last of several blocks, which has no bound of worth, and a rate
+                that does not fall.
+        """
+        learned = min(self.turns, LEARN)
+        square = max(self.squares / learned, self.lately)
+        trace = (self.traces or 0.0) / learned
         bounds = []
         if self.size and square:
             bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size and worth:
+        if self.size and not leads:
             bounds.append(WORTH * self.size**2 * count)
         if trace > 0:
             bounds.append(STIFF * count / trace)
-        return min((bound for bound in bounds if bound), default=START)
+        fall = 1.0 if leads else min(1.0, math.sqrt(STEADY / self.turns))
+        return fall * min((bound for bound in bounds if bound), default=START)
 
 
 @dataclass
@@ -192,7 +206,7 @@ class AutoRate:
                 leads = several and block == len(groups) - 1
                 led = LARGEST if several else LARGEST_ONLY
                 largest = LARGEST_LAST if leads else led
-                group["lr"] = self.factor * seen.rate(len(found), largest, worth=not leads)
+                group["lr"] = self.factor * seen.rate(len(found), largest, leads=leads)
         self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
 
     def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
