@@ -148,8 +148,7 @@ def test_rates_are_learned_from_the_first_turns_means_and_then_kept():
     assert [g["lr"] for g in groups] == [g["lr"] for g in before]
 
 
-def test_in_the_long_run_rates_fall_with_their_turns_so_that_noise_adds_up_ever_slower():
-    """But for the last of several blocks, whose curvature is known."""
+def test_in_the_long_run_a_led_blocks_rate_falls_so_that_noise_adds_up_ever_slower():
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
     only, alone = AutoRate(), groups_of(TWOS)
     rates = []
@@ -159,7 +158,7 @@ def test_in_the_long_run_rates_fall_with_their_turns_so_that_noise_adds_up_ever_
         rates.append([group["lr"] for group in (*groups, *alone)])
     first = [LARGEST * 0.2, STIFF / 64, LARGEST_ONLY * 0.2]
     assert rates[LEARN - 1] == rates[STEADY - 1] == pytest.approx(first)
-    assert rates[-1] == pytest.approx([first[0] / 2, first[1], first[2] / 2])
+    assert rates[-1] == pytest.approx([first[0] / 2, *first[1:]])
     for _ in range(5):  # it does not fall while it waits
         auto.learn(groups, [[], [1.0]], (None, 64.0), COSTS)
     assert groups[0]["lr"] == rates[-1][0]
@@ -172,12 +171,10 @@ def test_a_rate_stays_within_its_size_when_gradients_grow():
         auto.learn(groups, [[10.0]], (None,), (1.0,))
     for _ in range(60):
         auto.learn(groups, [[1000.0]], (None,), (1.0,))
-    fall = math.sqrt(STEADY / (LEARN + 60))
-    assert groups[0]["lr"] == pytest.approx(fall * LARGEST_ONLY * 2 / 1000, rel=1e-3)
+    assert groups[0]["lr"] == pytest.approx(LARGEST_ONLY * 2 / 1000, rel=1e-3)
     for _ in range(60):
         auto.learn(groups, [[1.0]], (None,), (1.0,))
-    fall = math.sqrt(STEADY / (LEARN + 120))
-    assert groups[0]["lr"] == pytest.approx(fall * LARGEST_ONLY * 2 / 10)
+    assert groups[0]["lr"] == pytest.approx(LARGEST_ONLY * 2 / 10)
 
 
 def test_at_first_the_last_of_several_blocks_moves_alone():

@@ -10,8 +10,8 @@ let it be; their constants were chosen on the problems of `benchmarks/compute_to
 * curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
   best for a single step, P / trace(H) where noise dominates.
 
-In the long run rates fall, with the square root of a block's turns, but for the last of several
-blocks, so that noise adds up ever slower.
+In the long run the rate of a block that others lead falls, with the square root of its turns, so
+that its noise adds up ever slower.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little. Then a block has its
@@ -52,7 +52,7 @@ WORTH = 0.14
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
 STEADY = 20
-"""A block's turns from which on its rate falls, as sqrt(STEADY / turns)."""
+"""Turns of a block that others lead, from which on its rate falls: as sqrt(STEADY / turns)."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
@@ -105,27 +105,19 @@ class Seen:
             known = self.traces
             self.traces = None if trace is None or known is None else known + trace
 
-    def rate(self, count: int, largest: float, *, leads: bool) -> float:
-        """The rate for `count` directions: the largest that the bounds allow, and then less.
-
-        Args:
-            count: of directions.
-            largest: what the size of a step is bounded by.
-            leads: whether it is the last of several blocks, which has no bound of worth, and a rate
-                that does not fall.
-        """
+    def rate(self, count: int, largest: float, *, worth: bool) -> float:
+        """The largest rate that the bounds allow for `count` directions."""
         learned = min(self.turns, LEARN)
         square = max(self.squares / learned, self.lately)
         trace = (self.traces or 0.0) / learned
         bounds = []
         if self.size and square:
             bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size and not leads:
+        if self.size and worth:
             bounds.append(WORTH * self.size**2 * count)
         if trace > 0:
             bounds.append(STIFF * count / trace)
-        fall = 1.0 if leads else min(1.0, math.sqrt(STEADY / self.turns))
-        return fall * min((bound for bound in bounds if bound), default=START)
+        return min((bound for bound in bounds if bound), default=START)
 
 
 @dataclass
@@ -204,9 +196,11 @@ class AutoRate:
                 seen.add(squares[block], curvatures[block])
                 several = self.cut and len(groups) > 1
                 leads = several and block == len(groups) - 1
-                led = LARGEST if several else LARGEST_ONLY
-                largest = LARGEST_LAST if leads else led
-                group["lr"] = self.factor * seen.rate(len(found), largest, leads=leads)
+                led = several and not leads
+                largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
+                fall = min(1.0, math.sqrt(STEADY / seen.turns)) if led else 1.0
+                rate = seen.rate(len(found), largest, worth=not leads)
+                group["lr"] = self.factor * fall * rate
         self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
 
     def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
