@@ -399,9 +399,9 @@ def test_damage_is_found_and_a_torn_end_passed_over(
     result = federate(path, toy())
     two_rounds_a_record(monkeypatch, path)
     with path.open("ab") as file:
-        file.write(b"half a record")
+        file.write(b"half of it")
     done = compact(path, new)
-    assert done.bytes_before == path.stat().st_size - len(b"half a record")
+    assert done.bytes_before == path.stat().st_size - len(b"half of it")
     data = new.read_bytes()
     start = JournalReader(new).start
     for position in range(start, len(data), 5):

@@ -275,7 +275,7 @@ def journal(header: bytes, bodies: list[tuple[int, bytes]]) -> bytes:
     result = MAGIC + (2).to_bytes(4, "little")
     chain = zlib.crc32(result)
     for kind, body in [(1, header), *bodies]:
-        head = len(body).to_bytes(4, "little") + kind.to_bytes(4, "little")
+        head = len(body).to_bytes(4, "little") + bytes([kind])
         chain = zlib.crc32(head, chain)
         result += head + chain.to_bytes(4, "little") + body
         chain = zlib.crc32(body, chain)

@@ -351,7 +351,7 @@ def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
         clients, terms = len(done.reports), done.terms
         assert terms == clients * steps * sum((p[0], p[0] * p[1]))
         # docs/journal.md: a record's frame, a round, a client, a term
-        assert entry.size == 16 + 31 + clients * (1 + 1 + 4) + 4 * terms
+        assert entry.size == 13 + 31 + clients * (1 + 1 + 4) + 4 * terms
         sizes[p] = entry.size / terms
     assert max(sizes[1, 2], sizes[1, 6]) <= 7
     assert sizes[1, 60] < 4.4

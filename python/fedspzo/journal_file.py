@@ -30,7 +30,7 @@ COMPACTED = "was compacted, so its run cannot go on; resume the journal it was m
 """Why a journal with a record of kind ROUNDS is not gone on with."""
 
 PREAMBLE = struct.Struct("<8sI")  # magic, version
-HEAD = struct.Struct("<III")  # bytes of the body, kind, checksum of these two
+HEAD = struct.Struct("<IBI")  # bytes of the body, kind, checksum of these two
 CHECKSUM = struct.Struct("<I")
 _UNWRITTEN = bytes(CHECKSUM.size)
 
