@@ -26,7 +26,7 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve, spzo
-from fedspzo.federated.coefficients import weights
+from fedspzo.federated.coefficients import averaged_clients, weights
 from fedspzo.federated.updates import EVERYBODY, client_seed
 from fedspzo.journal import digest
 from fedspzo.replica import Replica
@@ -572,6 +572,29 @@ def test_settings_load_without_torch_or_numpy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "sizes", "expected"),
+    [
+        ({}, [5, 5, 5, 5], 4.0),
+        ({}, [9, 1, 1, 1], 12**2 / 84),
+        ({"weighting": "uniform"}, [9, 1, 1, 1], 4.0),
+        ({"participation": 0.5}, [5, 5, 5, 5], 2.0),
+        ({"participation": 0.25}, [9, 1, 1, 1], 1.0),
+        ({"seeds": "shared"}, [5, 5, 5, 5], 1.0),
+    ],
+)
+def test_a_round_averages_over_its_clients_own_directions(changes, sizes, expected):
+    federation = replace(FEDERATION, **{"participation": 1.0, **changes})
+    assert averaged_clients(sizes, federation) == pytest.approx(expected)
+    if not changes:  # what a run's own rates are found with
+        data, auto = toy_data(sizes), OptimizerConfig(lr="auto")
+        found = run(toy(), ToyTask(), data, replace(federation, rounds=1), auto)
+        client = Client(0, Replica(toy()), data[0], ToyTask())
+        alone = resolve(auto, client, batch_size=federation.batch_size)
+        ratios = np.divide(found.optimizer.lr, alone.lr)
+        np.testing.assert_allclose(ratios, math.sqrt(expected))
+
+
 def test_a_federations_rate_is_found_before_it_starts():
     client = Client(0, Replica(toy()), toy_data([4])[0], ToyTask())
     before = client.replica.digest()
@@ -591,6 +614,8 @@ def test_a_federations_rate_is_found_before_it_starts():
     assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
     assert made.perturbations[0] == 1
     assert made.lr[0] != made.lr[1] != START
+    many = resolve(settings, client, batch_size=2, averaged=6.25)
+    assert many.lr == tuple(2.5 * rate for rate in made.lr)
     whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
     mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), whole, batch_size=2)
     assert len(mezo.lr) == 1

@@ -75,6 +75,23 @@ def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]
     return {client: count / total for client, count in counts.items()}
 
 
+def averaged_clients(sizes: Sequence[int], federation: FederationConfig) -> float:
+    """Over how many clients' own directions a round averages: 1 / sum w^2 of their shares w.
+
+    Kish's effective sample size, of the clients that take part in a round on average; 1 with shared
+    seeds, where all have the same directions.
+
+    Args:
+        sizes: the clients' numbers of examples.
+        federation: how they are weighted, and how many take part.
+    """
+    if federation.seeds == "shared":
+        return 1.0
+    counts = sizes if federation.weighting == "examples" else [1] * len(sizes)
+    effective = sum(counts) ** 2 / sum(count**2 for count in counts)
+    return max(1.0, effective * federation.participants / federation.clients)
+
+
 def coefficients(
     gradients: Array, weight: float, optimizer: OptimizerConfig
 ) -> npt.NDArray[np.float32]:

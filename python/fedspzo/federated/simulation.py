@@ -15,7 +15,7 @@ from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
-from .coefficients import weights
+from .coefficients import averaged_clients, weights
 from .exchange import InProcess, Link, play
 from .messages import Report
 from .rejections import Rejection
@@ -147,7 +147,12 @@ def run(
         for number, own in enumerate(examples)
     ]
     if server is None:
-        settings = resolve(optimizer, clients[0], batch_size=federation.batch_size)
+        settings = resolve(
+            optimizer,
+            clients[0],
+            batch_size=federation.batch_size,
+            averaged=averaged_clients([len(own) for own in examples], federation),
+        )
         server = Server(base, federation, settings)
         if journal is not None:
             journal.begin(server, privacy)
