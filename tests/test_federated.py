@@ -26,7 +26,7 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve, spzo
-from fedspzo.federated.coefficients import averaged_clients, weights
+from fedspzo.federated.coefficients import found_rate_factor, weights
 from fedspzo.federated.updates import EVERYBODY, client_seed
 from fedspzo.journal import digest
 from fedspzo.replica import Replica
@@ -575,24 +575,26 @@ def test_settings_load_without_torch_or_numpy():
 @pytest.mark.parametrize(
     ("changes", "sizes", "expected"),
     [
-        ({}, [5, 5, 5, 5], 4.0),
-        ({}, [9, 1, 1, 1], 12**2 / 84),
-        ({"weighting": "uniform"}, [9, 1, 1, 1], 4.0),
-        ({"participation": 0.5}, [5, 5, 5, 5], 2.0),
+        ({}, [5, 5, 5, 5], 2.0),
+        ({}, [9, 1, 1, 1], math.sqrt(12**2 / 84)),
+        ({"weighting": "uniform"}, [9, 1, 1, 1], 2.0),
+        ({"participation": 0.5}, [5, 5, 5, 5], math.sqrt(2)),
         ({"participation": 0.25}, [9, 1, 1, 1], 1.0),
         ({"seeds": "shared"}, [5, 5, 5, 5], 1.0),
+        ({"local_steps": 2}, [5, 5, 5, 5], math.sqrt(2)),
+        ({"local_steps": 5}, [5, 5, 5, 5], 1.0),
     ],
 )
-def test_a_round_averages_over_its_clients_own_directions(changes, sizes, expected):
-    federation = replace(FEDERATION, **{"participation": 1.0, **changes})
-    assert averaged_clients(sizes, federation) == pytest.approx(expected)
+def test_found_rates_are_for_the_directions_of_a_whole_round(changes, sizes, expected):
+    federation = replace(FEDERATION, **{"participation": 1.0, "local_steps": 1, **changes})
+    assert found_rate_factor(sizes, federation) == pytest.approx(expected)
     if not changes:  # what a run's own rates are found with
         data, auto = toy_data(sizes), OptimizerConfig(lr="auto")
         found = run(toy(), ToyTask(), data, replace(federation, rounds=1), auto)
         client = Client(0, Replica(toy()), data[0], ToyTask())
         alone = resolve(auto, client, batch_size=federation.batch_size)
         ratios = np.divide(found.optimizer.lr, alone.lr)
-        np.testing.assert_allclose(ratios, math.sqrt(expected))
+        np.testing.assert_allclose(ratios, expected)
 
 
 def test_a_federations_rate_is_found_before_it_starts():
@@ -614,7 +616,7 @@ def test_a_federations_rate_is_found_before_it_starts():
     assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
     assert made.perturbations[0] == 1
     assert made.lr[0] != made.lr[1] != START
-    many = resolve(settings, client, batch_size=2, averaged=6.25)
+    many = resolve(settings, client, batch_size=2, factor=2.5)
     assert many.lr == tuple(2.5 * rate for rate in made.lr)
     whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
     mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), whole, batch_size=2)

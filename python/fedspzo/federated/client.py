@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -252,7 +251,7 @@ def spzo(
 
 
 def resolve(
-    settings: OptimizerConfig, client: Client, *, batch_size: int, averaged: float = 1.0
+    settings: OptimizerConfig, client: Client, *, batch_size: int, factor: float = 1.0
 ) -> OptimizerConfig:
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
@@ -263,9 +262,7 @@ def resolve(
         settings: as they were given.
         client: whose model and examples are used.
         batch_size: examples in a step.
-        averaged: over how many clients' own directions a round averages (`averaged_clients`): its
-            noise is that much lower, so that rates that are found are multiplied by the square
-            root, as the bound by size does for more directions.
+        factor: of the rates that are found (`found_rate_factor`).
     """
     mezo = settings.estimator == "mezo"
 
@@ -286,7 +283,7 @@ def resolve(
         counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
         settings = replace(settings, perturbations=counts)
     optimizer = after(LEARN if settings.lr == "auto" else 0, settings, shares)
-    found = tuple(group["lr"] * math.sqrt(averaged) for group in optimizer.param_groups)
+    found = tuple(group["lr"] * factor for group in optimizer.param_groups)
     filled = replace(
         settings,
         lr=settings.lr if settings.lr != "auto" else found[0] if mezo else found,

@@ -15,7 +15,7 @@ from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
-from .coefficients import averaged_clients, weights
+from .coefficients import found_rate_factor, weights
 from .exchange import InProcess, Link, play
 from .messages import Report
 from .rejections import Rejection
@@ -151,7 +151,7 @@ def run(
             optimizer,
             clients[0],
             batch_size=federation.batch_size,
-            averaged=averaged_clients([len(own) for own in examples], federation),
+            factor=found_rate_factor([len(own) for own in examples], federation),
         )
         server = Server(base, federation, settings)
         if journal is not None:
