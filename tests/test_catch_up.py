@@ -46,7 +46,7 @@ def after(
     base = Replica(toy(dtype))
     shared = base.copy()
     clients = [Client(n, shared, own, ToyTask()) for n, own in enumerate(toy_data(SIZES))]
-    server = Server(base, federation, resolve(OPTIMIZER, clients[0], batch_size=8))
+    server = Server(base, federation, resolve(OPTIMIZER, clients, batch_size=8))
     for _ in range(rounds):
         plans = [server.plan(number, since=shared.round) for number in server.sample()]
         server.aggregate([clients[p.client].handle(p, server.download()) for p in plans])

@@ -130,7 +130,7 @@ def a_federation(
         Client(number, base.copy(), examples, ToyTask())
         for number, examples in enumerate(toy_data(SIZES))
     ]
-    return Server(base, federation, resolve(optimizer, clients[0], batch_size=8)), clients
+    return Server(base, federation, resolve(optimizer, clients, batch_size=8)), clients
 
 
 def test_a_report_that_would_overflow_is_refused() -> None:

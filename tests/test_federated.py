@@ -71,7 +71,7 @@ def a_federation(
         Client(number, base.copy(), examples, ToyTask())
         for number, examples in enumerate(toy_data(SIZES))
     ]
-    return Server(base, federation, resolve(optimizer, clients[0], batch_size=8)), clients
+    return Server(base, federation, resolve(optimizer, clients, batch_size=8)), clients
 
 
 def a_round(server: Server, clients: list[Client]) -> list[Report]:
@@ -489,21 +489,21 @@ def test_optimizer_settings_are_checked(changes, message):
 def test_settings_are_resolved_from_the_model():
     client = Client(0, Replica(toy(torch.bfloat16)), toy_data([4])[0], ToyTask())
     before = client.replica.digest()
-    made = resolve(OptimizerConfig(lr=1e-3, at=-1), client, batch_size=2)
+    made = resolve(OptimizerConfig(lr=1e-3, at=-1), [client], batch_size=2)
     assert (made.sides, made.rounding, made.at) == ("two", "stochastic", "auto")
     p1, p2 = made.perturbations
     assert p1 == 1
     assert p2 == 2
     assert made.lr == (1e-3, p2 / p1 * 1e-3)
     assert client.replica.digest() == before
-    assert resolve(made, client, batch_size=2) == made
-    balanced = resolve(OptimizerConfig(lr=1e-3, estimator="balanced"), client, batch_size=2)
+    assert resolve(made, [client], batch_size=2) == made
+    balanced = resolve(OptimizerConfig(lr=1e-3, estimator="balanced"), [client], batch_size=2)
     p1, p2 = balanced.perturbations
     assert (p1, p2 % 2) == (1, 0)
     assert balanced.lr == (1e-3, p2 * 1e-3)
     mezo = resolve(
         OptimizerConfig(lr=1e-3, estimator="mezo"),
-        Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask()),
+        [Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())],
         batch_size=2,
     )
     assert (mezo.perturbations, mezo.lr) == (1, (1e-3,))
@@ -532,7 +532,7 @@ def test_settings_for_another_number_of_blocks_are_named():
         (OptimizerConfig(estimator="balanced"), "'balanced' needs two blocks, but there are 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            resolve(settings, client, batch_size=2)
+            resolve(settings, [client], batch_size=2)
 
 
 def test_the_settings_of_mezo_take_one_rate():
@@ -591,8 +591,9 @@ def test_found_rates_are_for_the_directions_of_a_whole_round(changes, sizes, exp
     if not changes:  # what a run's own rates are found with
         data, auto = toy_data(sizes), OptimizerConfig(lr="auto")
         found = run(toy(), ToyTask(), data, replace(federation, rounds=1), auto)
-        client = Client(0, Replica(toy()), data[0], ToyTask())
-        alone = resolve(auto, client, batch_size=federation.batch_size)
+        replica = Replica(toy())
+        clients = [Client(n, replica, own, ToyTask()) for n, own in enumerate(data)]
+        alone = resolve(auto, clients, batch_size=federation.batch_size)
         ratios = np.divide(found.optimizer.lr, alone.lr)
         np.testing.assert_allclose(ratios, expected)
 
@@ -603,9 +604,9 @@ def test_a_federations_rate_is_found_before_it_starts():
     settings = OptimizerConfig(lr="auto", at=-1)
     with pytest.raises(ValueError, match="lr is 'auto'; give a number, or find it first"):
         replace(settings, perturbations=(1, 2)).learning_rates  # noqa: B018
-    made = resolve(settings, client, batch_size=2)
+    made = resolve(settings, [client], batch_size=2)
     assert client.replica.digest() == before
-    assert resolve(settings, client, batch_size=2) == made
+    assert resolve(settings, [client], batch_size=2) == made
     alone, task = toy(), ToyTask()  # the same steps by themselves
     optimizer = SPZO(alone, lr="auto", perturbations=made.perturbations)
     optimizer.auto.paced = False  # all blocks in every step, as in a round
@@ -616,8 +617,10 @@ def test_a_federations_rate_is_found_before_it_starts():
     assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
     assert made.perturbations[0] == 1
     assert made.lr[0] != made.lr[1] != START
-    many = resolve(settings, client, batch_size=2, factor=2.5)
+    other = Client(1, client.replica, toy_data([4, 3])[1], ToyTask())  # its examples count too
+    assert resolve(settings, [client, other], batch_size=2).lr != made.lr
+    many = resolve(settings, [client], batch_size=2, factor=2.5)
     assert many.lr == tuple(2.5 * rate for rate in made.lr)
     whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
-    mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), whole, batch_size=2)
+    mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), [whole], batch_size=2)
     assert len(mezo.lr) == 1

@@ -62,7 +62,7 @@ def run(
     weights = PooledWeights(Blocks.single(blocks.model), members)
     clients = make_clients(weights.replica, examples, task, federation)
     config = replace(mezo.settings(optimizer), perturbations=1)
-    config = resolve(config, clients[0], batch_size=federation.batch_size)
+    config = resolve(config, clients, batch_size=federation.batch_size)
     stepper = spzo(weights.replica.blocks, config, seed=members.seed)
     known = [np.zeros(pool, np.float32) for _ in clients]
     server = PoolServer(pool, config.learning_rates[0])

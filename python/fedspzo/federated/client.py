@@ -251,29 +251,31 @@ def spzo(
 
 
 def resolve(
-    settings: OptimizerConfig, client: Client, *, batch_size: int, factor: float = 1.0
+    settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int, factor: float = 1.0
 ) -> OptimizerConfig:
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
     Where `perturbations` is None it follows from what the blocks cost, measured by a step on the
-    client's examples; lr="auto" is found, by `auto_rate.LEARN` of them. The weights stay.
+    first client's examples; lr="auto" is found, by `auto_rate.LEARN` steps, each on the next
+    client's examples, as one client's alone may be of one label. The weights stay.
 
     Args:
         settings: as they were given.
-        client: whose model and examples are used.
+        clients: whose examples are used, and the first one's model.
         batch_size: examples in a step.
         factor: of the rates that are found (`found_rate_factor`).
     """
     mezo = settings.estimator == "mezo"
+    task, replica = clients[0].task, clients[0].replica
 
     def after(steps: int, settings: OptimizerConfig, shares: Sequence[float] | None = None) -> SPZO:
-        optimizer = spzo(client.replica.blocks, settings, cost_shares=shares)
+        optimizer = spzo(replica.blocks, settings, cost_shares=shares)
         if optimizer.auto is not None:
             optimizer.auto.paced = False  # a plan has every block's directions in every step
-        with client.replica.local_steps():
+        with replica.local_steps():
             for step in range(steps):
-                batch = client.batch(0, 0, step, batch_size)
-                optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
+                batch = clients[step % len(clients)].batch(0, 0, step, batch_size)
+                optimizer.step(partial(task.loss, replica.blocks.model, batch))
         return optimizer
 
     shares = None

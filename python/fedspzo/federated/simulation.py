@@ -149,7 +149,7 @@ def run(
     if server is None:
         settings = resolve(
             optimizer,
-            clients[0],
+            clients,
             batch_size=federation.batch_size,
             factor=found_rate_factor([len(own) for own in examples], federation),
         )
