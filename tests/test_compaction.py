@@ -310,6 +310,11 @@ def test_a_term_costs_at_most_sixteen_bytes(
     assert done.term_after < most < 16
     assert done.term_before is not None
     assert done.term_before > done.term_after
+    # docs/journal.md, of the live one: every client took all steps at the same cost, and its bytes
+    # down and up take one to three bytes each
+    least = OVERHEAD + 1 + 16 + 4 + 2 + 2 + 4 + clients * (1 + 1 + 4 + 4 * steps * directions)
+    live = (done.bytes_before - done.header_before) / rounds
+    assert least <= live <= least + 4
 
 
 def test_one_term_a_round_costs_at_most_sixteen_bytes_from_the_eighth_round_on() -> None:
