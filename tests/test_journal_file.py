@@ -58,7 +58,7 @@ def test_the_bytes_are_those_of_the_documentation(path: Path) -> None:
     # By hand, from docs/journal.md: whoever reads a journal without this package reads this.
     data = path.read_bytes()
     text = '{"base":"ä","rounds":[1,2.5,null]}'.encode()
-    expected = b"FSPZJRNL" + struct.pack("<I", 2)
+    expected = b"FSPZJRNL" + struct.pack("<I", 3)
     check = zlib.crc32(expected)
     for kind, body in [(1, text), *BODIES]:
         head = struct.pack("<IB", len(body), kind)
@@ -158,7 +158,7 @@ def test_what_is_no_journal_is_named(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="starts with b'\\{\"round\"'"):
         JournalReader(other)
     other.write_bytes(struct.pack("<8sI", b"FSPZJRNL", 9))
-    with pytest.raises(JournalError, match="format version 9, this fedspzo reads 2; install"):
+    with pytest.raises(JournalError, match="format version 9, this fedspzo reads 3; install"):
         JournalReader(other)
 
 

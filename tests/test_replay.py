@@ -16,6 +16,7 @@ from fedspzo import SPZO, replay
 from fedspzo.blocks import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.rounds import Evaluation, Round
 from fedspzo.federated.run_journal import RunJournal
 from fedspzo.journal import digest, merged
 from fedspzo.journal_file import JournalError
@@ -351,7 +352,69 @@ def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
         clients, terms = len(done.reports), done.terms
         assert terms == clients * steps * sum((p[0], p[0] * p[1]))
         # docs/journal.md: a record's frame, a round, a client, a term
-        assert entry.size == 13 + 31 + clients * (1 + 1 + 4) + 4 * terms
+        evaluated = 16 * (done.evaluation is not None)
+        assert entry.size == 13 + 29 + evaluated + clients * (1 + 4) + 4 * terms
         sizes[p] = entry.size / terms
     assert max(sizes[1, 2], sizes[1, 6]) <= 7
     assert sizes[1, 60] < 4.4
+
+
+def test_one_direction_of_eight_clients_costs_at_most_sixteen_bytes_with_evaluations(
+    tmp_path: Path,
+) -> None:
+    # the fewest terms that the README's comparison has in a round: MeZO's
+    path = tmp_path / "journal.fspz"
+    with RunJournal(path, source="toy") as journal:
+        run(
+            toy(single=True),
+            ToyTask(),
+            toy_data([9] * 8),
+            FederationConfig(clients=8, rounds=40, batch_size=4),
+            OptimizerConfig(lr=0.01, estimator="mezo", perturbations=1, sides="two"),
+            evaluate=lambda model: {"loss": 0.5, "accuracy": 0.5},
+            evaluate_every=2,
+            journal=journal,
+        )
+    log = JournalLog(path)
+    contents = [content for _, content in log.entries()]
+    rounds = [content for content in contents if isinstance(content, Round)]
+    evaluated = [done.round for done in rounds if done.evaluation is not None]
+    assert evaluated == list(range(0, 40, 2))
+    assert contents[-1] == Evaluation(round=40, loss=0.5, accuracy=0.5)
+    terms = sum(done.terms for done in rounds)
+    assert terms == 40 * 8
+    assert path.stat().st_size - log.reader.start <= 16 * terms
+
+
+def test_what_is_on_disk_is_not_evaluated_again(tmp_path: Path) -> None:
+    path, asked = tmp_path / "journal.fspz", []
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        asked.append(len(asked))
+        return {"loss": float(len(asked))}
+
+    def go_on(stop_after: int | None) -> list[float | None]:
+        def stop(result: Any) -> None:
+            if result.round == stop_after:
+                raise KeyboardInterrupt
+
+        with RunJournal(path, source="toy") as journal:
+            return [
+                result.eval_loss
+                for result in run(
+                    toy(),
+                    ToyTask(),
+                    toy_data([9, 5, 7, 6]),
+                    FederationConfig(**SETTINGS),
+                    OptimizerConfig(lr=0.05, perturbations=(1, 2)),
+                    evaluate=evaluate,
+                    on_round=stop,
+                    journal=journal,
+                ).rounds
+            ]
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(2)  # evaluated after rounds 0, 1 and 2; the last one is not on disk yet
+    assert go_on(None) == [1, 2, 4, 5, 6, 7]
+    assert go_on(None) == [1, 2, 4, 5, 6, 7]
+    assert len(asked) == 7

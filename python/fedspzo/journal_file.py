@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from .tables import InputError, one_line
 
 MAGIC = b"FSPZJRNL"
-VERSION = 2
+VERSION = 3
 HEADER, ROUND, TERMS, EVALUATION, ROUNDS = 1, 2, 3, 4, 5
 """Kinds of records."""
 

@@ -44,9 +44,11 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     for entry, content in log.entries():
         size += entry.size
         if isinstance(content, Evaluation):
-            waiting[5:7] = [_number(content.loss), _percent(content.accuracy)]
+            waiting[5:7] = _measured(content)
             continue
         if isinstance(content, Round):
+            if content.evaluation is not None:
+                waiting[5:7] = _measured(content.evaluation)
             asked.update(content.clients)
             examples |= {report.client: report.examples for report in content.reports}
         for row in _rows(entry, content):
@@ -187,6 +189,10 @@ def _terms(record: Record, digest: str | None) -> Iterator[str]:
     for number, block in enumerate(record.terms, 1):
         for seed, coefficient in zip(block.seeds, block.coeffs, strict=True):
             yield f"block {number}: {coefficient:.6g} along seed {seed}"
+
+
+def _measured(evaluation: Evaluation) -> list[str | int]:
+    return [_number(evaluation.loss), _percent(evaluation.accuracy)]
 
 
 def _number(value: float | None) -> str:

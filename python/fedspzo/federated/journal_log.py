@@ -19,6 +19,7 @@ from fedspzo.journal_file import (
 )
 from fedspzo.journal_header import Header
 from fedspzo.privacy import Privacy
+from fedspzo.reader import Reader
 from fedspzo.tables import InputError, one_line
 
 from . import round_record
@@ -121,7 +122,7 @@ class JournalLog:
         digest, done = self.header.base, self.first
         for entry in self.reader:
             try:
-                content = self._decode(entry, digest)
+                content = self._decode(entry, done, digest)
             except ValueError as error:
                 raise self.reader.damage(entry, error) from None
             for number, known in _rounds(content):
@@ -158,11 +159,15 @@ class JournalLog:
                 f" {last}"
             )
 
-    def _decode(self, entry: Entry, digest: str) -> Content:
+    def _decode(self, entry: Entry, done: int, digest: str) -> Content:
+        """What a record holds that stands after so many rounds, whose weights have this digest."""
         if entry.kind == TERMS:
             return Record.decode(entry.body)
         if entry.kind == EVALUATION:
-            return Evaluation.decode(entry.body)
+            reader = Reader(entry.body)
+            measured = Evaluation.decode(reader, done)
+            reader.finish()
+            return measured
         if entry.kind not in (ROUND, ROUNDS):
             raise ValueError(f"its kind is {entry.kind}; known are {ROUND} to {ROUNDS}")
         if self.settings is None:
@@ -171,7 +176,7 @@ class JournalLog:
         if entry.kind == ROUNDS:
             steps, directions = federation.local_steps, sum(optimizer.directions)
             return MergedRounds.decode(entry.body, steps, directions)
-        return round_record.decode(entry.body, digest, federation, optimizer)
+        return round_record.decode(entry.body, done, digest, federation, optimizer)
 
     def _record(self, update: Update) -> Record:
         if self.settings is None:  # `_decode` has refused it

@@ -1,7 +1,8 @@
 """A round as the bytes of a journal's record, docs/journal.md: nothing is written that follows.
 
-What follows from the header and the record: the seeds of the terms, who was asked, and, unless
-something was clipped or put together by another rule than the mean, the coefficients.
+What follows from the header, the records before and this one: the number of the round, the seeds
+of the terms, who was asked, and, unless something was clipped or put together by another rule than
+the mean, the coefficients.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from fedspzo.reader import Reader, encode_whole
 from .coefficients import averaged
 from .messages import Report
 from .rejections import Rejection
-from .rounds import Round
+from .rounds import Evaluation, Round
 from .settings import FederationConfig, OptimizerConfig
 from .updates import Scalars, Update
 from .wire import from_optional, to_optional
 
 _FLOAT = struct.Struct("<f")
 _FLAGS = struct.Struct("<B")
-_ALL_STEPS, _ALIKE, _AVERAGED, _UNUSUAL = 1, 2, 4, 8
+_ALL_STEPS, _ALIKE, _AVERAGED, _UNUSUAL, _ALL_CLIENTS, _EVALUATED = 1, 2, 4, 8, 16, 32
 
 
 def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig) -> bytes:
@@ -38,12 +39,14 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
     alike = len(set(forwards)) == 1
     follows = update == Update(update.round, averaged(reports, federation, optimizer))
     unusual = bool(done.downloads or done.rejected)
+    everybody = len(reports) == federation.clients
     flags = every * _ALL_STEPS | alike * _ALIKE | follows * _AVERAGED | unusual * _UNUSUAL
-    parts = [encode_whole(update.round), bytes.fromhex(done.digest), _FLOAT.pack(done.seconds)]
+    flags |= everybody * _ALL_CLIENTS | (done.evaluation is not None) * _EVALUATED
+    parts = [bytes.fromhex(done.digest), _FLOAT.pack(done.seconds)]
     parts += [encode_whole(done.bytes_down), encode_whole(done.bytes_up), _FLAGS.pack(flags)]
-    parts += [encode_whole(len(reports)), *forwards[:alike]]
+    parts += [b"" if everybody else encode_whole(len(reports)), *forwards[:alike]]
     for report, cost in zip(reports, forwards, strict=True):
-        parts += [encode_whole(report.client), encode_whole(report.examples)]
+        parts += [b"" if everybody else encode_whole(report.client), encode_whole(report.examples)]
         parts += [_FLOAT.pack(from_optional(report.loss)), b"" if alike else cost]
         parts.append(report.gradients.encode_steps(every=every))
     if not follows:
@@ -56,16 +59,19 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
         for rejection in done.rejected:
             reason = rejection.reason.encode()
             parts += [encode_whole(rejection.client), encode_whole(len(reason)), reason]
+    if done.evaluation is not None:
+        parts.append(done.evaluation.encode())
     return b"".join(parts)
 
 
 def decode(
-    body: bytes, before: str, federation: FederationConfig, optimizer: OptimizerConfig
+    body: bytes, number: int, before: str, federation: FederationConfig, optimizer: OptimizerConfig
 ) -> Round:
     """The round these bytes hold.
 
     Args:
         body: of a record of kind 2.
+        number: the round's, from 0: how many were done before.
         before: the digest of the weights that the round started from, and that every report
             therefore had.
         federation, optimizer: as for `encode`.
@@ -75,16 +81,18 @@ def decode(
     """
     reader = Reader(body)
     shape = federation.local_steps, sum(optimizer.directions)
-    number, digest = reader.whole(), reader.read(DIGEST_BYTES).hex()
+    digest = reader.read(DIGEST_BYTES).hex()
     (seconds,) = reader.take(_FLOAT)
     down, up, (flags,) = reader.whole(), reader.whole(), reader.take(_FLAGS)
-    if flags >= 2 * _UNUSUAL:
-        raise ValueError(f"flags is {flags}; known are those below {2 * _UNUSUAL}")
-    count = reader.whole()
+    if flags >= 2 * _EVALUATED:
+        raise ValueError(f"flags is {flags}; known are those below {2 * _EVALUATED}")
+    everybody = bool(flags & _ALL_CLIENTS)
+    count = federation.clients if everybody else reader.whole()
     common = reader.take(_FLOAT)[0] if flags & _ALIKE else None
     reports: list[Report] = []
-    for _ in range(count):
-        client, examples = _client(reader, federation), reader.whole()
+    for place in range(count):
+        client = place if everybody else _client(reader, federation)
+        examples = reader.whole()
         if reports and client <= reports[-1].client:
             raise ValueError(f"the report of client {client} is not in its place")
         (loss,) = reader.take(_FLOAT)
@@ -112,11 +120,13 @@ def decode(
     if flags & _UNUSUAL:
         downloads += (_client(reader, federation) for _ in range(reader.whole()))
         rejected += (_rejection(reader, federation) for _ in range(reader.whole()))
+    evaluation = Evaluation.decode(reader, number) if flags & _EVALUATED else None
     reader.finish()
     return Round(
         reports=tuple(reports),
         rejected=tuple(rejected),
         downloads=tuple(downloads),
+        evaluation=evaluation,
         update=Update(number, entries),
         digest=digest,
         bytes_down=down,

@@ -16,7 +16,26 @@ from .settings import LIMIT_64, check_whole
 from .updates import Update
 from .wire import from_optional, to_optional
 
-_EVALUATION = struct.Struct("<Idd")  # round, loss, accuracy
+_EVALUATION = struct.Struct("<dd")  # loss, accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the weights after `round` rounds were measured to be; None: not measured."""
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+
+    def encode(self) -> bytes:
+        """The bytes inside a record (docs/journal.md); which rounds were done, its place tells."""
+        return _EVALUATION.pack(from_optional(self.loss), from_optional(self.accuracy))
+
+    @classmethod
+    def decode(cls, reader: Reader, number: int) -> Evaluation:
+        """The evaluation after so many rounds that comes next; ValueError if there is none."""
+        loss, accuracy = map(to_optional, reader.take(_EVALUATION))
+        return cls(round=number, loss=loss, accuracy=accuracy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +52,7 @@ class Round:
         bytes_down: of the round's plans, as encoded.
         bytes_up: of its reports, as encoded.
         seconds: since the run's start, in which the round was done; a float32.
+        evaluation: of the weights that it started from, where it is in this round's record.
     """
 
     reports: tuple[Report, ...]
@@ -43,6 +63,7 @@ class Round:
     bytes_down: int
     bytes_up: int
     seconds: float
+    evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("bytes_down", self.bytes_down), ("bytes_up", self.bytes_up)):
@@ -74,24 +95,3 @@ class Round:
     def changes(self) -> Iterator[tuple[Update, str | None]]:
         """Its update, and the digest afterwards: as `MergedRounds.changes`, of one round."""
         yield self.update, self.digest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What the weights after `round` rounds were measured to be; None: not measured."""
-
-    round: int
-    loss: float | None
-    accuracy: float | None
-
-    def encode(self) -> bytes:
-        """The body of a record of kind 4 (docs/journal.md)."""
-        return _EVALUATION.pack(self.round, from_optional(self.loss), from_optional(self.accuracy))
-
-    @classmethod
-    def decode(cls, body: bytes) -> Evaluation:
-        """The evaluation these bytes hold; ValueError if they hold none."""
-        reader = Reader(body)
-        number, loss, accuracy = reader.take(_EVALUATION)
-        reader.finish()
-        return cls(round=number, loss=to_optional(loss), accuracy=to_optional(accuracy))

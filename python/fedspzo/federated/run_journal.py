@@ -58,6 +58,7 @@ class RunJournal(Closing):
         self.optimizer: OptimizerConfig | None = None
         self.torn = 0
         self._behind = False
+        self._evaluation: Evaluation | None = None  # of the next round's start, not on disk yet
         self._writer: JournalWriter | None = None
         self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
         if path.exists():
@@ -74,8 +75,9 @@ class RunJournal(Closing):
                 raise JournalError(f"{self.path}: {COMPACTED}")
             if isinstance(content, Round):
                 self.rounds.append(content)
-            elif isinstance(content, Evaluation):
-                self.evaluations[content.round] = content
+            measured = content.evaluation if isinstance(content, Round) else content
+            if isinstance(measured, Evaluation):
+                self.evaluations[measured.round] = measured
         self._writer = JournalWriter.resume(self.path)
         self.torn = self._writer.torn
 
@@ -83,7 +85,8 @@ class RunJournal(Closing):
         """Read what was written since: after a run that failed, the next one goes on."""
         if self._behind:
             self.close()
-            self.rounds, self.evaluations, self._behind = [], {}, False
+            self.rounds, self.evaluations, self._evaluation = [], {}, None
+            self._behind = False
             self._load()
 
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
@@ -149,15 +152,22 @@ class RunJournal(Closing):
             )
 
     def append(self, content: Round | Evaluation) -> None:
-        """Add a round or an evaluation: afterwards it is on disk."""
+        """Add a round: afterwards it is on disk. An evaluation is so with the round after it.
+
+        A record of its own would cost an evaluation's bytes twice over; the one after the last
+        round gets it.
+        """
         if self._writer is None or self._settings is None:
             raise ValueError("the journal has no header yet; call begin first")
         self._behind = True
         if isinstance(content, Round):
-            body = round_record.encode(content, *self._settings)
-            self._writer.append(ROUND, body)
-        else:
+            content = replace(content, evaluation=self._evaluation)
+            self._writer.append(ROUND, round_record.encode(content, *self._settings))
+            self._evaluation = None
+        elif content.round == self._settings[0].rounds:
             self._writer.append(EVALUATION, content.encode())
+        else:
+            self._evaluation = content
 
     def close(self) -> None:
         """Close the file."""
