@@ -265,7 +265,7 @@ def test_a_journals_length_of_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     # with a checksum that vouches for the length it is a record that was torn
-    start = MAGIC + (2).to_bytes(4, "little")
+    start = MAGIC + (3).to_bytes(4, "little")
     head = b"\xff" * 4 + b"\x01"
     check = zlib.crc32(head, zlib.crc32(start)).to_bytes(4, "little")
     path.write_bytes(start + head + check + bytes(100))
