@@ -4,15 +4,12 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from federated_toys import CLASSES, ToyTask, toy, toy_data
 
-from fedspzo import SPZO
-from fedspzo.auto_rate import LEARN, START
 from fedspzo.federated import (
     Client,
     DigestError,
@@ -26,7 +23,7 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve, spzo
-from fedspzo.federated.coefficients import found_rate_factor, weights
+from fedspzo.federated.coefficients import weights
 from fedspzo.federated.updates import EVERYBODY, client_seed
 from fedspzo.journal import digest
 from fedspzo.replica import Replica
@@ -570,57 +567,3 @@ def test_settings_load_without_torch_or_numpy():
         "sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "sizes", "expected"),
-    [
-        ({}, [5, 5, 5, 5], 2.0),
-        ({}, [9, 1, 1, 1], math.sqrt(12**2 / 84)),
-        ({"weighting": "uniform"}, [9, 1, 1, 1], 2.0),
-        ({"participation": 0.5}, [5, 5, 5, 5], math.sqrt(2)),
-        ({"participation": 0.25}, [9, 1, 1, 1], 1.0),
-        ({"seeds": "shared"}, [5, 5, 5, 5], 1.0),
-        ({"local_steps": 2}, [5, 5, 5, 5], math.sqrt(2)),
-        ({"local_steps": 5}, [5, 5, 5, 5], 1.0),
-    ],
-)
-def test_found_rates_are_for_the_directions_of_a_whole_round(changes, sizes, expected):
-    federation = replace(FEDERATION, **{"participation": 1.0, "local_steps": 1, **changes})
-    assert found_rate_factor(sizes, federation) == pytest.approx(expected)
-    if not changes:  # what a run's own rates are found with
-        data, auto = toy_data(sizes), OptimizerConfig(lr="auto")
-        found = run(toy(), ToyTask(), data, replace(federation, rounds=1), auto)
-        replica = Replica(toy())
-        clients = [Client(n, replica, own, ToyTask()) for n, own in enumerate(data)]
-        alone = resolve(auto, clients, batch_size=federation.batch_size)
-        ratios = np.divide(found.optimizer.lr, alone.lr)
-        np.testing.assert_allclose(ratios, expected)
-
-
-def test_a_federations_rate_is_found_before_it_starts():
-    client = Client(0, Replica(toy()), toy_data([4])[0], ToyTask())
-    before = client.replica.digest()
-    settings = OptimizerConfig(lr="auto", at=-1)
-    with pytest.raises(ValueError, match="lr is 'auto'; give a number, or find it first"):
-        replace(settings, perturbations=(1, 2)).learning_rates  # noqa: B018
-    made = resolve(settings, [client], batch_size=2)
-    assert client.replica.digest() == before
-    assert resolve(settings, [client], batch_size=2) == made
-    alone, task = toy(), ToyTask()  # the same steps by themselves
-    optimizer = SPZO(alone, lr="auto", perturbations=made.perturbations)
-    optimizer.auto.paced = False  # all blocks in every step, as in a round
-    for step in range(LEARN):
-        batch = client.batch(0, 0, step, 2)
-        optimizer.step(partial(task.loss, alone.model, batch))
-    assert [seen.turns for seen in optimizer.auto.blocks] == [LEARN, LEARN]
-    assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
-    assert made.perturbations[0] == 1
-    assert made.lr[0] != made.lr[1] != START
-    other = Client(1, client.replica, toy_data([4, 3])[1], ToyTask())  # its examples count too
-    assert resolve(settings, [client, other], batch_size=2).lr != made.lr
-    many = resolve(settings, [client], batch_size=2, factor=2.5)
-    assert many.lr == tuple(2.5 * rate for rate in made.lr)
-    whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
-    mezo = resolve(OptimizerConfig(lr="auto", estimator="mezo"), [whole], batch_size=2)
-    assert len(mezo.lr) == 1

@@ -218,6 +218,17 @@ HEADER = Header(
         "federation": asdict(FEDERATION),
         "optimizer": asdict(OPTIMIZER),
         "privacy": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+        "auto": {
+            "cut": True,
+            "averaged": 2.5,
+            "added": 2,
+            "factor": 1.0,
+            "first": 0.7,
+            "blocks": [
+                {"size": 0.1, "turns": 8, "squares": 2.0, "traces": trace, "lately": 0.5}
+                for trace in (None, 3.0)
+            ],
+        },
         "config": "[federation]\nclients = 3\n",
         "data": {"train": DIGEST, "test": DIGEST},
     },
@@ -249,6 +260,7 @@ def a_round(number: int) -> Round:
         bytes_down=100,
         bytes_up=50,
         seconds=1.5 * number,
+        lr=(0.5, 0.25) if number else OPTIMIZER.learning_rates,
         evaluation=Evaluation(round=number, loss=0.5, accuracy=1.0) if number % 4 == 2 else None,
     )
 

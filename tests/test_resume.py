@@ -103,6 +103,28 @@ def test_a_run_goes_on(here: Path, command: list[str], capsys: pytest.CaptureFix
     refused(RUN, capsys, "holds a run; add --overwrite")
 
 
+def test_a_run_that_finds_its_rates_goes_on_and_repeats(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path("run.toml").read_text().replace("lr = 1e-3\n", 'lr = "auto"\n', 1)
+    Path("auto.toml").write_text(config)
+    run = ["run", "auto.toml", "--quiet", "--output"]
+    assert main([*run, "whole"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fedspzo.output.OutputFolder.append", stop_at(2))
+        assert main([*run, "halted"]) == 130
+    assert main(["run", "--resume", "halted", "--quiet"]) == 0
+    Path("whole", "config.toml").rename("again.toml")
+    assert main(["run", "again.toml", "--quiet", "--output", "repeated"]) == 0
+    mine = [{**row, "seconds": 0} for row in rows(Path("whole", "metrics.jsonl"))]
+    for folder in ("halted", "repeated"):
+        theirs = [{**row, "seconds": 0} for row in rows(Path(folder, "metrics.jsonl"))]
+        assert theirs == mine
+    assert "lr" not in mine[0]
+    assert all(len(row["lr"]) == 2 for row in mine[1:-1])
+    assert main(["verify", "whole/model", "halted/journal.fspz"]) == 0
+
+
 def test_clients_that_fail_are_named_and_the_run_goes_on_later(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

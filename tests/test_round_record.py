@@ -51,6 +51,7 @@ def a_round(
         bytes_down=2**40,
         bytes_up=129,
         seconds=3.5,
+        lr=OPTIMIZER.learning_rates,
     )
 
 
@@ -108,6 +109,10 @@ def test_the_bytes_are_those_of_the_documentation() -> None:
     expected += b"\x06" + struct.pack("<f", 0.25) + second
     assert encode(everybody, all_of_them, OPTIMIZER) == expected
 
+    slower = replace(everybody, lr=(0.5e-3, 1e-3))
+    expected = head + b"\x53" + struct.pack("<dd", 0.5e-3, 1e-3)  # what comes of them is written
+    assert encode(slower, all_of_them, OPTIMIZER).startswith(expected)
+
 
 FORMS = list(
     itertools.product(
@@ -132,6 +137,23 @@ def test_what_was_written_is_read(form: tuple) -> None:
     body = encode(done, federation, OPTIMIZER)
     assert decode(body, 700, BEFORE, federation, OPTIMIZER) == done
     assert done.clients == ((0, 4, 9, 299) if rejected else (0, 9, 299))
+
+
+@pytest.mark.parametrize("seeds", ["per-client", "shared"])
+def test_rates_are_written_where_they_are_not_the_first_rounds(seeds: str) -> None:
+    federation = replace(FEDERATION, seeds=seeds)
+    slower = replace(OPTIMIZER, lr=(0.3e-3, 1.7e-3))
+    reports = (report(0), report(9))
+    done = a_round(reports, federation)
+    done = replace(done, lr=slower.lr, update=Update(700, averaged(reports, federation, slower)))
+    body = encode(done, federation, OPTIMIZER)
+    assert decode(body, 700, BEFORE, federation, OPTIMIZER) == done
+    assert len(body) == len(encode(done, federation, slower)) + 16  # the coefficients follow
+    at = body.index(struct.pack("<dd", *slower.lr))
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        odd = body[:at] + struct.pack("<d", wrong) + body[at + 8 :]
+        with pytest.raises(ValueError, match=r"lr is .*; give a finite number above 0"):
+            decode(odd, 700, BEFORE, federation, OPTIMIZER)
 
 
 def test_who_reported_is_written_unless_all_did() -> None:
@@ -174,8 +196,8 @@ def test_a_record_that_says_too_much_is_refused() -> None:
     done = a_round((report(1), report(2)), FEDERATION)
     body = encode(done, FEDERATION, OPTIMIZER)
     at = body.index(b"\x81\x01") + 2
-    odd = body[:at] + b"\x47" + body[at + 1 :]
-    with pytest.raises(ValueError, match="flags is 71; known are those below 64"):
+    odd = body[:at] + b"\x87" + body[at + 1 :]
+    with pytest.raises(ValueError, match="flags is 135; known are those below 128"):
         decode(odd, 700, BEFORE, FEDERATION, OPTIMIZER)
     with pytest.raises(ValueError, match="after its last field"):
         decode(body + b"\0", 700, BEFORE, FEDERATION, OPTIMIZER)
@@ -250,6 +272,7 @@ def test_a_term_costs_few_bytes(clients: int, directions: int, most: float) -> N
         bytes_down=8 * 120,
         bytes_up=8 * 80,
         seconds=1.0,
+        lr=optimizer.learning_rates,
     )
     size = OVERHEAD + len(encode(done, federation, optimizer))
     assert size / done.terms <= most

@@ -105,18 +105,23 @@ class Seen:
             known = self.traces
             self.traces = None if trace is None or known is None else known + trace
 
-    def rate(self, count: int, largest: float, *, worth: bool) -> float:
-        """The largest rate that the bounds allow for `count` directions."""
+    def rate(self, count: int, largest: float, worth: float, stiff: float) -> float:
+        """The largest rate that the bounds allow for `count` directions.
+
+        Args:
+            count: of a step.
+            largest, worth, stiff: the bounds' constants; 0: this bound is none.
+        """
         learned = min(self.turns, LEARN)
         square = max(self.squares / learned, self.lately)
         trace = (self.traces or 0.0) / learned
         bounds = []
         if self.size and square:
             bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size and worth:
-            bounds.append(WORTH * self.size**2 * count)
+        if self.size:
+            bounds.append(worth * self.size**2 * count)
         if trace > 0:
-            bounds.append(STIFF * count / trace)
+            bounds.append(stiff * count / trace)
         return min((bound for bound in bounds if bound), default=START)
 
 
@@ -129,6 +134,10 @@ class AutoRate:
         cut: whether the param groups are a network's blocks, the last one what comes last in it;
             else they are just groups, each bounded like an only block.
         paced: whether such blocks take turns; else every step moves them all.
+        averaged: of how many steps' own directions an update is the mean: a round's clients.
+        added: how many such means an update is the sum of: their steps in a round. Its noise has
+            sqrt(added / averaged) times the norm of one step's, whose bounds on size and curvature
+            it may reach; what its noise is worth grows with `averaged`, as with P.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
@@ -140,6 +149,8 @@ class AutoRate:
     steps: int = 0
     cut: bool = True
     paced: bool = True
+    averaged: float = 1.0
+    added: float = 1.0
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
     first: float = 0.0
@@ -194,14 +205,20 @@ class AutoRate:
             seen.rested += 1
             if found:
                 seen.add(squares[block], curvatures[block])
-                several = self.cut and len(groups) > 1
-                leads = several and block == len(groups) - 1
-                led = several and not leads
-                largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
-                fall = min(1.0, math.sqrt(STEADY / seen.turns)) if led else 1.0
-                rate = seen.rate(len(found), largest, worth=not leads)
-                group["lr"] = self.factor * fall * rate
+                group["lr"] = self.rate(block, len(found))
         self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
+
+    def rate(self, block: int, count: int) -> float:
+        """What a block's turns so far make of its rate, for `count` directions a step."""
+        seen = self.blocks[block]
+        several = self.cut and len(self.blocks) > 1
+        leads = several and block == len(self.blocks) - 1
+        led = several and not leads
+        largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
+        fall = min(1.0, math.sqrt(STEADY / seen.turns)) if led else 1.0
+        gain = max(1.0, math.sqrt(self.averaged / self.added))
+        worth = 0.0 if leads else WORTH * self.averaged
+        return self.factor * fall * seen.rate(count, gain * largest, worth, gain * STIFF)
 
     def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
         """Set how long each block waits for its turn; the last one has `directions` directions.
@@ -223,7 +240,7 @@ class AutoRate:
             group["lr"] *= factor
 
     def diverged(self, loss: float) -> bool:
-        """Take note of a step's loss; whether to take back what came since the best one."""
+        """Take note of a step's loss; whether the best one has been left behind."""
         self.steps += 1
         self.since += 1
         if self.steps <= LEARN:  # one batch's loss alone may be far off
@@ -235,7 +252,12 @@ class AutoRate:
             self.recent.clear()
         del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
         most = self.best + (RISE - 1) * abs(self.best) + slack
-        return self.smoothed > most and bool(self.recent)
+        return self.smoothed > most
+
+    def begin_anew(self) -> None:
+        """Compare losses with those to come: the best of many noisy ones flatters its weights."""
+        self.recent.clear()
+        self.since = 0
 
     def take_back(self) -> Terms:
         """The terms that undo the steps since the best loss, the last `MEMORY` at most."""
@@ -244,8 +266,7 @@ class AutoRate:
             for total, terms in zip(undone, step, strict=True):
                 for seed, coefficient in terms.items():
                     total[seed] = -coefficient
-        self.recent.clear()
-        self.since = 0  # the best of many noisy values flatters the weights that had it
+        self.begin_anew()
         return undone
 
     def due(self) -> bool:

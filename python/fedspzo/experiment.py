@@ -84,6 +84,8 @@ def run(config: Config, splits: Splits, folder: OutputFolder, *, quiet: bool = F
         blocks, config.optimizer, rounds=rounds, every=every, files=files, title="FedSPZO"
     )
     used = replace(result.optimizer, at=config.optimizer.at)
+    if config.optimizer.lr == "auto":  # the rates went on changing
+        used = replace(used, lr="auto")
     folder.write(CONFIG, to_toml(replace(config, optimizer=used)))
     folder.save_model(model, task.tokenizer)
 
@@ -256,6 +258,8 @@ def as_row(result: RoundResult) -> Row:
     row["train_loss"] = row.pop("loss")
     row["loss"] = row.pop("eval_loss")
     row["clients"] = list(result.clients)
+    if result.lr is None:
+        del row["lr"]
     if result.epsilons is None:
         del row["epsilons"]
     else:

@@ -163,6 +163,7 @@ def _one_of(content: Content, number: int) -> Iterator[str]:
 def _reports(done: Round) -> Iterator[str]:
     yield f"digest afterwards {done.digest}, after {done.seconds:.2f} s"
     yield f"down {human_bytes(done.bytes_down)}, up {human_bytes(done.bytes_up)}"
+    yield f"learning rates {' '.join(f'{rate:.4g}' for rate in done.lr)}"
     for report in done.reports:
         yield (
             f"client {report.client}: {report.examples} examples, loss {_number(report.loss)},"

@@ -61,7 +61,7 @@ def judge(
     Returns:
         The step as it is to be made.
     """
-    if auto.diverged(report.loss):
+    if auto.diverged(report.loss) and auto.recent:
         auto.scale(groups, HALVE)
         return _back(auto.take_back(), report)
     if auto.due() and predicted(report.gradients, report.coefficients) < 0:

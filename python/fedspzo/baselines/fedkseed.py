@@ -12,6 +12,7 @@ import numpy as np
 from fedspzo.blocks import Blocks
 from fedspzo.federated import Client, DigestError, FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task, resolve, spzo
+from fedspzo.federated.found_rates import find
 from fedspzo.federated.settings import check_whole
 from fedspzo.optimizer import SPZO
 
@@ -63,6 +64,8 @@ def run(
     clients = make_clients(weights.replica, examples, task, federation)
     config = replace(mezo.settings(optimizer), perturbations=1)
     config = resolve(config, clients, batch_size=federation.batch_size)
+    if config.lr == "auto":
+        config = replace(config, lr=find(config, clients, federation).lr)
     stepper = spzo(weights.replica.blocks, config, seed=members.seed)
     known = [np.zeros(pool, np.float32) for _ in clients]
     server = PoolServer(pool, config.learning_rates[0])

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from .messages import Plan, Report
     from .partition import dirichlet, iid
     from .rejections import QuorumError, Rejection
+    from .results import RoundResult, RunResult
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
-    from .simulation import RoundResult, RunResult, run
+    from .simulation import run
 
 _HOME = {
     "Client": "client",
@@ -29,8 +30,8 @@ _HOME = {
     "QuorumError": "rejections",
     "Rejection": "rejections",
     "Report": "messages",
-    "RoundResult": "simulation",
-    "RunResult": "simulation",
+    "RoundResult": "results",
+    "RunResult": "results",
     "Server": "server",
     "Task": "client",
     "dirichlet": "partition",

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch import Tensor, nn
 
-from fedspzo.auto_rate import LEARN
 from fedspzo.blocks import Blocks
 from fedspzo.losses import Closure
 from fedspzo.optimizer import SPZO
@@ -208,9 +207,14 @@ class Client:
 
     def _spzo(self, plan: Plan) -> SPZO:
         """The optimizer, at the plan's first step. Kept, as its first step checks the model."""
-        if self._optimizer is None or self._settings != plan.optimizer:
-            self._settings = plan.optimizer
+        settings = replace(plan.optimizer, lr=1.0)  # rates may change from round to round
+        if self._optimizer is None or self._settings != settings:
+            self._settings = settings
             self._optimizer = spzo(self.replica.blocks, plan.optimizer, privacy=self.privacy)
+        for group, rate in zip(
+            self._optimizer.param_groups, plan.optimizer.learning_rates, strict=True
+        ):
+            group["lr"], group["lr_scale"] = rate, 1.0
         everybody = plan.seeds == "shared"
         self._optimizer.reseed(client_seed(plan.run_seed, EVERYBODY if everybody else self.client))
         self._optimizer.steps = first_step(plan.round, plan.local_steps)
@@ -223,7 +227,6 @@ def spzo(
     *,
     seed: int = 0,
     privacy: Mechanism | None = None,
-    cost_shares: Sequence[float] | None = None,
 ) -> SPZO:
     """The optimizer that the settings describe.
 
@@ -246,51 +249,38 @@ def spzo(
         rounding=settings.rounding,
         evaluation=settings.evaluation,
         privacy=privacy,
-        cost_shares=cost_shares,
     )
 
 
 def resolve(
-    settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int, factor: float = 1.0
+    settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int
 ) -> OptimizerConfig:
     """The settings with what follows from model and dtype filled in, so that it can travel.
 
     Where `perturbations` is None it follows from what the blocks cost, measured by a step on the
-    first client's examples; lr="auto" is found, by `auto_rate.LEARN` steps, each on the next
-    client's examples, as one client's alone may be of one label. The weights stay.
+    first client's examples. The weights stay, and so does lr="auto" (`found_rates.find`).
 
     Args:
         settings: as they were given.
         clients: whose examples are used, and the first one's model.
         batch_size: examples in a step.
-        factor: of the rates that are found (`found_rate_factor`).
     """
     mezo = settings.estimator == "mezo"
-    task, replica = clients[0].task, clients[0].replica
-
-    def after(steps: int, settings: OptimizerConfig, shares: Sequence[float] | None = None) -> SPZO:
-        optimizer = spzo(replica.blocks, settings, cost_shares=shares)
-        if optimizer.auto is not None:
-            optimizer.auto.paced = False  # a plan has every block's directions in every step
-        with replica.local_steps():
-            for step in range(steps):
-                batch = clients[step % len(clients)].batch(0, 0, step, batch_size)
-                optimizer.step(partial(task.loss, replica.blocks.model, batch))
-        return optimizer
-
-    shares = None
+    client = clients[0]
+    optimizer = spzo(client.replica.blocks, settings)
     if settings.perturbations is None and not mezo:
-        shares = after(1, settings).cost_shares
+        with client.replica.local_steps():
+            batch = client.batch(0, 0, 0, batch_size)
+            optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
+        shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
         counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
         settings = replace(settings, perturbations=counts)
-    optimizer = after(LEARN if settings.lr == "auto" else 0, settings, shares)
-    found = tuple(group["lr"] * factor for group in optimizer.param_groups)
     filled = replace(
         settings,
-        lr=settings.lr if settings.lr != "auto" else found[0] if mezo else found,
         perturbations=settings.perturbations or 1,
         sides=optimizer.sides,
         rounding=optimizer.rounding,
+        at="auto",
     )
-    return replace(filled, lr=filled.learning_rates, at="auto")
+    return filled if filled.lr == "auto" else replace(filled, lr=filled.learning_rates)

@@ -6,7 +6,6 @@ everybody who computes it gets the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -74,26 +73,6 @@ def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]
     }
     total = sum(counts.values())
     return {client: count / total for client, count in counts.items()}
-
-
-def found_rate_factor(sizes: Sequence[int], federation: FederationConfig) -> float:
-    """What rates found for one client's steps are multiplied by: max(1, sqrt(C / S)).
-
-    A round averages over the own directions of C clients, 1 / sum w^2 of their shares w (Kish's
-    effective sample size, of the clients that take part on average; 1 with shared seeds), and
-    adds up S local steps. So its noise has sqrt(S / C) times the norm of a single step's: with this
-    factor a round moves the weights by as much as a step may.
-
-    Args:
-        sizes: the clients' numbers of examples.
-        federation: how they are weighted, how many take part, and S.
-    """
-    if federation.seeds == "shared":
-        return 1.0
-    counts = sizes if federation.weighting == "examples" else [1] * len(sizes)
-    clients = sum(counts) ** 2 / sum(count**2 for count in counts)
-    clients *= federation.participants / federation.clients
-    return max(1.0, math.sqrt(clients / federation.local_steps))
 
 
 def coefficients(

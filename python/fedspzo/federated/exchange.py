@@ -81,6 +81,7 @@ def play(
         QuorumError: too few clients reported. The server is as it was.
     """
     asked, retries = server.sample(), server.federation.retries
+    lr = server.optimizer.learning_rates  # the round's end may change them
     reports: Sequence[Report] = ()
     answers = _Answers()
     for attempt in range(retries + 1):
@@ -108,6 +109,7 @@ def play(
         bytes_down=answers.down,
         bytes_up=answers.up,
         seconds=float(np.float32(elapsed())),
+        lr=lr,
     )
 
 

@@ -23,6 +23,7 @@ from fedspzo.reader import Reader
 from fedspzo.tables import InputError, one_line
 
 from . import round_record
+from .found_rates import FoundRates
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
 from .settings import FederationConfig, OptimizerConfig, check_whole
@@ -46,6 +47,20 @@ def privacy(header: Header) -> Privacy | None:
     if not isinstance(settings, dict):
         raise ValueError("the journal's run has a 'privacy' that is no JSON object")
     return _build(Privacy, settings)
+
+
+def found_rates(header: Header, optimizer: OptimizerConfig) -> FoundRates | None:
+    """With lr = "auto" the learning rates of a journal's run, as before its first round; else None.
+
+    Args:
+        header: the journal's.
+        optimizer: the settings in it.
+
+    Raises:
+        ValueError: what the header says of them is not what this release knows.
+    """
+    values = (header.run or {}).get("auto")
+    return None if values is None else FoundRates.from_dict(values, optimizer.learning_rates)
 
 
 def first_round(header: Header) -> int:
@@ -113,6 +128,8 @@ class JournalLog:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
             self.privacy = privacy(self.header)
+            if self.settings is not None:
+                found_rates(self.header, self.settings[1])
             self.first = first_round(self.header)
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: header: {one_line(error)}") from None

@@ -8,6 +8,8 @@ the mean, the coefficients.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
+from enum import IntFlag
 
 from fedspzo.journal import DIGEST_BYTES
 from fedspzo.reader import Reader, encode_whole
@@ -21,8 +23,23 @@ from .updates import Scalars, Update
 from .wire import from_optional, to_optional
 
 _FLOAT = struct.Struct("<f")
+_RATE = struct.Struct("<d")
 _FLAGS = struct.Struct("<B")
-_ALL_STEPS, _ALIKE, _AVERAGED, _UNUSUAL, _ALL_CLIENTS, _EVALUATED = 1, 2, 4, 8, 16, 32
+
+
+class _Flag(IntFlag):
+    """What a record leaves out, or has besides."""
+
+    ALL_STEPS = 1
+    ALIKE = 2
+    AVERAGED = 4
+    UNUSUAL = 8
+    ALL_CLIENTS = 16
+    EVALUATED = 32
+    OTHER_RATES = 64
+
+
+_KNOWN = range(2 * _Flag.OTHER_RATES)
 
 
 def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig) -> bytes:
@@ -33,6 +50,8 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
         federation: the run's settings, as they are in the journal's header.
         optimizer: likewise, resolved.
     """
+    other_rates = done.lr != optimizer.learning_rates
+    optimizer = replace(optimizer, lr=done.lr)
     reports, update = done.reports, done.update
     every = all(len(r.gradients.steps) == federation.local_steps for r in reports)
     forwards = [_FLOAT.pack(r.forwards) for r in reports]
@@ -40,10 +59,13 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
     follows = update == Update(update.round, averaged(reports, federation, optimizer))
     unusual = bool(done.downloads or done.rejected)
     everybody = len(reports) == federation.clients
-    flags = every * _ALL_STEPS | alike * _ALIKE | follows * _AVERAGED | unusual * _UNUSUAL
-    flags |= everybody * _ALL_CLIENTS | (done.evaluation is not None) * _EVALUATED
+    flags = every * _Flag.ALL_STEPS | alike * _Flag.ALIKE | follows * _Flag.AVERAGED
+    flags |= unusual * _Flag.UNUSUAL | everybody * _Flag.ALL_CLIENTS
+    flags |= (done.evaluation is not None) * _Flag.EVALUATED | other_rates * _Flag.OTHER_RATES
     parts = [bytes.fromhex(done.digest), _FLOAT.pack(done.seconds)]
     parts += [encode_whole(done.bytes_down), encode_whole(done.bytes_up), _FLAGS.pack(flags)]
+    if other_rates:
+        parts += map(_RATE.pack, done.lr)
     parts += [b"" if everybody else encode_whole(len(reports)), *forwards[:alike]]
     for report, cost in zip(reports, forwards, strict=True):
         parts += [b"" if everybody else encode_whole(report.client), encode_whole(report.examples)]
@@ -84,11 +106,14 @@ def decode(
     digest = reader.read(DIGEST_BYTES).hex()
     (seconds,) = reader.take(_FLOAT)
     down, up, (flags,) = reader.whole(), reader.whole(), reader.take(_FLAGS)
-    if flags >= 2 * _EVALUATED:
-        raise ValueError(f"flags is {flags}; known are those below {2 * _EVALUATED}")
-    everybody = bool(flags & _ALL_CLIENTS)
+    if flags not in _KNOWN:
+        raise ValueError(f"flags is {flags}; known are those below {len(_KNOWN)}")
+    if flags & _Flag.OTHER_RATES:
+        rates = tuple(reader.take(_RATE)[0] for _ in optimizer.directions)
+        optimizer = replace(optimizer, lr=rates)
+    everybody = bool(flags & _Flag.ALL_CLIENTS)
     count = federation.clients if everybody else reader.whole()
-    common = reader.take(_FLOAT)[0] if flags & _ALIKE else None
+    common = reader.take(_FLOAT)[0] if flags & _Flag.ALIKE else None
     reports: list[Report] = []
     for place in range(count):
         client = place if everybody else _client(reader, federation)
@@ -97,7 +122,7 @@ def decode(
             raise ValueError(f"the report of client {client} is not in its place")
         (loss,) = reader.take(_FLOAT)
         forwards = reader.take(_FLOAT)[0] if common is None else common
-        gradients = Scalars.decode_steps(reader, *shape, every=bool(flags & _ALL_STEPS))
+        gradients = Scalars.decode_steps(reader, *shape, every=bool(flags & _Flag.ALL_STEPS))
         reports.append(
             Report(
                 round=number,
@@ -109,7 +134,7 @@ def decode(
                 forwards=forwards,
             )
         )
-    if flags & _AVERAGED:
+    if flags & _Flag.AVERAGED:
         entries = averaged(reports, federation, optimizer)
     else:
         entries = tuple(
@@ -117,15 +142,16 @@ def decode(
         )
     downloads: list[int] = []
     rejected: list[Rejection] = []
-    if flags & _UNUSUAL:
+    if flags & _Flag.UNUSUAL:
         downloads += (_client(reader, federation) for _ in range(reader.whole()))
         rejected += (_rejection(reader, federation) for _ in range(reader.whole()))
-    evaluation = Evaluation.decode(reader, number) if flags & _EVALUATED else None
+    evaluation = Evaluation.decode(reader, number) if flags & _Flag.EVALUATED else None
     reader.finish()
     return Round(
         reports=tuple(reports),
         rejected=tuple(rejected),
         downloads=tuple(downloads),
+        lr=optimizer.learning_rates,
         evaluation=evaluation,
         update=Update(number, entries),
         digest=digest,

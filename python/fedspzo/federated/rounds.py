@@ -52,6 +52,7 @@ class Round:
         bytes_down: of the round's plans, as encoded.
         bytes_up: of its reports, as encoded.
         seconds: since the run's start, in which the round was done; a float32.
+        lr: the learning rates of its steps, one a block.
         evaluation: of the weights that it started from, where it is in this round's record.
     """
 
@@ -63,6 +64,7 @@ class Round:
     bytes_down: int
     bytes_up: int
     seconds: float
+    lr: tuple[float, ...]
     evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:

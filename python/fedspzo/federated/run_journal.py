@@ -14,7 +14,8 @@ from fedspzo.journal_writer import JournalWriter
 from fedspzo.privacy import Privacy
 
 from . import round_record
-from .journal_log import JournalLog
+from .found_rates import FoundRates
+from .journal_log import JournalLog, found_rates
 from .merged_rounds import MergedRounds
 from .rounds import Evaluation, Round
 from .server import Server
@@ -89,11 +90,16 @@ class RunJournal(Closing):
             self._behind = False
             self._load()
 
+    def found_rates(self) -> FoundRates | None:
+        """With lr = "auto" the rates before the first round on disk, made anew; else None."""
+        return None if self.optimizer is None else found_rates(self.header, self.optimizer)
+
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
+            **({} if server.found is None else {"auto": server.found.to_dict()}),
             "federation": asdict(server.federation),
             "optimizer": asdict(server.optimizer),
             **(self.about or {}),
@@ -119,14 +125,14 @@ class RunJournal(Closing):
             JournalError: it has other settings, starts from other weights, or is cut elsewhere.
         """
         used = server.optimizer
-        settled = replace(optimizer, perturbations=used.perturbations)
         asked = {
             **asdict(server.federation),
             **asdict(optimizer),
-            "lr": settled.learning_rates,
+            "lr": _rates(replace(optimizer, perturbations=used.perturbations)),
             "at": used.at,  # the cut is compared below
         }
-        known = {**asdict(self.federation), **asdict(used), "lr": used.learning_rates}
+        found = server.found is not None
+        known = {**asdict(self.federation), **asdict(used), "lr": "auto" if found else used.lr}
         for name, value in asked.items():
             if value not in (None, known[name]):
                 raise JournalError(
@@ -173,3 +179,7 @@ class RunJournal(Closing):
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _rates(optimizer: OptimizerConfig) -> tuple[float, ...] | str:
+    return "auto" if optimizer.lr == "auto" else optimizer.learning_rates

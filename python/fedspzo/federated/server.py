@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fedspzo.replica import Replica
 from . import download
 from .client import DigestError
 from .coefficients import coefficients, combined
+from .found_rates import FoundRates
 from .history import History
 from .messages import Plan, Report
 from .partition import draw
@@ -44,23 +45,30 @@ class Server:
         replica: the base model, at round 0.
         federation: the run's settings.
         optimizer: the step's settings, resolved (`client.resolve`).
+        found: the learning rates, where `optimizer.lr` is "auto".
 
     It keeps nothing about a client, and of the past only what a catch-up can use (`History`), so
     its memory grows with neither clients nor rounds; the whole run is in the journal.
 
     Attributes:
         digest: of the global weights.
+        optimizer: the settings of the round that comes next; found rates may change.
         download_bytes: of the messages of a download.
     """
 
     def __init__(
-        self, replica: Replica, federation: FederationConfig, optimizer: OptimizerConfig
+        self,
+        replica: Replica,
+        federation: FederationConfig,
+        optimizer: OptimizerConfig,
+        found: FoundRates | None = None,
     ) -> None:
         if replica.round != 0:
             raise ValueError(f"replica is at round {replica.round}; start from the base weights")
         self.replica = replica
         self.federation = federation
-        self.optimizer = optimizer
+        self.optimizer = optimizer if found is None else replace(optimizer, lr=found.lr)
+        self.found = found
         self.digest = replica.digest()
         self.download_bytes = download.size(replica)
         self._history = History(self.download_bytes)
@@ -159,7 +167,7 @@ class Server:
         if len(accepted) < needed:
             raise QuorumError(self.round, accepted, refused, asked=len(planned), needed=needed)
         update = Update(self.round, combined(accepted, self.federation, self.optimizer))
-        self._apply(update)
+        self._apply(update, accepted)
         self.digest = self.replica.digest()
         return Outcome(update=update, reports=tuple(accepted), rejected=tuple(refused))
 
@@ -173,7 +181,7 @@ class Server:
             DigestError: its terms do not lead to the weights it names.
         """
         for done in rounds:
-            self._apply(done.update)
+            self._apply(done.update, done.reports)
             expected = done.digest
         self.digest = self.replica.digest()
         if self.round and self.digest != expected:
@@ -191,9 +199,12 @@ class Server:
             optimizer=self.optimizer,
         )
 
-    def _apply(self, update: Update) -> None:
+    def _apply(self, update: Update, reports: Sequence[Report]) -> None:
         self.replica.catch_up([self.record(update)])
         self._history.append(update)
+        if self.found is not None:
+            self.found.learn(reports, self.optimizer.directions)
+            self.optimizer = replace(self.optimizer, lr=self.found.lr)
 
     def _fault(self, report: Report) -> str | None:
         """What is wrong with a report by itself."""

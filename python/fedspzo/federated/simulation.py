@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,71 +14,13 @@ from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
 from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
-from .coefficients import found_rate_factor, weights
 from .exchange import InProcess, Link, play
-from .messages import Report
-from .rejections import Rejection
+from .found_rates import find
+from .results import RoundResult, RunResult, Totals, mean_loss
 from .rounds import Evaluation, Round
 from .run_journal import RunJournal
 from .server import Server
-from .settings import FederationConfig, OptimizerConfig, Weighting, check_whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult:
-    """Where a run stands after `round` rounds; 0: before training. Totals are since the start.
-
-    Attributes:
-        round: rounds done.
-        loss: mean training loss of the round's clients, weighted as their updates; None for round
-            0, where every step was skipped, and with privacy.
-        eval_loss: the "loss" that `evaluate` gave, where it was called.
-        accuracy: its "accuracy".
-        forwards: computation of all clients, in full forward passes, since the start.
-        bytes_up: bytes of all reports since the start.
-        bytes_down: bytes of all plans since the start.
-        fedavg_bytes: what FedAvg would have sent since the start, each way: the trainable weights
-            once for each client in each round.
-        skipped: steps skipped for losses that were not finite, since the start.
-        digest: of the weights that server and every client hold.
-        clients: who was asked in this round.
-        rejected: whose reports were not used in this round, or did not come, and why.
-        downloads: who was sent the weights in this round, in place of the updates missed.
-        seconds: since the start, when the round's weights were there; what a crash lost is not
-            counted.
-        epsilons: what each client's privacy has spent since the start; None without privacy, and
-            in rounds that are not evaluated.
-    """
-
-    round: int
-    loss: float | None
-    eval_loss: float | None
-    accuracy: float | None
-    forwards: float
-    bytes_up: int
-    bytes_down: int
-    fedavg_bytes: int
-    skipped: int
-    digest: str
-    clients: tuple[int, ...]
-    seconds: float
-    rejected: tuple[Rejection, ...] = ()
-    downloads: tuple[int, ...] = ()
-    epsilons: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A finished run: its rounds, its settings as they were used, and its journal."""
-
-    rounds: tuple[RoundResult, ...]
-    optimizer: OptimizerConfig
-    records: tuple[Record, ...]
-
-    @property
-    def final(self) -> RoundResult:
-        """The last round."""
-        return self.rounds[-1]
+from .settings import FederationConfig, OptimizerConfig, check_whole
 
 
 def run(
@@ -147,16 +88,10 @@ def run(
         for number, own in enumerate(examples)
     ]
     if server is None:
-        settings = resolve(
-            optimizer,
-            clients,
-            batch_size=federation.batch_size,
-            factor=found_rate_factor([len(own) for own in examples], federation),
-        )
-        server = Server(base, federation, settings)
+        server = _begin(base, clients, federation, optimizer)
         if journal is not None:
             journal.begin(server, privacy)
-    totals = _Totals(trainable_bytes=base.trainable_bytes)
+    totals = Totals(trainable_bytes=base.trainable_bytes)
     results: list[RoundResult] = []
     records: list[Record] = []
     known: dict[int, int] = {}  # the round whose weights a client holds: what it would tell
@@ -176,7 +111,7 @@ def run(
             known.update({report.client: done.round for report in done.reports})
         result = RoundResult(
             round=number,
-            loss=None if done is None else _mean_loss(done.reports, federation.weighting),
+            loss=None if done is None else mean_loss(done.reports, federation.weighting),
             eval_loss=measured.loss if measured else None,
             accuracy=measured.accuracy if measured else None,
             forwards=totals.forwards,
@@ -189,6 +124,7 @@ def run(
             seconds=0.0 if done is None else done.seconds,
             rejected=() if done is None else done.rejected,
             downloads=() if done is None else done.downloads,
+            lr=None if done is None or server.found is None else done.lr,
             epsilons=_epsilons(clients) if due else None,
         )
         results.append(result)
@@ -233,6 +169,18 @@ def _check(
         raise ValueError(NOT_PRIVATE)
 
 
+def _begin(
+    base: Replica,
+    clients: Sequence[Client],
+    federation: FederationConfig,
+    optimizer: OptimizerConfig,
+) -> Server:
+    """The server of a new run: what its settings leave open is measured."""
+    settings = resolve(optimizer, clients, batch_size=federation.batch_size)
+    found = find(settings, clients, federation) if settings.lr == "auto" else None
+    return Server(base, federation, settings, found)
+
+
 def _resume(
     base: Replica,
     federation: FederationConfig,
@@ -244,7 +192,7 @@ def _resume(
     journal.reload()
     if journal.optimizer is None:
         return None
-    server = Server(base, federation, journal.optimizer)
+    server = Server(base, federation, journal.optimizer, journal.found_rates())
     journal.check(server, optimizer, privacy)
     server.resume(journal.rounds)
     return server
@@ -279,40 +227,3 @@ def _warm_up(server: Server, clients: Sequence[Client], past: Sequence[Round]) -
 def _epsilons(clients: Sequence[Client]) -> tuple[float, ...] | None:
     spent = tuple(c.privacy.epsilon() for c in clients if c.privacy is not None)
     return spent or None
-
-
-def _mean_loss(reports: Sequence[Report], weighting: Weighting) -> float | None:
-    losses = {report.client: report.loss for report in reports if report.loss is not None}
-    shares = weights(reports, weighting)
-    total = sum(shares[client] for client in losses)
-    if not losses:
-        return None
-    return sum(shares[client] * loss for client, loss in losses.items()) / total
-
-
-class _Totals:
-    """What a run has cost so far."""
-
-    def __init__(self, trainable_bytes: int) -> None:
-        self.forwards = 0.0
-        self.up = self.down = self.fedavg = self.skipped = 0
-        self._start = time.perf_counter()
-        self._trainable_bytes = trainable_bytes
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._start
-
-    def add(self, done: Round) -> None:
-        """Count a round."""
-        self.down += done.bytes_down
-        self.up += done.bytes_up
-        self.fedavg += self._trainable_bytes * len(done.clients)
-        for report in done.reports:
-            self.forwards += report.forwards
-            self.skipped += report.gradients.local_steps - len(report.gradients.steps)
-
-    def go_on(self, seconds: float) -> None:
-        """Count the time from `seconds` on."""
-        self._start = time.perf_counter() - seconds

@@ -1,0 +1,168 @@
+"""A federation's learning rates with `lr="auto"`: found before its first round, and kept sound.
+
+`fedspzo.auto_rate` finds them, and goes on for as long as the run does: to it a round is a turn of
+every block. What it is told are the round's reports, so that a server that goes on after a crash
+comes to the same rates, from its journal. Steps are not taken back here: a round that was applied
+stays.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedspzo.auto_rate import HALVE, LEARN, AutoRate, Seen
+
+from .client import Client, spzo
+from .messages import Report
+from .settings import FederationConfig, OptimizerConfig, check_positive, check_whole
+
+
+class FoundRates:
+    """Learning rates that follow from what a run has shown so far.
+
+    Args:
+        auto: what the steps of before the first round have shown.
+        lr: the first round's rates, one a block.
+    """
+
+    def __init__(self, auto: AutoRate, lr: Sequence[float]) -> None:
+        self._auto = auto
+        self._groups = [{"lr": rate} for rate in lr]
+
+    @property
+    def lr(self) -> tuple[float, ...]:
+        """The next round's, one a block."""
+        return tuple(group["lr"] for group in self._groups)
+
+    def learn(self, reports: Sequence[Report], directions: Sequence[int]) -> None:
+        """Take note of a round.
+
+        What counts is the median client: none of them sets the rates alone.
+
+        Args:
+            reports: those that were used.
+            directions: of each block, in a step.
+        """
+        taken = [report for report in reports if report.gradients.steps]
+        if not taken:
+            return
+        sizes = [root_mean_square(report) for report in taken]
+        typical = np.split(np.median(sizes, axis=0), np.cumsum(directions)[:-1])
+        gradients = [list(map(float, block)) for block in typical]
+        count = len(gradients)
+        self._auto.learn(self._groups, gradients, [None] * count, [1.0] * count)
+        if self._auto.diverged(statistics.median(r.loss for r in taken if r.loss is not None)):
+            self._auto.scale(self._groups, HALVE)
+            self._auto.begin_anew()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, before the first round: what a journal's header holds."""
+        auto = self._auto
+        blocks = [{name: asdict(seen)[name] for name in _SEEN} for seen in auto.blocks]
+        return {**{name: asdict(auto)[name] for name in _AUTO}, "blocks": blocks}
+
+    @classmethod
+    def from_dict(cls, values: Any, lr: Sequence[float]) -> FoundRates:
+        """What `to_dict` returned, for a first round of these rates.
+
+        Raises:
+            ValueError: it returned another thing.
+        """
+        blocks = _field(values, "blocks")
+        if not isinstance(blocks, list) or len(blocks) != len(lr):
+            raise ValueError(f"auto.blocks is not of {len(lr)} blocks, as lr is")
+        for seen in blocks:
+            check_whole("auto.blocks: turns", _field(seen, "turns"), 0, 2**32 - 1)
+            for name in ("size", "squares", "lately"):
+                check_number(f"auto.blocks: {name}", _field(seen, name))
+            if _field(seen, "traces") is not None:
+                check_number("auto.blocks: traces", seen["traces"])
+        for name in ("averaged", "added", "factor"):
+            check_positive(f"auto.{name}", _field(values, name))
+        check_number("auto.first", _field(values, "first"))
+        if not isinstance(_field(values, "cut"), bool):
+            raise ValueError(f"auto.cut is {values['cut']!r}; it has to be true or false")
+        auto = AutoRate(
+            steps=LEARN,
+            **{name: values[name] for name in _AUTO},
+            blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in blocks],
+        )
+        return cls(auto, lr)
+
+
+_AUTO = ("cut", "averaged", "added", "factor", "first")
+_SEEN = ("size", "turns", "squares", "traces", "lately")
+
+
+def find(
+    settings: OptimizerConfig,
+    clients: Sequence[Client],
+    federation: FederationConfig,
+) -> FoundRates:
+    """The rates to begin with, by `auto_rate.LEARN` steps; the weights stay.
+
+    Each step is on the next client's examples, as one client's alone may be of one label.
+
+    Args:
+        settings: of the step, resolved but for lr = "auto".
+        clients: all of them; the first one's model is used.
+        federation: their settings.
+    """
+    task, replica = clients[0].task, clients[0].replica
+    optimizer = spzo(replica.blocks, settings)
+    auto = optimizer.auto
+    assert auto is not None
+    auto.paced = False  # a plan has every block's directions in every step
+    with replica.local_steps():
+        for step in range(LEARN):
+            batch = clients[step % len(clients)].batch(0, 0, step, federation.batch_size)
+            optimizer.step(partial(task.loss, replica.blocks.model, batch))
+    auto.averaged = averaged([len(client.examples) for client in clients], federation)
+    auto.added = federation.local_steps
+    auto.begin_anew()
+    directions = enumerate(settings.directions)
+    return FoundRates(auto, [auto.rate(block, count) for block, count in directions])
+
+
+def averaged(sizes: Sequence[int], federation: FederationConfig) -> float:
+    """Of how many clients' own directions a round's update is the mean: 1 with shared seeds.
+
+    1 / sum w^2 of the clients' shares w (Kish's effective sample size), for those that take part on
+    average.
+
+    Args:
+        sizes: the clients' numbers of examples.
+        federation: how they are weighted, and how many take part.
+    """
+    if federation.seeds == "shared":
+        return 1.0
+    counts = sizes if federation.weighting == "examples" else [1] * len(sizes)
+    clients = sum(counts) ** 2 / sum(count**2 for count in counts)
+    return max(1.0, clients * federation.participants / federation.clients)
+
+
+def root_mean_square(report: Report) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Of each direction's projected gradients, over a client's steps: (directions,)."""
+    values = report.gradients.values.astype(np.float64)
+    size: np.ndarray[Any, np.dtype[np.float64]] = np.sqrt(np.mean(values**2, axis=0))
+    return size
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+        raise ValueError(f"{name} is {value!r}; it has to be a finite number")
+
+
+def _field(values: Any, name: str) -> Any:
+    if not isinstance(values, dict) or name not in values:
+        raise ValueError(f"auto has no {name!r}")
+    return values[name]

@@ -1,0 +1,338 @@
+"""A federation's learning rates with lr="auto": found, kept sound by reports, and resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from federated_toys import ToyTask, toy, toy_data
+
+from fedspzo import SPZO
+from fedspzo.auto_rate import HALVE, LEARN, START, STEADY
+from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Report, RunResult, run
+from fedspzo.federated.client import resolve
+from fedspzo.federated.found_rates import FoundRates, averaged, find
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.rounds import Round
+from fedspzo.federated.run_journal import RunJournal
+from fedspzo.federated.updates import Scalars
+from fedspzo.journal_file import JournalError, JournalReader
+from fedspzo.journal_view import lines
+from fedspzo.journal_writer import write_whole
+from fedspzo.replica import Replica
+
+AUTO = OptimizerConfig(lr="auto")
+FEDERATION = FederationConfig(clients=4, rounds=6, local_steps=2, batch_size=4, seed=11)
+DIRECTIONS = (1, 2)
+
+
+def clients_of(sizes: list[int]) -> list[Client]:
+    replica = Replica(toy())
+    return [Client(n, replica, own, ToyTask()) for n, own in enumerate(toy_data(sizes))]
+
+
+def found(sizes: tuple[int, ...] = (5, 5, 5, 5)) -> FoundRates:
+    clients = clients_of(list(sizes))
+    settings = replace(resolve(AUTO, clients, batch_size=4), perturbations=DIRECTIONS)
+    return find(settings, clients, replace(FEDERATION, local_steps=1))
+
+
+def report(client: int, *, size: float = 0.1, loss: float = 1.0, steps: int = 2) -> Report:
+    """Of gradients that all have this size."""
+    return Report(
+        round=0,
+        client=client,
+        digest="0" * 32,
+        examples=5,
+        gradients=Scalars(2, tuple(range(steps)), np.full((steps, 3), size, np.float32)),
+        loss=loss if steps else None,
+        forwards=4.0,
+    )
+
+
+def reports(**changes: float) -> list[Report]:
+    return [report(client, **changes) for client in range(4)]
+
+
+def federate(path: Path, optimizer: OptimizerConfig = AUTO, **changes: Any) -> RunResult:
+    after = changes.pop("stop_after", None)
+
+    def stop(result: Any) -> None:
+        if result.round == after:
+            raise KeyboardInterrupt
+
+    single = optimizer.estimator == "mezo"
+    with RunJournal(path, source="toy") as journal:
+        return run(
+            toy(single=single),
+            ToyTask(),
+            toy_data([9, 5, 7, 6]),
+            replace(FEDERATION, **changes),
+            optimizer,
+            on_round=stop,
+            journal=journal,
+        )
+
+
+# Before the first round
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "expected"),
+    [
+        ({}, [5, 5, 5, 5], 4.0),
+        ({}, [9, 1, 1, 1], 12**2 / 84),
+        ({"weighting": "uniform"}, [9, 1, 1, 1], 4.0),
+        ({"participation": 0.5}, [5, 5, 5, 5], 2.0),
+        ({"participation": 0.25}, [9, 1, 1, 1], 1.0),
+        ({"seeds": "shared"}, [5, 5, 5, 5], 1.0),
+    ],
+)
+def test_a_round_averages_over_the_clients_own_directions(
+    changes: dict[str, Any], sizes: list[int], expected: float
+) -> None:
+    assert averaged(sizes, replace(FEDERATION, **changes)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "worth"), [(1, 2.0, 4.0), (2, math.sqrt(2), 4.0), (9, 1.0, 4.0)]
+)
+def test_they_are_for_the_directions_of_a_whole_round(
+    monkeypatch: pytest.MonkeyPatch, steps: int, size: float, worth: float
+) -> None:
+    clients = clients_of([5, 5, 5, 5])
+    settings = resolve(AUTO, clients, batch_size=4)
+    many = replace(FEDERATION, local_steps=steps)
+    alone = replace(many, seeds="shared")  # one direction for all
+
+    def gained() -> list[float]:
+        rates = find(settings, clients, many).lr, find(settings, clients, alone).lr
+        return list(np.divide(*rates))
+
+    monkeypatch.setattr("fedspzo.auto_rate.WORTH", 1e9)  # the bound on a step's size is lower
+    assert gained() == pytest.approx([size, size])
+    monkeypatch.setattr("fedspzo.auto_rate.WORTH", 1e-9)  # what noise is worth is lower
+    assert gained() == pytest.approx([worth, size])  # it does not bound the last block
+
+
+def test_they_are_found_on_the_clients_examples_and_the_weights_stay() -> None:
+    client, other = clients_of([4, 3])
+    before = client.replica.digest()
+    with pytest.raises(ValueError, match="lr is 'auto'; give a number, or find it first"):
+        replace(AUTO, perturbations=(1, 2)).learning_rates  # noqa: B018
+    settings = resolve(AUTO, [client], batch_size=4)
+    assert (settings.lr, settings.directions[0]) == ("auto", 1)
+    one = replace(FEDERATION, clients=1, local_steps=1)
+    made = find(settings, [client], one)
+    assert client.replica.digest() == before
+    assert find(settings, [client], one).lr == made.lr
+    alone, task = toy(), ToyTask()  # the same steps by themselves
+    optimizer = SPZO(alone, lr="auto", perturbations=settings.perturbations)
+    assert optimizer.auto is not None
+    optimizer.auto.paced = False  # all blocks in every step, as in a round
+    for step in range(LEARN):
+        batch = client.batch(0, 0, step, 4)
+        optimizer.step(partial(task.loss, alone.model, batch))
+    assert [seen.turns for seen in optimizer.auto.blocks] == [LEARN, LEARN]
+    assert made.lr == tuple(group["lr"] for group in optimizer.param_groups)
+    assert made.lr[0] != made.lr[1] != START
+    assert find(settings, [client, other], replace(one, clients=2)).lr != made.lr
+
+
+def test_a_network_that_is_one_block_has_one() -> None:
+    whole = Client(0, Replica(toy(single=True)), toy_data([4])[0], ToyTask())
+    settings = resolve(replace(AUTO, estimator="mezo"), [whole], batch_size=2)
+    assert len(find(settings, [whole], replace(FEDERATION, clients=1)).lr) == 1
+
+
+# Round by round
+
+
+def test_the_rate_of_a_block_that_others_lead_falls() -> None:
+    rates = found()
+    first = rates.lr
+    for _ in range(STEADY - LEARN):
+        rates.learn(reports(size=1e-3), DIRECTIONS)
+    assert rates.lr == first
+    for _ in range(3 * STEADY):
+        rates.learn(reports(size=1e-3), DIRECTIONS)
+    assert rates.lr[0] == pytest.approx(first[0] / 2)  # sqrt(STEADY / turns)
+    assert rates.lr[1] == first[1]
+
+
+def test_gradients_that_grow_lower_the_rates() -> None:
+    calm, wild = found(), found()
+    for _ in range(10):
+        calm.learn(reports(size=1e-3), DIRECTIONS)
+        wild.learn(reports(size=1e4), DIRECTIONS)
+    assert all(slow < 0.01 * fast for slow, fast in zip(wild.lr, calm.lr, strict=True))
+
+
+def test_a_loss_that_rises_halves_the_rates_and_is_then_the_one_to_beat() -> None:
+    rates = found()
+    first, halvings = rates.lr, 0
+    for loss in [1.0] * 10 + [9.0] * 30:
+        before = rates.lr
+        rates.learn(reports(size=1e-3, loss=loss), DIRECTIONS)
+        halvings += rates.lr[1] == HALVE * before[1]
+    assert halvings == 1
+    assert rates.lr[1] == HALVE * first[1]
+
+
+def test_one_client_alone_does_not_set_the_rates() -> None:
+    honest, deceived = found(), found()
+    for _ in range(30):
+        usual = reports(size=0.01, loss=0.5)
+        honest.learn(usual, DIRECTIONS)
+        deceived.learn([*usual[1:], report(0, size=1e30, loss=1e30)], DIRECTIONS)
+    assert deceived.lr == honest.lr
+
+
+def test_who_took_no_step_tells_nothing() -> None:
+    rates, expected = found(), found()
+    rates.learn([], DIRECTIONS)
+    rates.learn([report(0, steps=0)], DIRECTIONS)
+    assert rates.lr == expected.lr
+    rates.learn([report(0, size=50.0), report(1, steps=0)], DIRECTIONS)
+    expected.learn([report(0, size=50.0)], DIRECTIONS)
+    assert rates.lr == expected.lr
+
+
+# In a run
+
+
+def test_every_step_of_a_round_has_the_rates_that_the_journal_tells(tmp_path: Path) -> None:
+    path = tmp_path / "journal.fspz"
+    result = federate(path, rounds=40)
+    log = JournalLog(path)
+    assert log.settings is not None
+    _, optimizer = log.settings
+    rounds = [done for _, done in log.entries() if isinstance(done, Round)]
+    assert [done.lr for done in rounds] == [done.lr for done in result.rounds[1:]]
+    assert rounds[0].lr == optimizer.lr
+    assert rounds[-1].lr[0] < rounds[0].lr[0]
+    assert result.rounds[0].lr is None
+    for done in rounds:
+        for (_, added), sent in zip(done.update.entries, done.reports, strict=True):
+            share = sent.examples / sum(report.examples for report in done.reports)
+            count = optimizer.directions[0]
+            expected = -done.lr[0] * share * sent.gradients.values[:, :count] / count
+            np.testing.assert_allclose(added.values[:, :count], expected, rtol=1e-6)
+    shown = list(lines(path, len(rounds)))
+    assert f"learning rates {' '.join(f'{rate:.4g}' for rate in rounds[-1].lr)}" in shown
+    replica = Replica(toy())
+    replica.catch_up(record for record, _ in log.records())
+    assert replica.digest() == result.final.digest
+
+
+def test_a_client_does_not_measure_again_when_rates_change(tmp_path: Path) -> None:
+    costs = {}
+    for name, optimizer in (("auto", AUTO), ("fixed", OptimizerConfig(lr=1e-3))):
+        passes = [0.0, *(done.forwards for done in federate(tmp_path / name, optimizer).rounds)]
+        costs[name] = np.diff(passes)[1:]
+    np.testing.assert_allclose(costs["auto"], costs["fixed"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["anchored", "mezo"])
+@pytest.mark.parametrize("after", [0, 1, 17])
+def test_a_stopped_run_goes_on_with_the_same_rates(
+    tmp_path: Path, after: int, estimator: str
+) -> None:
+    settings = replace(AUTO, estimator=estimator)
+    straight = federate(tmp_path / "straight", settings, rounds=30)
+    path = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, settings, rounds=30, stop_after=after)
+    done = federate(path, settings, rounds=30)
+    assert [(r.digest, r.lr) for r in done.rounds] == [(r.digest, r.lr) for r in straight.rounds]
+    assert done.optimizer == straight.optimizer
+    again = federate(path, settings, rounds=30)  # it has ended: nothing is computed
+    assert [(r.digest, r.lr) for r in again.rounds] == [(r.digest, r.lr) for r in straight.rounds]
+
+
+def test_one_journal_object_serves_a_run_that_goes_on(tmp_path: Path) -> None:
+    straight = federate(tmp_path / "straight")
+    path = tmp_path / "journal.fspz"
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, stop_after=3)
+    args = (ToyTask(), toy_data([9, 5, 7, 6]), FEDERATION, AUTO)
+
+    def stop(result: Any) -> None:
+        raise KeyboardInterrupt
+
+    with RunJournal(path, source="toy") as journal:
+        with pytest.raises(KeyboardInterrupt):
+            run(toy(), *args, journal=journal, on_round=stop)  # before it adds a round
+        assert run(toy(), *args, journal=journal).final.digest == straight.final.digest
+
+
+def test_fixed_and_found_rates_are_different_runs(tmp_path: Path) -> None:
+    auto, fixed = tmp_path / "auto", tmp_path / "fixed"
+    lr = federate(auto).optimizer.lr
+    with pytest.raises(JournalError, match=r"has lr = 'auto', this one \(0.01, "):
+        federate(auto, OptimizerConfig(lr=0.01))
+    with pytest.raises(JournalError, match="has lr = 'auto', this one"):
+        federate(auto, OptimizerConfig(lr=lr))
+    federate(fixed, OptimizerConfig(lr=(0.01, 0.02)))
+    with pytest.raises(JournalError, match=r"has lr = \(0.01, 0.02\), this one 'auto'"):
+        federate(fixed)
+
+
+def _set(*keys: str | int, to: Any) -> Any:
+    def change(auto: Any) -> Any:
+        place = auto
+        for key in keys[:-1]:
+            place = place[key]
+        if to is KeyError:
+            del place[keys[-1]]
+        else:
+            place[keys[-1]] = to
+        return auto
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda auto: 5, "auto has no 'blocks'"),
+        (_set("factor", to=KeyError), "auto has no 'factor'"),
+        (_set("factor", to=0), "auto.factor is 0; give a finite number above 0"),
+        (_set("averaged", to=-1.0), "auto.averaged is -1.0; give a finite number above 0"),
+        (_set("added", to=None), "auto.added is None; give a finite number above 0"),
+        (_set("cut", to=1), "auto.cut is 1; it has to be true or false"),
+        (_set("first", to="1"), "auto.first is '1'; it has to be a finite number"),
+        (_set("blocks", to=[]), "auto.blocks is not of 2 blocks, as lr is"),
+        (_set("blocks", 1, to=None), "auto has no 'turns'"),
+        (_set("blocks", 1, "turns", to=1.5), "auto.blocks: turns is 1.5; give a whole"),
+        (_set("blocks", 0, "lately", to=True), "auto.blocks: lately is True; it has to be"),
+        (_set("blocks", 0, "traces", to=[]), r"auto.blocks: traces is \[\]; it has to be"),
+        (_set("blocks", 0, "size", to=KeyError), "auto has no 'size'"),
+    ],
+)
+def test_a_header_that_does_not_tell_them_is_refused(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    path = tmp_path / "journal.fspz"
+    federate(path, rounds=1)
+    header = copy.deepcopy(JournalReader(path).header)
+    header["run"]["auto"] = change(header["run"]["auto"])
+    write_whole(tmp_path / "other.fspz", json.loads(json.dumps(header)), [])
+    with pytest.raises(JournalError, match=f"header: {message}"):
+        JournalLog(tmp_path / "other.fspz")
+
+
+def test_low_precision_finds_its_rates_too() -> None:
+    result = run(
+        toy(torch.bfloat16), ToyTask(), toy_data([9, 5, 7, 6]), FEDERATION, AUTO, replicas=2
+    )
+    assert result.final.lr is not None
+    assert all(rate > 0 for rate in result.final.lr)
