@@ -19,7 +19,7 @@ from fedspzo import SPZO
 from fedspzo.auto_rate import HALVE, LEARN, START, STEADY
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Report, RunResult, run
 from fedspzo.federated.client import resolve
-from fedspzo.federated.found_rates import FoundRates, averaged, find
+from fedspzo.federated.found_rates import FoundRates, averaged, find, median, stand_ins
 from fedspzo.federated.journal_log import JournalLog
 from fedspzo.federated.rounds import Round
 from fedspzo.federated.run_journal import RunJournal
@@ -158,12 +158,14 @@ def test_a_network_that_is_one_block_has_one() -> None:
 
 def test_the_rate_of_a_block_that_others_lead_falls() -> None:
     rates = found()
+    for _ in range(6):  # what the last steps before the first round had above their mean fades
+        rates.learn(reports(size=1e-3), DIRECTIONS, "examples")
     first = rates.lr
-    for _ in range(STEADY - LEARN):
-        rates.learn(reports(size=1e-3), DIRECTIONS)
+    for _ in range(STEADY - LEARN - 6):
+        rates.learn(reports(size=1e-3), DIRECTIONS, "examples")
     assert rates.lr == first
     for _ in range(3 * STEADY):
-        rates.learn(reports(size=1e-3), DIRECTIONS)
+        rates.learn(reports(size=1e-3), DIRECTIONS, "examples")
     assert rates.lr[0] == pytest.approx(first[0] / 2)  # sqrt(STEADY / turns)
     assert rates.lr[1] == first[1]
 
@@ -171,8 +173,8 @@ def test_the_rate_of_a_block_that_others_lead_falls() -> None:
 def test_gradients_that_grow_lower_the_rates() -> None:
     calm, wild = found(), found()
     for _ in range(10):
-        calm.learn(reports(size=1e-3), DIRECTIONS)
-        wild.learn(reports(size=1e4), DIRECTIONS)
+        calm.learn(reports(size=1e-3), DIRECTIONS, "examples")
+        wild.learn(reports(size=1e4), DIRECTIONS, "examples")
     assert all(slow < 0.01 * fast for slow, fast in zip(wild.lr, calm.lr, strict=True))
 
 
@@ -181,7 +183,7 @@ def test_a_loss_that_rises_halves_the_rates_and_is_then_the_one_to_beat() -> Non
     first, halvings = rates.lr, 0
     for loss in [1.0] * 10 + [9.0] * 30:
         before = rates.lr
-        rates.learn(reports(size=1e-3, loss=loss), DIRECTIONS)
+        rates.learn(reports(size=1e-3, loss=loss), DIRECTIONS, "examples")
         halvings += rates.lr[1] == HALVE * before[1]
     assert halvings == 1
     assert rates.lr[1] == HALVE * first[1]
@@ -191,18 +193,53 @@ def test_one_client_alone_does_not_set_the_rates() -> None:
     honest, deceived = found(), found()
     for _ in range(30):
         usual = reports(size=0.01, loss=0.5)
-        honest.learn(usual, DIRECTIONS)
-        deceived.learn([*usual[1:], report(0, size=1e30, loss=1e30)], DIRECTIONS)
+        honest.learn(usual, DIRECTIONS, "examples")
+        deceived.learn([*usual[1:], report(0, size=1e30, loss=1e30)], DIRECTIONS, "examples")
     assert deceived.lr == honest.lr
+
+
+def test_clients_count_by_their_shares() -> None:
+    wild = [replace(report(0, size=1e4), examples=30), *reports(size=1e-3)[1:]]
+    by_examples, by_head, expected = found(), found(), found()
+    for _ in range(10):
+        by_examples.learn(wild, DIRECTIONS, "examples")
+        by_head.learn(wild, DIRECTIONS, "uniform")
+        expected.learn(wild[:1], DIRECTIONS, "examples")
+    assert by_examples.lr == expected.lr
+    assert by_examples.lr[0] < 0.01 * by_head.lr[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "shares", "expected"),
+    [
+        ([3.0], [1.0], 3.0),
+        ([3.0, 1.0, 2.0], [1.0, 1.0, 1.0], 2.0),
+        ([3.0, 1.0], [1.0, 1.0], 1.0),
+        ([9.0, 1.0, 2.0], [0.6, 0.2, 0.2], 9.0),
+        ([9.0, 1.0, 2.0], [0.4, 0.2, 0.4], 2.0),
+    ],
+)
+def test_the_median_is_by_shares(values: list[float], shares: list[float], expected: float) -> None:
+    assert median(values, shares) == expected
+
+
+def test_the_steps_before_the_first_round_are_on_the_clients_by_their_shares() -> None:
+    assert sorted(stand_ins([5] * 8, "examples")) == list(range(8))
+    assert sorted(stand_ins([5] * 4, "examples")) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert stand_ins([5] * 4, "examples") == [0, 1, 3, 0, 2, 3, 1, 2]
+    assert sorted(stand_ins([1, 1, 1, 13], "examples")) == [1, *[3] * 7]
+    assert sorted(stand_ins([1, 1, 1, 13], "uniform")) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert stand_ins([7], "examples") == [0] * 8
+    assert len(set(stand_ins([3] * 10_000, "examples"))) == 8
 
 
 def test_who_took_no_step_tells_nothing() -> None:
     rates, expected = found(), found()
-    rates.learn([], DIRECTIONS)
-    rates.learn([report(0, steps=0)], DIRECTIONS)
+    rates.learn([], DIRECTIONS, "examples")
+    rates.learn([report(0, steps=0)], DIRECTIONS, "examples")
     assert rates.lr == expected.lr
-    rates.learn([report(0, size=50.0), report(1, steps=0)], DIRECTIONS)
-    expected.learn([report(0, size=50.0)], DIRECTIONS)
+    rates.learn([report(0, size=50.0), report(1, steps=0)], DIRECTIONS, "examples")
+    expected.learn([report(0, size=50.0)], DIRECTIONS, "examples")
     assert rates.lr == expected.lr
 
 

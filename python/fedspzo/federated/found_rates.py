@@ -8,11 +8,11 @@ stays.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ import numpy as np
 from fedspzo.auto_rate import HALVE, LEARN, AutoRate, Seen
 
 from .client import Client, spzo
+from .coefficients import weights
 from .messages import Report
-from .settings import FederationConfig, OptimizerConfig, check_positive, check_whole
+from .settings import FederationConfig, OptimizerConfig, Weighting, check_positive, check_whole
 
 
 class FoundRates:
@@ -41,24 +42,29 @@ class FoundRates:
         """The next round's, one a block."""
         return tuple(group["lr"] for group in self._groups)
 
-    def learn(self, reports: Sequence[Report], directions: Sequence[int]) -> None:
+    def learn(
+        self, reports: Sequence[Report], directions: Sequence[int], weighting: Weighting
+    ) -> None:
         """Take note of a round.
 
-        What counts is the median client: none of them sets the rates alone.
+        What counts is the median, by the clients' shares of the update: who has less than half of
+        it does not set the rates alone.
 
         Args:
             reports: those that were used.
             directions: of each block, in a step.
+            weighting: of the clients' updates.
         """
         taken = [report for report in reports if report.gradients.steps]
         if not taken:
             return
-        sizes = [root_mean_square(report) for report in taken]
-        typical = np.split(np.median(sizes, axis=0), np.cumsum(directions)[:-1])
-        gradients = [list(map(float, block)) for block in typical]
+        shares = list(weights(taken, weighting).values())
+        sizes = zip(*map(root_mean_square, taken), strict=True)
+        typical = iter([median(size, shares) for size in sizes])
+        gradients = [list(islice(typical, count)) for count in directions]
         count = len(gradients)
         self._auto.learn(self._groups, gradients, [None] * count, [1.0] * count)
-        if self._auto.diverged(statistics.median(r.loss for r in taken if r.loss is not None)):
+        if self._auto.diverged(median([report.loss or 0.0 for report in taken], shares)):
             self._auto.scale(self._groups, HALVE)
             self._auto.begin_anew()
 
@@ -108,7 +114,8 @@ def find(
 ) -> FoundRates:
     """The rates to begin with, by `auto_rate.LEARN` steps; the weights stay.
 
-    Each step is on the next client's examples, as one client's alone may be of one label.
+    Each step is on the examples of the client that stands for the next part of the update: one
+    client's alone may be of one label, and one that has few examples tells little.
 
     Args:
         settings: of the step, resolved but for lr = "auto".
@@ -120,15 +127,28 @@ def find(
     auto = optimizer.auto
     assert auto is not None
     auto.paced = False  # a plan has every block's directions in every step
+    sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
-        for step in range(LEARN):
-            batch = clients[step % len(clients)].batch(0, 0, step, federation.batch_size)
+        for step, client in enumerate(stand_ins(sizes, federation.weighting)):
+            batch = clients[client].batch(0, 0, step, federation.batch_size)
             optimizer.step(partial(task.loss, replica.blocks.model, batch))
-    auto.averaged = averaged([len(client.examples) for client in clients], federation)
+    auto.averaged = averaged(sizes, federation)
     auto.added = federation.local_steps
     auto.begin_anew()
     directions = enumerate(settings.directions)
     return FoundRates(auto, [auto.rate(block, count) for block, count in directions])
+
+
+def stand_ins(sizes: Sequence[int], weighting: Weighting) -> list[int]:
+    """`LEARN` clients, each for an equal part of the update, neighbours not one after another.
+
+    Args:
+        sizes: the clients' numbers of examples.
+        weighting: of the clients' updates.
+    """
+    ends = np.cumsum(sizes if weighting == "examples" else [1] * len(sizes))
+    places = [(3 * step % LEARN + 0.5) / LEARN for step in range(LEARN)]
+    return [int(np.searchsorted(ends, place * ends[-1], side="right")) for place in places]
 
 
 def averaged(sizes: Sequence[int], federation: FederationConfig) -> float:
@@ -148,11 +168,17 @@ def averaged(sizes: Sequence[int], federation: FederationConfig) -> float:
     return max(1.0, clients * federation.participants / federation.clients)
 
 
-def root_mean_square(report: Report) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of each direction's projected gradients, over a client's steps: (directions,)."""
+def root_mean_square(report: Report) -> list[float]:
+    """Of each direction's projected gradients, over a client's steps."""
     values = report.gradients.values.astype(np.float64)
-    size: np.ndarray[Any, np.dtype[np.float64]] = np.sqrt(np.mean(values**2, axis=0))
-    return size
+    return [float(size) for size in np.sqrt(np.mean(values**2, axis=0))]
+
+
+def median(values: Sequence[float], shares: Sequence[float]) -> float:
+    """The least value that together with those below it has at least half of the shares."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    below = np.cumsum([shares[place] for place in order])
+    return values[order[int(np.searchsorted(below, below[-1] / 2))]]
 
 
 def check_number(name: str, value: object) -> None:

@@ -203,7 +203,7 @@ class Server:
         self.replica.catch_up([self.record(update)])
         self._history.append(update)
         if self.found is not None:
-            self.found.learn(reports, self.optimizer.directions)
+            self.found.learn(reports, self.optimizer.directions, self.federation.weighting)
             self.optimizer = replace(self.optimizer, lr=self.found.lr)
 
     def _fault(self, report: Report) -> str | None:

@@ -31,7 +31,8 @@ class OptimizerConfig:
 
     Attributes:
         lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block; or
-            "auto": found before the first round, on the clients' examples.
+            "auto": found before the first round, on the clients' examples, and then lowered by what
+            their reports show (`found_rates`).
         estimator: how the projected gradients are formed (docs/estimators.md).
         sides: one- or two-sided differences. None: by dtype, "one" for float32.
         perturbations: one number a block; for `mezo` one int. None: by the rule, P1 = 1, from costs
