@@ -30,7 +30,7 @@ from fedspzo.baselines import (
 from fedspzo.baselines.pool import Pool
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
 from fedspzo.blocks import Blocks
-from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult
+from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.partition import draw
 from fedspzo.federated.updates import batch_seed, client_seed
 from fedspzo.seeds import step_seeds
@@ -242,6 +242,17 @@ def test_fedkseed_accumulates_a_scalar_for_each_member_of_its_pool(weighted):
     assert len(record.terms[0].seeds) == len(drawn)
     assert journal.digest(late.model.named_parameters()) == result.final.digest
     assert journal.digest(blocks.model.named_parameters()) == result.final.digest
+
+
+def test_fedkseed_finds_a_rate_for_one_clients_steps():
+    federation = replace(FEDERATION, rounds=1)
+    found = fedkseed.run(toy(), TASK, DATA, federation, OptimizerConfig(lr="auto"), pool=4)
+    assert found.optimizer.lr != "auto"
+    fixed = fedkseed.run(toy(), TASK, DATA, federation, found.optimizer, pool=4)
+    assert found.final.digest == fixed.final.digest
+    shared = mezo.settings(OptimizerConfig(lr="auto"))
+    alone = run(Blocks.single(toy().model), TASK, DATA, replace(federation, seeds="shared"), shared)
+    assert found.optimizer.learning_rates == alone.rounds[1].lr
 
 
 def test_fedkseed_draws_by_the_mean_magnitudes_of_all_reports():

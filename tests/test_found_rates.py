@@ -17,7 +17,15 @@ from federated_toys import ToyTask, toy, toy_data
 
 from fedspzo import SPZO
 from fedspzo.auto_rate import HALVE, LEARN, START, STEADY
-from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Report, RunResult, run
+from fedspzo.federated import (
+    Client,
+    DigestError,
+    FederationConfig,
+    OptimizerConfig,
+    Report,
+    RunResult,
+    run,
+)
 from fedspzo.federated.client import resolve
 from fedspzo.federated.found_rates import FoundRates, averaged, find, median, stand_ins
 from fedspzo.federated.journal_log import JournalLog
@@ -273,8 +281,11 @@ def test_every_step_of_a_round_has_the_rates_that_the_journal_tells(tmp_path: Pa
 def test_a_client_does_not_measure_again_when_rates_change(tmp_path: Path) -> None:
     costs = {}
     for name, optimizer in (("auto", AUTO), ("fixed", OptimizerConfig(lr=1e-3))):
-        passes = [0.0, *(done.forwards for done in federate(tmp_path / name, optimizer).rounds)]
+        result = federate(tmp_path / name, optimizer, rounds=20)
+        passes = [0.0, *(done.forwards for done in result.rounds)]
         costs[name] = np.diff(passes)[1:]
+        rates = {done.lr for done in result.rounds[1:]}
+        assert len(rates) > 5 if name == "auto" else rates == {None}
     np.testing.assert_allclose(costs["auto"], costs["fixed"], rtol=1e-6)
 
 
@@ -342,16 +353,20 @@ def _set(*keys: str | int, to: Any) -> Any:
     [
         (lambda auto: 5, "auto has no 'blocks'"),
         (_set("factor", to=KeyError), "auto has no 'factor'"),
-        (_set("factor", to=0), "auto.factor is 0; give a finite number above 0"),
-        (_set("averaged", to=-1.0), "auto.averaged is -1.0; give a finite number above 0"),
-        (_set("added", to=None), "auto.added is None; give a finite number above 0"),
+        (_set("factor", to=0), "auto.factor is 0; it has to be a number from 5.42101e-20 to 1"),
+        (_set("factor", to=1e308), r"auto.factor is 1e\+308; it has to be"),
+        (_set("steps", to=9), "auto.steps is 9; give a whole number from 0 to 8"),
+        (_set("averaged", to=0.5), "auto.averaged is 0.5; it has to be a number from 1 to 65535"),
+        (_set("added", to=5e-324), "auto.added is 5e-324; give a whole number from 1"),
         (_set("cut", to=1), "auto.cut is 1; it has to be true or false"),
-        (_set("first", to="1"), "auto.first is '1'; it has to be a finite number"),
+        (_set("first", to="1"), "auto.first is '1'; it has to be a number"),
         (_set("blocks", to=[]), "auto.blocks is not of 2 blocks, as lr is"),
         (_set("blocks", 1, to=None), "auto has no 'turns'"),
         (_set("blocks", 1, "turns", to=1.5), "auto.blocks: turns is 1.5; give a whole"),
         (_set("blocks", 0, "lately", to=True), "auto.blocks: lately is True; it has to be"),
         (_set("blocks", 0, "traces", to=[]), r"auto.blocks: traces is \[\]; it has to be"),
+        (_set("blocks", 0, "size", to=10**300), "auto.blocks: size is 10*; it has to be"),
+        (_set("blocks", 0, "lately", to=-1), "auto.blocks: lately is -1; it has to be"),
         (_set("blocks", 0, "size", to=KeyError), "auto has no 'size'"),
     ],
 )
@@ -367,9 +382,140 @@ def test_a_header_that_does_not_tell_them_is_refused(
         JournalLog(tmp_path / "other.fspz")
 
 
-def test_low_precision_finds_its_rates_too() -> None:
-    result = run(
-        toy(torch.bfloat16), ToyTask(), toy_data([9, 5, 7, 6]), FEDERATION, AUTO, replicas=2
-    )
-    assert result.final.lr is not None
-    assert all(rate > 0 for rate in result.final.lr)
+@pytest.mark.parametrize("size", [0, 1e-100, 1e100])
+@pytest.mark.parametrize("squares", [0, 1e-100, 1e100])
+@pytest.mark.parametrize("traces", [None, -1e100, 0, 1e-100, 1e100])
+def test_rates_from_any_header_are_numbers_above_0(
+    size: float, squares: float, traces: float | None
+) -> None:
+    values = found().to_dict()
+    for seen in values["blocks"]:
+        seen.update(size=size, squares=squares, lately=squares, traces=traces)
+    values["factor"] = 2.0**-64
+    rates = FoundRates.from_dict(values, (1.0, 1.0))
+    for gradient in (0.0, 1e-38, 1e38):
+        rates.learn(reports(size=gradient, loss=3e38), DIRECTIONS, "examples")
+        assert replace(AUTO, perturbations=DIRECTIONS, lr=rates.lr).learning_rates == rates.lr
+
+
+def test_other_rates_than_the_reports_lead_to_are_found_out(tmp_path: Path) -> None:
+    path, other = tmp_path / "journal.fspz", tmp_path / "other.fspz"
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, rounds=30, stop_after=20)
+    reader = JournalReader(path)
+    header = copy.deepcopy(reader.header)
+    header["run"]["auto"]["factor"] = 0.5
+    write_whole(other, header, ((entry.kind, entry.body) for entry in reader))
+    with pytest.raises(DigestError, match=r"round \d+ has learning rates .* on the release"):
+        federate(other, rounds=30)
+
+
+@pytest.mark.parametrize("perturbations", [(0, 2), (1, 0)])
+def test_a_block_that_stays_has_no_rate_to_find(
+    tmp_path: Path, perturbations: tuple[int, int]
+) -> None:
+    settings = replace(AUTO, perturbations=perturbations)
+    rates = federate(tmp_path / "journal.fspz", settings).final.lr
+    assert rates is not None
+    assert [rate == START for rate in rates] == [count == 0 for count in perturbations]
+
+
+@pytest.mark.parametrize("skipped", [3, 8])
+def test_first_steps_that_were_skipped_are_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: int
+) -> None:
+    class Rough(ToyTask):
+        """Losses that are not finite in the first steps, and that rise later."""
+
+        def __init__(self, federation: FederationConfig) -> None:
+            self.calls, self.federation = 0, federation
+
+        def collate(self, examples: list[Any]) -> Any:
+            self.calls += 1
+            return super().collate(examples)
+
+        def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+            return super().loss(model, batch) * (math.nan if self.calls <= skipped else 1.0)
+
+    def go(path: Path, stop_after: int | None) -> list[Any]:
+        seen: list[Any] = []
+
+        def look(result: Any) -> None:
+            seen.append((result.digest, result.lr))
+            if result.round == stop_after:
+                raise KeyboardInterrupt
+
+        task = Rough(FEDERATION)
+        if path.exists():
+            task.calls = skipped + 1
+        with RunJournal(path, source="toy") as journal:
+            run(
+                toy(),
+                task,
+                toy_data([9, 5, 7, 6]),
+                replace(FEDERATION, rounds=20),
+                replace(AUTO, perturbations=(1, 2)),
+                journal=journal,
+                on_round=look,
+            )
+        return seen
+
+    straight = go(tmp_path / "straight", None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "stopped", 2)
+    header = JournalReader(tmp_path / "stopped").header
+    assert header["run"]["auto"]["steps"] == LEARN - skipped
+    assert go(tmp_path / "stopped", None) == straight
+
+
+def test_a_robust_rule_counts_every_client_alike() -> None:
+    for rule, expected in (("mean", "examples"), ("median", "uniform"), ("krum", "uniform")):
+        federation = replace(FEDERATION, seeds="shared", aggregation=rule)
+        assert federation.counting == expected
+
+
+def test_rates_are_not_halved_without_end() -> None:
+    rates = found()
+    for turn in range(1500):
+        loss = 50.0 if turn // 9 % 2 else 1.0
+        rates.learn(reports(size=1e-3, loss=loss), DIRECTIONS, "examples")
+    assert 0 < rates.lr[1] < 1e-16
+    assert rates.to_dict()["factor"] >= 2.0**-64
+
+
+def test_steps_without_a_loss_do_not_look_like_the_best_ones() -> None:
+    rates, expected = found(), found()
+    for _ in range(20):
+        for other in (rates, expected):
+            other.learn(reports(size=1e-3, loss=1.0), DIRECTIONS, "examples")
+        without = [replace(one, loss=None) for one in reports(size=1e-3)]
+        rates.learn(without, DIRECTIONS, "examples")
+    assert rates.lr[1] == expected.lr[1]
+    deceived, warned = found(), found()
+    for loss in [1.0] * 10 + [9.0] * 30:
+        usual = reports(size=1e-3, loss=loss)
+        warned.learn(usual, DIRECTIONS, "examples")
+        deceived.learn([replace(usual[0], loss=None), *usual[1:]], DIRECTIONS, "examples")
+    assert deceived.lr == warned.lr
+
+
+def test_low_precision_goes_on_with_the_rates_it_found(tmp_path: Path) -> None:
+    def go(path: Path, stop_after: int | None) -> list[Any]:
+        seen: list[Any] = []
+
+        def look(result: Any) -> None:
+            seen.append((result.digest, result.lr))
+            if result.round == stop_after:
+                raise KeyboardInterrupt
+
+        with RunJournal(path, source="toy") as journal:
+            data, federation = toy_data([9, 5, 7, 6]), replace(FEDERATION, rounds=20)
+            blocks = toy(torch.bfloat16)
+            run(blocks, ToyTask(), data, federation, AUTO, journal=journal, on_round=look)
+        return seen
+
+    straight = go(tmp_path / "straight", None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "stopped", 15)
+    assert go(tmp_path / "stopped", None) == straight
+    assert len({lr for _, lr in straight}) > 5

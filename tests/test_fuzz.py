@@ -219,6 +219,7 @@ HEADER = Header(
         "optimizer": asdict(OPTIMIZER),
         "privacy": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
         "auto": {
+            "steps": 8,
             "cut": True,
             "averaged": 2.5,
             "added": 2,

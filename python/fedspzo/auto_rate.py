@@ -211,6 +211,8 @@ class AutoRate:
     def rate(self, block: int, count: int) -> float:
         """What a block's turns so far make of its rate, for `count` directions a step."""
         seen = self.blocks[block]
+        if not seen.turns:
+            return self.factor * START
         several = self.cut and len(self.blocks) > 1
         leads = several and block == len(self.blocks) - 1
         led = several and not leads
@@ -257,7 +259,7 @@ class AutoRate:
     def begin_anew(self) -> None:
         """Compare losses with those to come: the best of many noisy ones flatters its weights."""
         self.recent.clear()
-        self.since = 0
+        self.since, self.smoothed = 0, 0.0
 
     def take_back(self) -> Terms:
         """The terms that undo the steps since the best loss, the last `MEMORY` at most."""

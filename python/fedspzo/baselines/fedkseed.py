@@ -65,7 +65,8 @@ def run(
     config = replace(mezo.settings(optimizer), perturbations=1)
     config = resolve(config, clients, batch_size=federation.batch_size)
     if config.lr == "auto":
-        config = replace(config, lr=find(config, clients, federation).lr)
+        one = replace(federation, seeds="shared")  # as for a client that is alone
+        config = replace(config, lr=find(config, clients, one).lr)
     stepper = spzo(weights.replica.blocks, config, seed=members.seed)
     known = [np.zeros(pool, np.float32) for _ in clients]
     server = PoolServer(pool, config.learning_rates[0])

@@ -8,7 +8,6 @@ stays.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +21,7 @@ from fedspzo.auto_rate import HALVE, LEARN, AutoRate, Seen
 from .client import Client, spzo
 from .coefficients import weights
 from .messages import Report
-from .settings import FederationConfig, OptimizerConfig, Weighting, check_positive, check_whole
+from .settings import LIMIT_16, FederationConfig, OptimizerConfig, Weighting, check_whole
 
 
 class FoundRates:
@@ -53,20 +52,23 @@ class FoundRates:
         Args:
             reports: those that were used.
             directions: of each block, in a step.
-            weighting: of the clients' updates.
+            weighting: of the clients.
         """
         taken = [report for report in reports if report.gradients.steps]
         if not taken:
             return
-        shares = list(weights(taken, weighting).values())
+        shares = weights(taken, weighting)
         sizes = zip(*map(root_mean_square, taken), strict=True)
-        typical = iter([median(size, shares) for size in sizes])
+        typical = iter([median(size, list(shares.values())) for size in sizes])
         gradients = [list(islice(typical, count)) for count in directions]
         count = len(gradients)
         self._auto.learn(self._groups, gradients, [None] * count, [1.0] * count)
-        if self._auto.diverged(median([report.loss or 0.0 for report in taken], shares)):
-            self._auto.scale(self._groups, HALVE)
-            self._auto.begin_anew()
+        losses = {report.client: report.loss for report in taken if report.loss is not None}
+        if losses:
+            loss = median(list(losses.values()), [shares[client] for client in losses])
+            if self._auto.diverged(loss) and self._auto.factor > LEAST:
+                self._auto.scale(self._groups, HALVE)
+                self._auto.begin_anew()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, before the first round: what a journal's header holds."""
@@ -85,26 +87,31 @@ class FoundRates:
         if not isinstance(blocks, list) or len(blocks) != len(lr):
             raise ValueError(f"auto.blocks is not of {len(lr)} blocks, as lr is")
         for seen in blocks:
-            check_whole("auto.blocks: turns", _field(seen, "turns"), 0, 2**32 - 1)
+            check_whole("auto.blocks: turns", _field(seen, "turns"), 0, LEARN)
             for name in ("size", "squares", "lately"):
-                check_number(f"auto.blocks: {name}", _field(seen, name))
+                _check(f"auto.blocks: {name}", _field(seen, name), 0)
             if _field(seen, "traces") is not None:
-                check_number("auto.blocks: traces", seen["traces"])
-        for name in ("averaged", "added", "factor"):
-            check_positive(f"auto.{name}", _field(values, name))
-        check_number("auto.first", _field(values, "first"))
+                _check("auto.blocks: traces", seen["traces"])
+        check_whole("auto.steps", _field(values, "steps"), 0, LEARN)
+        check_whole("auto.added", _field(values, "added"), 1, LIMIT_16 - 1)
+        _check("auto.averaged", _field(values, "averaged"), 1, LIMIT_16 - 1)
+        _check("auto.factor", _field(values, "factor"), LEAST, 1)
+        _check("auto.first", _field(values, "first"))
         if not isinstance(_field(values, "cut"), bool):
             raise ValueError(f"auto.cut is {values['cut']!r}; it has to be true or false")
         auto = AutoRate(
-            steps=LEARN,
             **{name: values[name] for name in _AUTO},
             blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in blocks],
         )
         return cls(auto, lr)
 
 
-_AUTO = ("cut", "averaged", "added", "factor", "first")
+_AUTO = ("steps", "cut", "averaged", "added", "factor", "first")
 _SEEN = ("size", "turns", "squares", "traces", "lately")
+LEAST = 2.0**-64
+"""Rates are not halved more often than that."""
+ABSURD = 1e100
+"""More than a header's numbers can be."""
 
 
 def find(
@@ -129,7 +136,7 @@ def find(
     auto.paced = False  # a plan has every block's directions in every step
     sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
-        for step, client in enumerate(stand_ins(sizes, federation.weighting)):
+        for step, client in enumerate(stand_ins(sizes, federation.counting)):
             batch = clients[client].batch(0, 0, step, federation.batch_size)
             optimizer.step(partial(task.loss, replica.blocks.model, batch))
     auto.averaged = averaged(sizes, federation)
@@ -181,11 +188,11 @@ def median(values: Sequence[float], shares: Sequence[float]) -> float:
     return values[order[int(np.searchsorted(below, below[-1] / 2))]]
 
 
-def check_number(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is a finite number."""
+def _check(name: str, value: object, low: float = -ABSURD, high: float = ABSURD) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`, and not absurdly small."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
-        raise ValueError(f"{name} is {value!r}; it has to be a finite number")
+    if not number or not low <= value <= high or 0 < abs(value) < 1 / ABSURD:  # type: ignore[operator,arg-type]
+        raise ValueError(f"{name} is {value!r}; it has to be a number from {low:g} to {high:g}")
 
 
 def _field(values: Any, name: str) -> Any:

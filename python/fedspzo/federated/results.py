@@ -62,7 +62,13 @@ class RoundResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A finished run: its rounds, its settings as they were used at last, and its journal."""
+    """A finished run.
+
+    Attributes:
+        rounds: its rounds, the untrained model first.
+        optimizer: its settings, as a next round would have them.
+        records: its journal.
+    """
 
     rounds: tuple[RoundResult, ...]
     optimizer: OptimizerConfig

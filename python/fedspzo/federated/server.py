@@ -178,9 +178,16 @@ class Server:
             rounds: all the journal's, in their order.
 
         Raises:
-            DigestError: its terms do not lead to the weights it names.
+            DigestError: its terms do not lead to the weights it names, or its reports not to the
+                rates.
         """
         for done in rounds:
+            if not np.allclose(done.lr, self.optimizer.learning_rates, rtol=1e-9, atol=0):
+                raise DigestError(
+                    f"the journal's round {done.round} has learning rates {done.lr}, what is before"
+                    f" it leads to {self.optimizer.learning_rates}; resume on the release that"
+                    " wrote it"
+                )
             self._apply(done.update, done.reports)
             expected = done.digest
         self.digest = self.replica.digest()
@@ -203,7 +210,7 @@ class Server:
         self.replica.catch_up([self.record(update)])
         self._history.append(update)
         if self.found is not None:
-            self.found.learn(reports, self.optimizer.directions, self.federation.weighting)
+            self.found.learn(reports, self.optimizer.directions, self.federation.counting)
             self.optimizer = replace(self.optimizer, lr=self.found.lr)
 
     def _fault(self, report: Report) -> str | None:

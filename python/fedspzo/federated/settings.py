@@ -218,6 +218,11 @@ class FederationConfig:
         return max(1, round(self.participation * self.clients))
 
     @property
+    def counting(self) -> Weighting:
+        """How clients count where their reports are put together: a robust rule has them alike."""
+        return self.weighting if self.aggregation == "mean" else "uniform"
+
+    @property
     def needed(self) -> int:
         """Clients that must report: the quorum's share of a round's, rounded up."""
         return max(1, math.ceil(self.quorum * self.participants - 1e-9))
