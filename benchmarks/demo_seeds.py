@@ -15,8 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import machine
+
+from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.rounds import Round
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -26,7 +30,24 @@ def run(seed: int) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads(
             (Path(folder) / "metrics.jsonl").read_text().splitlines()[-1]
         )
+        summary["largest"] = largest(Path(folder) / "journal.fspz")
     return summary
+
+
+def largest(journal: Path) -> list[float]:
+    """Of each round and block: the largest client's scalars, times the usual size (`clip`)."""
+    log = JournalLog(journal)
+    assert log.settings is not None
+    counts = log.settings[1].directions
+    found = []
+    for _, done in log.entries():
+        if isinstance(done, Round):
+            squares = [report.gradients.values.astype(float) ** 2 for report in done.reports]
+            sizes = [np.split(s.mean(axis=0), np.cumsum(counts)[:-1]) for s in squares]
+            for clients in zip(*sizes, strict=True):
+                roots = [float(np.sqrt(block.mean())) for block in clients]
+                found.append(max(roots) / statistics.median_low(roots))
+    return found
 
 
 def main() -> None:
@@ -35,6 +56,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     rows = [run(seed) for seed in range(options.seeds)]
+
+    ratios = [ratio for row in rows for ratio in row["largest"]]
 
     def percent(key: str) -> str:
         values = [row[key] for row in rows]
@@ -60,6 +83,9 @@ def main() -> None:
         "",
         f"FedAvg would have sent {mean('fedavg_bytes', 1e6)} MB each way."
         f" Seconds for both runs: {mean('seconds')}.",
+        "",
+        "The largest client's scalars in a block, times the usual client's of that round"
+        f" (`clip`): {statistics.median(ratios):.0f} in the median, at most {max(ratios):.0f}.",
     ]
     text = "\n".join(lines) + "\n"
     print(text, end="")

@@ -47,10 +47,10 @@ def clients_of(sizes: list[int]) -> list[Client]:
     return [Client(n, replica, own, ToyTask()) for n, own in enumerate(toy_data(sizes))]
 
 
-def found(sizes: tuple[int, ...] = (5, 5, 5, 5)) -> FoundRates:
-    clients = clients_of(list(sizes))
+def found(steps: int = 1) -> FoundRates:
+    clients = clients_of([5, 5, 5, 5])
     settings = replace(resolve(AUTO, clients, batch_size=4), perturbations=DIRECTIONS)
-    return find(settings, clients, replace(FEDERATION, local_steps=1))
+    return find(settings, clients, replace(FEDERATION, local_steps=steps))
 
 
 def report(client: int, *, size: float = 0.1, loss: float = 1.0, steps: int = 2) -> Report:
@@ -176,6 +176,32 @@ def test_the_rate_of_a_block_that_others_lead_falls() -> None:
         rates.learn(reports(size=1e-3), DIRECTIONS, "examples")
     assert rates.lr[0] == pytest.approx(first[0] / 2)  # sqrt(STEADY / turns)
     assert rates.lr[1] == first[1]
+
+
+def test_a_round_whose_noise_adds_up_to_several_steps_counts_for_as_many_turns() -> None:
+    def after(steps: int, rounds: int) -> float:
+        rates = found(steps)
+        for _ in range(rounds):
+            rates.learn(reports(size=1e-3), DIRECTIONS, "examples")
+        return rates.lr[0]
+
+    assert after(4, 50) == pytest.approx(after(4, 8) * math.sqrt(STEADY / (LEARN + 50)))
+    assert after(8, 50) == pytest.approx(after(8, 5) * math.sqrt(STEADY / (LEARN + 2 * 50)))
+
+
+def test_rounds_of_many_steps_notice_a_rise_in_fewer_rounds() -> None:
+    def noticed(steps: int) -> int:
+        rates = found(steps)
+        for _ in range(10):
+            rates.learn(reports(size=1e-3, loss=1.0), DIRECTIONS, "examples")
+        for number in range(1, 100):
+            before = rates.lr[1]
+            rates.learn(reports(size=1e-3, loss=1.5), DIRECTIONS, "examples")
+            if rates.lr[1] < before:
+                return number
+        raise AssertionError("a loss that rises by half is not noticed")
+
+    assert [noticed(steps) for steps in (1, 5, 20)] == [6, 2, 1]
 
 
 def test_gradients_that_grow_lower_the_rates() -> None:

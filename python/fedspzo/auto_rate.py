@@ -135,9 +135,10 @@ class AutoRate:
             else they are just groups, each bounded like an only block.
         paced: whether such blocks take turns; else every step moves them all.
         averaged: of how many steps' own directions an update is the mean: a round's clients.
-        added: how many such means an update is the sum of: their steps in a round. Its noise has
-            sqrt(added / averaged) times the norm of one step's, whose bounds on size and curvature
-            it may reach; what its noise is worth grows with `averaged`, as with P.
+        added: how many such means an update is the sum of: their steps in a round, whose noise
+            adds up to added / averaged times the squared norm of one step's. Where that is less
+            than 1, the bounds on size and curvature allow as much more; what noise is worth grows
+            with `averaged`, as with P. Where it is more, a round counts for as many turns.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
@@ -150,7 +151,7 @@ class AutoRate:
     cut: bool = True
     paced: bool = True
     averaged: float = 1.0
-    added: float = 1.0
+    added: int = 1
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
     first: float = 0.0
@@ -217,8 +218,10 @@ class AutoRate:
         leads = several and block == len(self.blocks) - 1
         led = several and not leads
         largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
-        fall = min(1.0, math.sqrt(STEADY / seen.turns)) if led else 1.0
-        gain = max(1.0, math.sqrt(self.averaged / self.added))
+        ratio = self.averaged / self.added
+        turns = seen.turns + max(0, seen.turns - LEARN) * max(0.0, 1 / ratio - 1)
+        fall = min(1.0, math.sqrt(STEADY / turns)) if led else 1.0
+        gain = max(1.0, math.sqrt(ratio))
         worth = 0.0 if leads else WORTH * self.averaged
         return self.factor * fall * seen.rate(count, gain * largest, worth, gain * STIFF)
 
@@ -242,14 +245,15 @@ class AutoRate:
             group["lr"] *= factor
 
     def diverged(self, loss: float) -> bool:
-        """Take note of a step's loss; whether the best one has been left behind."""
+        """Take note of a step's loss, or a round's; whether the best one was left behind."""
         self.steps += 1
-        self.since += 1
+        before, self.since = self.since, self.since + self.added
         if self.steps <= LEARN:  # one batch's loss alone may be far off
             self.first += (loss - self.first) / self.steps
-        self.smoothed += max(1 - SMOOTHING, 1 / self.since) * (loss - self.smoothed)
+        news = max(1 - SMOOTHING**self.added, self.added / self.since)
+        self.smoothed += news * (loss - self.smoothed)
         slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
-        if self.since in (1, LEARN) or self.smoothed <= self.best:
+        if not before or before < LEARN <= self.since or self.smoothed <= self.best:
             self.best = self.smoothed
             self.recent.clear()
         del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
