@@ -127,13 +127,13 @@ def _table(problem: Problem, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _median(points: Sequence[Point | None]) -> float | None:
-    """The median cost; None where the median seed did not get there."""
-    value = statistics.median_high([point.forwards if point else math.inf for point in points])
-    return value if math.isfinite(value) else None
+def _median(points: Sequence[Point | None]) -> float:
+    """The median cost; infinite where the median seed did not get there."""
+    return statistics.median_high([point.forwards if point else math.inf for point in points])
 
 
 def _cost(points: Sequence[Point | None], base: float | None) -> str:
+    """A cell; `base` is the first line's cost, None where its race is not over."""
     reached = [point.forwards for point in points if point]
     if not reached:
         return "not reached"
@@ -141,9 +141,9 @@ def _cost(points: Sequence[Point | None], base: float | None) -> str:
     text = f"{statistics.median_high(reached):.0f} ({min(reached):.0f} to {max(reached):.0f})"
     if len(reached) < len(points):
         text += f", {len(reached)} of {len(points)}"
-    if median is None:
+    if base is None or math.isinf(median):
         return text
-    return text + (f", {base / median:.1f}x" if base else ", over")
+    return text + (", over" if math.isinf(base) else f", {base / median:.1f}x")
 
 
 def _plot(path: Path, panels: Sequence[tuple[Problem, list[Row]]]) -> None:
