@@ -27,6 +27,7 @@ from fedspzo.auto_rate import (
     STIFF,
     WORTH,
     AutoRate,
+    Seen,
 )
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
@@ -136,13 +137,13 @@ def test_a_block_of_zeros_is_bounded_by_curvature_alone():
 def test_rates_are_learned_from_the_first_turns_means_and_then_kept():
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
     for step in range(LEARN):
-        assert auto.bending((1, 1))
+        assert auto.bending((1, 1), 1)
         bend = 32.0 + 64 * (step % 2)
         auto.learn(groups, [[10.0 * (1 - step % 2)], [1.0]], (None, bend), COSTS)
     mean = math.sqrt(10.0**2 / 2)
     assert groups[0]["lr"] == pytest.approx(LARGEST * 2 / mean)
     assert groups[1]["lr"] == pytest.approx(STIFF / 64)
-    assert not auto.bending((1, 1))
+    assert not auto.bending((1, 1), 1)
     before = copy.deepcopy(groups)
     auto.learn(groups, [[1.0], [1.0]], (None, 1.0), COSTS)
     assert [g["lr"] for g in groups] == [g["lr"] for g in before]
@@ -190,6 +191,30 @@ def test_at_first_the_last_of_several_blocks_moves_alone():
             for name, tensor in model.state_dict().items():
                 assert torch.equal(tensor, start[name]) == ("layers.2" not in name)
     assert moved == [[0, 4]] * LEAD + [[2, 4]]
+
+
+def test_the_others_join_the_last_block_one_by_one_from_the_back():
+    auto = AutoRate(blocks=[Seen(1.0), Seen(1.0), Seen(1.0), Seen(1.0)])
+    joined = []
+    for auto.steps in range(2 * LEAD):
+        joined.append(auto.turns((1, 3, 2, 5)))
+    third, second = math.ceil(LEAD / 3), math.ceil(2 * LEAD / 3)
+    assert joined[:third] == [(0, 0, 0, 5)] * third
+    assert joined[third:second] == [(0, 0, 2, 5)] * (second - third)
+    assert joined[second:LEAD] == [(0, 3, 2, 5)] * (LEAD - second)
+    assert joined[LEAD:] == [(1, 3, 2, 5)] * LEAD
+
+
+def test_only_blocks_that_replay_something_show_their_curvature():
+    """Of vectors a second side would cost a whole pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    optimizer = SPZO(split(model, ("vectors", -1)), lr="auto", perturbations=(1, 3, 5))
+    optimizer.auto.steps = LEAD
+    for _ in range(2):  # the first one knows no block yet
+        optimizer.step(lambda: model(torch.ones(2, 4)).square().mean())
+    assert [len(seeds) for seeds in optimizer.last_step.seeds] == [1, 3, 5]
+    assert len(optimizer.last_step.losses) == 1 + 1 + 3 + 2 * 5
 
 
 def test_a_single_block_and_other_estimators_move_from_the_start():

@@ -120,13 +120,13 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
     hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layer_of]
     with torch.no_grad(), evaluating(blocks.model):
         full = loss()
-        with Replay(blocks.layers, blocks.ends) as replay:
+        with Replay(blocks.layers, blocks.starts) as replay:
             replay.capture()
             assert torch.equal(loss(), full)
             replay.check()
             assert bool(ran) == bool(layer_of)
             used = set(ran)
-            for number, end in enumerate(blocks.ends, 1):
+            for number, end in enumerate(blocks.starts, 1):
                 group = blocks.groups[number]
                 keys = [parameter_key(name) for name, _ in group]
                 start = [p.clone() for _, p in group]
@@ -172,9 +172,23 @@ def test_nested_blocks_are_replayed_bit_for_bit_from_every_cut(family, adapted):
         model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
         cuts = (1, -1)  # what follows the stack has no adapter in some families
     blocks = split(model, cuts)
-    assert blocks.ends == ((1, 3) if adapted else (1, 3, LAYERS))
+    assert blocks.starts == ((1, 3) if adapted else (1, 3, LAYERS))
     assert len(blocks.groups) == len(cuts) + 1
     assert_split_is_exact(blocks, loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_apart_are_a_block_from_everywhere_before_the_cut(family):
+    model = FAMILIES[family]()
+    loss = loss_of(model)
+    plain, blocks = split(model), split(model, "vectors")
+    dimensions = {name: p.dim() for name, p in plain.groups[0]}
+    assert names(blocks, 1) == {name for name, count in dimensions.items() if count > 1}
+    assert names(blocks, 2) == {name for name, count in dimensions.items() if count < 2}
+    assert blocks.groups[2] == plain.groups[1]
+    assert (blocks.layers, blocks.starts) == (plain.layers, (0, *plain.starts))
+    assert_split_is_exact(blocks, loss)
+    assert math.isfinite(SPZO(blocks).step(loss))
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
@@ -199,7 +213,7 @@ def test_every_trainable_storage_is_in_one_block_once(family):
     placed = [storage(p) for group in blocks.groups for _, p in group]
     assert len(placed) == len(set(placed))
     assert set(placed) == {storage(p) for p in model.parameters()}
-    assert blocks.ends == (len(blocks.layers),)
+    assert blocks.starts == (len(blocks.layers),)
 
 
 # families whose head has no matrix of its own: tied to the embedding, or none at all
@@ -211,18 +225,18 @@ def test_auto_cuts_before_a_head_with_a_matrix_of_its_own(family):
     model = FAMILIES[family]()
     blocks = split(model)
     if family in HEADLESS:
-        assert blocks.ends == (LAYERS - 1,)
+        assert blocks.starts == (LAYERS - 1,)
         assert len(blocks.groups) == 2
         last = {storage(p) for p in blocks.model.get_input_embeddings().parameters()}
         assert not any(storage(p) in last for _, p in blocks.groups[1])
         assert any("norm" in name or "ln_f" in name for name in names(blocks, 2))
     else:
-        assert blocks.ends == (LAYERS,)
+        assert blocks.starts == (LAYERS,)
         assert any(p.dim() > 1 for _, p in blocks.groups[1])
         inside = {p for layer in blocks.layers for p in layer.parameters()}
         assert not any(p in inside for _, p in blocks.groups[1])
     explicit = split(model, LAYERS - 1 if family in HEADLESS else "head")
-    assert (explicit.groups, explicit.ends) == (blocks.groups, blocks.ends)
+    assert (explicit.groups, explicit.starts) == (blocks.groups, blocks.starts)
 
 
 def test_auto_looks_at_what_trains():
@@ -276,7 +290,7 @@ def test_two_parameters_over_one_storage_are_taken_once():
 @pytest.mark.parametrize(("layers", "kept"), [(2, 1), (8, 7), (12, 11), (24, 21), (32, 28)])
 def test_auto_is_the_last_eighth_at_least_one(layers, kept):
     model = nn.ModuleList([nn.Linear(2, 2) for _ in range(layers)])
-    assert split(nn.Sequential(*model)).ends == (kept,)
+    assert split(nn.Sequential(*model)).starts == (kept,)
 
 
 def test_at_takes_indices_names_the_head_and_sequences():
@@ -284,19 +298,24 @@ def test_at_takes_indices_names_the_head_and_sequences():
     for at in (1, -3, "model.layers.1", "layers.1", [1], ("layers.1",)):
         blocks = split(model, at)
         assert blocks.layers == (model.model.layers[0],)
-        assert blocks.ends == (1,)
+        assert blocks.starts == (1,)
     head = split(model, "head")
     assert head.layers == tuple(model.model.layers)
     assert names(head, 2) == {"model.norm.weight", "lm_head.weight"}
     for cuts in ((1, 3, "head"), [-3, "layers.3", "head"], ("layers.1", -1, "head")):
         blocks = split(model, cuts)
-        assert blocks.ends == (1, 3, LAYERS)
+        assert blocks.starts == (1, 3, LAYERS)
         assert {f"model.layers.{n}.mlp.up_proj.weight" for n in (1, 2)} < names(blocks, 2)
         assert "model.layers.3.mlp.up_proj.weight" in names(blocks, 3)
         assert blocks.groups[3] == head.groups[1]
         assert [group["block"] for group in blocks.param_groups()] == [1, 2, 3, 4]
+    for cuts in ("vectors", ["vectors"], ("vectors", "head")):
+        assert split(model, cuts).starts == (0, LAYERS)
+    assert split(model, ("vectors", 1, "head")).starts == (0, 1, LAYERS)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
     assert len(split(adapted, "model.layers.1").layers) == 1
+    with pytest.raises(ValueError, match=r"block 2 of the cut at='vectors' has no parameter"):
+        split(adapted, "vectors")  # adapters are matrices
 
 
 @pytest.mark.parametrize(
@@ -319,6 +338,7 @@ def test_at_takes_indices_names_the_head_and_sequences():
         ((2, -2), ValueError, r"at is \(2, -2\); .* in order"),
         ((1, 4), ValueError, r"at is \(1, 4\).* 4 layers.*1 to 3"),
         ((1, "auto"), ValueError, r"'auto' stands for all cuts"),
+        ((1, "vectors"), ValueError, r"'vectors', which stands first"),
         ((1, "layers.9"), ValueError, r"'layers.9', which names no module"),
     ],
 )

@@ -322,6 +322,24 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + layers + head)
 
 
+def test_vectors_cost_whole_passes_and_have_the_directions_that_matrices_lack():
+    model = llama(layers=8)
+    optimizer = SPZO(split(model, "vectors"), lr=1e-3)
+    ran = [0, 0]
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
+    model.lm_head.register_forward_hook(lambda *_: ran.__setitem__(1, ran[1] + 1))
+    optimizer.step(loss_of(model))
+    whole, head = optimizer.cost_shares
+    assert whole == 1
+    counts = [group["perturbations"] for group in optimizer.param_groups]
+    assert counts == [1, 3, round(3 * head**-0.5)]
+    assert [group["lr_scale"] for group in optimizer.param_groups] == counts
+    assert optimizer.last_step.forwards == pytest.approx(1 + 1 + 3 + counts[2] * head)
+    # the vectors are everywhere: no cut of theirs is measured
+    assert optimizer.forwards == pytest.approx(optimizer.last_step.forwards + 1 + head)
+    assert ran == [1 + 1 + 1 + 3, 2 + 1 + 1 + 3 + counts[2]]
+
+
 def test_cost_p2_and_learning_rate_of_balanced_come_from_the_first_step():
     model = llama(layers=8)
     optimizer = SPZO(split(model, 6), lr=1e-3, estimator="balanced")

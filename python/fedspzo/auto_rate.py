@@ -14,9 +14,10 @@ In the long run the rate of a block that others lead falls, with the square root
 that its noise adds up ever slower.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
-features below it (Kumar et al., arXiv 2202.10054), and its steps cost little. Then a block has its
-turn in every step, unless its directions would do so little beside the last block's that they are
-not worth their computation each time (`AutoRate.turns`).
+features below it (Kumar et al., arXiv 2202.10054), and its steps cost little; the others join it
+one by one, from the back (gradual unfreezing: Howard and Ruder, arXiv 1801.06146). Then a block has
+its turn in every step, unless its directions would do so little beside the last block's that they
+are not worth their computation each time (`AutoRate.turns`).
 
 Every few steps the *trust ratio* is looked at (`fedspzo.trust`): a step that keeps too little of
 its promise is halved until it keeps it, and the rates with it. Where the smoothed loss has left its
@@ -38,7 +39,7 @@ from torch import Tensor
 START = 1e-4
 """A block's rate where nothing bounds it."""
 LEAD = 16
-"""Steps in which the last of several blocks moves alone."""
+"""Steps in which not all blocks move yet: each joins the later ones, the first one after these."""
 LEARN = 8
 """A block's steps that set its rate, each by the mean over the steps so far."""
 LONGEST = 8
@@ -160,9 +161,9 @@ class AutoRate:
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
-    def bending(self, counts: Sequence[int]) -> bool:
-        """Whether a block from the second on that has directions still learns its rate."""
-        later = zip(self.blocks[1:], counts[1:], strict=True)
+    def bending(self, counts: Sequence[int], since: int) -> bool:
+        """Whether a block from `since` on, from 0, that has directions still learns its rate."""
+        later = zip(self.blocks[since:], counts[since:], strict=True)
         return not self.blocks or any(count and seen.turns < LEARN for seen, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
@@ -170,8 +171,11 @@ class AutoRate:
         if not self.cut or not self.paced:
             return tuple(counts)
         last = max(block for block, count in enumerate(counts) if count)
-        due = [self.steps >= LEAD and seen.rested + 1 >= seen.wait for seen in self.blocks]
-        due = due or [False] * len(counts)
+        leaders = len(counts) - 1
+        due = [
+            self.steps * leaders >= LEAD * (leaders - block) and seen.rested + 1 >= seen.wait
+            for block, seen in enumerate(self.blocks)
+        ] or [False] * len(counts)
         return tuple(
             count if due[block] or block == last else 0 for block, count in enumerate(counts)
         )

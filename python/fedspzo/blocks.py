@@ -1,4 +1,4 @@
-"""Cut a model into consecutive blocks, at layers of its stack of layers."""
+"""Cut a model into blocks: at layers of its stack of layers, and its vectors apart."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from .capture import Touched, evaluating
 from .stack import find_cuts
 
 Named = tuple[tuple[str, nn.Parameter], ...]
+At = int | str | Sequence[int | str]
+
+VECTORS = "vectors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +29,14 @@ class Blocks:
         layers: the layers before the last cut, in order: captured and replayed. Empty for one
             block.
         groups: per block, the (name, parameter) pairs that train, each storage once.
-        ends: per block but the last, how many of `layers` are before its end.
+        starts: per block but the first, how many of `layers` its evaluations replay. 0 for the
+            vectors, which are all over what comes before the first cut.
     """
 
     model: nn.Module
     layers: tuple[nn.Module, ...]
     groups: tuple[Named, ...]
-    ends: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
 
     @classmethod
     def single(cls, model: nn.Module) -> Blocks:
@@ -56,7 +60,7 @@ class Blocks:
 
 def split(
     model: nn.Module,
-    at: int | str | Sequence[int | str] = "auto",
+    at: At = "auto",
     *,
     example: Mapping[str, Any] | None = None,
 ) -> Blocks:
@@ -74,7 +78,9 @@ def split(
             (negative: from the end), a layer's qualified name (a unique ending of it will do, so
             wrappers need no spelling out), or "head" for what comes after the stack. "auto":
             block 2 is the head, where a weight matrix of it trains that is not tied to an earlier
-            one; else the last eighth of the layers, at least one, with the head.
+            one; else the last eighth of the layers, at least one, with the head. "vectors" makes
+            a block 2 of what has fewer than two dimensions before the first cut, norm weights and
+            biases, beside block 1: by itself with the cut of "auto", or first in a sequence.
         example: keyword arguments of one forward pass.
 
     Raises:
@@ -83,12 +89,18 @@ def split(
             trainable parameters; the message tells what to pass.
     """
     model = unwrap(model)
-    stack, cuts = find_cuts(model, at)
+    apart, where = _vectors_apart(at)
+    stack, cuts = find_cuts(model, where)
     before = _used_before(model, stack, cuts, example)
+    if where == "auto":
+        head = _grouped(model, before)[-1]
+        kept = slice(1, None) if any(p.dim() > 1 for _, p in head) else slice(1)
+        before, cuts = before[kept], cuts[kept]
+    if apart:
+        every = dict(model.named_parameters(remove_duplicate=False))
+        before = [{name for name in before[0] if every[name].dim() > 1}, *before]
+        cuts = (0, *cuts)
     groups = _grouped(model, before)
-    if at == "auto":
-        kept = slice(1, None) if any(p.dim() > 1 for _, p in groups[-1]) else slice(1)
-        groups, cuts = _grouped(model, before[kept]), cuts[kept]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(
@@ -98,11 +110,20 @@ def split(
     return Blocks(model, stack[: cuts[-1]], groups, cuts)
 
 
+def _vectors_apart(at: At) -> tuple[bool, At]:
+    """Whether `at` asks for a block of vectors, and what it says beside that."""
+    cuts = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
+    if VECTORS in cuts[1:]:
+        raise ValueError(f"at is {at!r}; name 'vectors', which stands first, before the cuts")
+    return (True, cuts[1:] or "auto") if cuts[:1] == [VECTORS] else (False, at)
+
+
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
     """The parameters that train, by block, each in the order of registration.
 
     Args:
-        before: for every cut, the names of all parameters that are used before it.
+        before: for every block but the last, the names of all parameters that are its own or an
+            earlier one's.
     """
     every = dict(model.named_parameters(remove_duplicate=False))
     block = {

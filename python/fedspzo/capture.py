@@ -27,19 +27,19 @@ class Replay:
 
     Args:
         layers: the modules, in the order in which the model calls them. Empty: does nothing.
-        ends: the cuts: for each block but the last, how many of the layers are before its end,
-            ascending. Default: one cut, after all of them.
+        starts: the cuts: for each block but the first, how many of the layers its evaluations
+            replay, ascending; 0: none. Default: one cut, after all of them.
 
     `mode` is "run" (the model as it is), "capture" or "replay"; set it before each evaluation with
     `capture()` or `replay()` and verify the evaluation with `check()`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], ends: Sequence[int] | None = None) -> None:
+    def __init__(self, layers: Sequence[nn.Module], starts: Sequence[int] | None = None) -> None:
         self.layers = tuple(layers)
-        self.ends = tuple(ends if ends is not None else [len(self.layers)][: len(self.layers)])
+        self.starts = tuple([len(self.layers)][: len(self.layers)] if starts is None else starts)
         self.mode = "run"
-        self._outputs: dict[int, list[Any]] = {end: [] for end in self.ends}  # in call order
-        self._end = 0  # where the evaluation counts its calls: at its cut
+        self._outputs: dict[int, list[Any]] = {start: [] for start in self.starts}  # in call order
+        self._cut = 0  # where the evaluation counts its calls
         self._calls = 0
         self._shadowed: list[tuple[nn.Module, Any]] = []
 
@@ -67,7 +67,7 @@ class Replay:
     def capture(self) -> None:
         """Run the layers in the next evaluation and keep what they return before each cut."""
         self.mode, self._calls = "capture", 0
-        self._end = self.ends[-1] if self.ends else 0
+        self._cut = self.starts[-1] if self.starts else 0
         self._forget()
 
     def replay(self, blocks: int = 1) -> None:
@@ -76,8 +76,8 @@ class Replay:
         Args:
             blocks: 1 to the number of cuts.
         """
-        self.mode, self._calls = "replay", 0
-        self._end = self.ends[blocks - 1] if self.ends else 0
+        self._cut, self._calls = self.starts[blocks - 1] if self.starts else 0, 0
+        self.mode = "replay" if self._cut else "run"
 
     def check(self) -> None:
         """Raise if the evaluation since `capture()` or `replay()` did not use the layers alike.
@@ -85,29 +85,29 @@ class Replay:
         Raises:
             RuntimeError: the model never ran the layers, or not as often as when captured.
         """
-        if not self.layers:
+        if not self.layers or self.mode == "run":
             return
         if self._calls == 0:
             raise RuntimeError(
                 "the closure's loss did not run the first block's layers; compute it with the"
                 " model that was split, and let the model call its layers as modules"
             )
-        if self._calls != len(self._outputs[self._end]):
+        if self._calls != len(self._outputs[self._cut]):
             raise RuntimeError(
                 f"the closure ran the model {self._calls} times in a replayed evaluation and"
-                f" {len(self._outputs[self._end])} times before; every call of a step must see the"
+                f" {len(self._outputs[self._cut])} times before; every call of a step must see the"
                 " same data"
             )
 
     def _shadow(self, forward: Callable[..., Any], *, after: int) -> Callable[..., Any]:
         def shadow(*args: Any, **kwargs: Any) -> Any:
-            if self.mode != "replay" or after > self._end:
+            if self.mode != "replay" or after > self._cut:
                 output = forward(*args, **kwargs)
                 if self.mode == "capture" and after in self._outputs:
                     self._outputs[after].append(_copy(output))
-                    self._calls += after == self._end
+                    self._calls += after == self._cut
                 return output
-            outputs = self._outputs[self._end]
+            outputs = self._outputs[self._cut]
             if self._calls >= len(outputs):
                 raise RuntimeError(
                     f"the closure runs the model more than the {len(outputs)} times it did"
@@ -115,7 +115,7 @@ class Replay:
                     " data"
                 )
             output = outputs[self._calls]
-            if after < self._end:
+            if after < self._cut:
                 return output
             self._calls += 1
             return _copy(output)
@@ -219,7 +219,8 @@ def measure(
 ) -> tuple[float, ...]:
     """Check that a model works as it was split, and measure what each replay costs.
 
-    Evaluates once in full and once replayed from every cut, at the weights as they are.
+    Evaluates once in full and once replayed from every cut, at the weights as they are. What
+    replays no layers costs 1 and may be used anywhere.
 
     Args:
         replay: entered, with at least one layer.
@@ -236,8 +237,8 @@ def measure(
     replay.capture()
     with ExitStack() as stack:
         early = [
-            stack.enter_context(Touched(block, until=replay.layers[end - 1]))
-            for block, end in zip(blocks, replay.ends, strict=True)
+            stack.enter_context(Touched(block if start else {}, until=replay.layers[start - 1]))
+            for block, start in zip(blocks, replay.starts, strict=True)
         ]
         full = stack.enter_context(_flop_counter())
         loss = evaluate()
@@ -250,7 +251,10 @@ def measure(
             )
     total = full.get_total_flops()
     shares = []
-    for number in range(1, len(replay.ends) + 1):
+    for number, start in enumerate(replay.starts, 1):
+        if not start:
+            shares.append(1.0)
+            continue
         replay.replay(number)
         with _flop_counter() as part:
             again = evaluate()

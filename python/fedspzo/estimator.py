@@ -112,8 +112,8 @@ class Estimator:
         perturbations: one number a block. "anchored": how many directions the block has; 0 leaves
             it as it is. "mezo": all alike, as every block moves along one direction of the whole.
             The others: P2 directions of block 2 for each of P1 of block 1.
-        mirrored: "anchored": blocks from the second on are evaluated on both sides whatever
-            `sides` says, which shows their curvature.
+        mirrored: "anchored": blocks from this one on, counted from 0, are evaluated on both sides
+            whatever `sides` says, which shows their curvature; None: no block is.
 
     Raises:
         ValueError: a value out of range, naming it and the remedy.
@@ -122,7 +122,7 @@ class Estimator:
     name: str
     sides: str
     perturbations: tuple[int, ...]
-    mirrored: bool = False
+    mirrored: int | None = None
 
     def __post_init__(self) -> None:
         counts = self.perturbations
@@ -245,7 +245,7 @@ class Estimator:
         return tuple(found)
 
     def _two_sided(self, block: int) -> bool:
-        return self.sides == "two" or (self.mirrored and block > 0)
+        return self.sides == "two" or (self.mirrored is not None and block >= self.mirrored)
 
     def _alone(self, block: int = 0, p: int = 0, sign: int = 0) -> Point:
         """The point where one block is moved and the others are as they are."""

@@ -146,7 +146,7 @@ class SPZO(Optimizer):
         self.estimator = estimator
         self.privacy = privacy
         self._model = blocks.model if blocks else None
-        self._replay = Replay(blocks.layers, blocks.ends) if blocks and not mezo else Replay(())
+        self._replay = Replay(blocks.layers, blocks.starts) if blocks and not mezo else Replay(())
         # without layers to replay every evaluation is a full forward
         self.cost_shares = _shares(cost_shares, len(groups), replayed=bool(self._replay.layers))
         self._indexed = 0
@@ -221,7 +221,7 @@ class SPZO(Optimizer):
                 if self.cost_shares is None:
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    self.forwards += 1.0 + sum(self.cost_shares)
+                    self.forwards += 1.0 + sum(share for share in self.cost_shares if share < 1)
                 self._apply_rules()
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
@@ -350,14 +350,15 @@ class SPZO(Optimizer):
     def _estimator(self) -> Estimator:
         given = (group["perturbations"] for group in self.param_groups)
         counts = tuple(2 if count is None else count for count in given)
-        mirrored = self.auto is not None and self.auto.bending(counts)
+        cheap = next((block for block, start in enumerate(self._replay.starts, 1) if start), None)
+        learning = self.auto is not None and cheap and self.auto.bending(counts, cheap)
         if self.auto is not None and self.estimator == "anchored" and any(counts):
             counts = self.auto.turns(counts)
         return Estimator(
             name=self.estimator,
             sides=self.sides,
             perturbations=counts,
-            mirrored=mirrored,
+            mirrored=cheap if learning else None,
         )
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:

@@ -30,17 +30,20 @@ def default_perturbations(
 
     "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the
     same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if
-    blocks are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
-    P2 = C1 / C2 rounded to an even number, at least 2.
+    blocks are alike in what one direction's noise does (Neyman allocation). Of several blocks whose
+    evaluations cost a whole pass the last one has P1 and the others 1: as vectors beside
+    matrices. The others: P1 = 1, and P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
         shares: C_b for the blocks from the second on: what an evaluation costs that replays the
             blocks before it, as a share of a full forward pass, in (0, 1].
-        first: P1 of "anchored".
+        first: P1 of "anchored", as above.
     """
     if name == "anchored":
-        return (first, *(min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares))
+        counts = [min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in (1.0, *shares)]
+        whole = sum(share == 1 for share in shares)  # as costly as block 1
+        return (1,) * whole + tuple(counts[whole:])
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 
