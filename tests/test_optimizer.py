@@ -92,6 +92,7 @@ SETTINGS = [
     {"estimator": "anchored", "sides": "one"},
     {"estimator": "anchored", "sides": "two", "perturbations": (1, 3, 2)},
     {"estimator": "anchored", "perturbations": (0, 2, 3)},
+    {"estimator": "anchored", "at": "vectors"},
     {"estimator": "balanced", "sides": "one"},
     {"estimator": "balanced", "sides": "two"},
     {"estimator": "balanced", "perturbations": (2, 3)},
@@ -105,9 +106,10 @@ every_estimator = pytest.mark.parametrize(
 )
 
 
-def cut(model: nn.Module, estimator: str) -> Blocks:
-    """Three blocks, by default: the untied head is one. Two for the two-block estimators."""
-    return split(model, THREE) if estimator in ("anchored", "mezo") else split(model, at=-1)
+def built(model: nn.Module, lr: float | tuple[float, ...], **settings) -> SPZO:
+    """Of three blocks, by default: the untied head is one. Two for the two-block estimators."""
+    at = THREE if settings.get("estimator", "anchored") in ("anchored", "mezo") else -1
+    return SPZO(split(model, settings.pop("at", at)), lr, **settings)
 
 
 def mezo_by_hand(optimizer, loss, counts, eps):
@@ -207,11 +209,11 @@ def test_a_step_is_the_tables_update(settings, evaluation):
     """Against a plain implementation: full forwards on clean copies, no capture, no in-place."""
     model = llama()
     oracle = copy.deepcopy(model).eval()
-    blocks = cut(model, settings["estimator"])
-    lr, eps = (1e-2, 3e-2, 2e-2)[: len(blocks.groups)], (2e-3, 1e-3, 4e-3)[: len(blocks.groups)]
-    optimizer = SPZO(blocks, lr, eps=eps, evaluation=evaluation, seed=3, **settings)
+    count = 3 if settings["estimator"] in ("anchored", "mezo") else 2
+    lr, eps = (1e-2, 3e-2, 2e-2)[:count], (2e-3, 1e-3, 4e-3)[:count]
+    optimizer = built(model, lr, eps=eps, evaluation=evaluation, seed=3, **settings)
     optimizer.step(loss_of(model))
-    reference = SPZO(cut(oracle, settings["estimator"]), lr, eps=eps, **settings)
+    reference = built(oracle, lr, eps=eps, **settings)
     reference.last_step = optimizer.last_step
     for mine, theirs in zip(reference.param_groups, optimizer.param_groups, strict=True):
         mine["perturbations"] = theirs["perturbations"]
@@ -228,7 +230,7 @@ def test_a_step_is_the_tables_update(settings, evaluation):
 def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtype):
     """What a server replays from the report is, to the bit, what the step did."""
     model = llama(dtype)
-    optimizer = SPZO(cut(model, settings["estimator"]), 1e-2, evaluation="layerwise", **settings)
+    optimizer = built(model, 1e-2, evaluation="layerwise", **settings)
     for _ in range(3):
         before = weights(model)
         optimizer.step(loss_of(model))
@@ -240,7 +242,7 @@ def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtyp
 def test_in_place_steps_do_the_same_to_rounding(settings):
     models = llama(), llama()
     for model, evaluation in zip(models, ("layerwise", "in_place"), strict=True):
-        optimizer = SPZO(cut(model, settings["estimator"]), 1e-4, evaluation=evaluation, **settings)
+        optimizer = built(model, 1e-4, evaluation=evaluation, **settings)
         for _ in range(2):
             before = weights(model)
             optimizer.step(loss_of(model))
@@ -399,7 +401,7 @@ def test_forwards_are_the_tables(settings, forwards):
 )
 def test_the_loss_falls(lr, settings):
     model = llama()
-    optimizer = SPZO(cut(model, settings.get("estimator", "anchored")), lr, **settings)
+    optimizer = built(model, lr, **settings)
     losses = [optimizer.step(loss_of(model)) for _ in range(150)]
     assert isinstance(losses[0], float)
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
@@ -591,13 +593,13 @@ def test_a_difference_beyond_float32_is_skipped():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_state_dict_continues_bit_for_bit(settings, dtype):
     model = llama(dtype)
-    optimizer = SPZO(cut(model, settings["estimator"]), 1e-2, seed=11, **settings)
+    optimizer = built(model, 1e-2, seed=11, **settings)
     for _ in range(2):
         optimizer.step(loss_of(model))
     state = json.loads(json.dumps(optimizer.state_dict()))  # plain values
     twin = copy.deepcopy(model)
-    blocks = cut(twin, settings["estimator"])
-    resumed = SPZO(blocks, 5.0, seed=1, sides=None, estimator=settings["estimator"])
+    alike = {name: settings[name] for name in ("estimator", "at") if name in settings}
+    resumed = built(twin, 5.0, seed=1, **alike)
     resumed.load_state_dict(state)
     for _ in range(2):
         assert resumed.step(loss_of(twin)) == optimizer.step(loss_of(model))

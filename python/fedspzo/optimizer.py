@@ -50,8 +50,8 @@ class SPZO(Optimizer):
         lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             one a block, found from losses and backed off when training diverges, for one more
-            forward pass in every eighth step; at first the last block moves alone, and later
-            others may wait for their turns (`fedspzo.auto_rate`).
+            forward pass in every eighth step; at first the last block moves alone, and the others
+            may wait for their turns (`fedspzo.auto_rate`).
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
