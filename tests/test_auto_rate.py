@@ -205,6 +205,33 @@ def test_the_others_join_the_last_block_one_by_one_from_the_back():
     assert joined[LEAD:] == [(1, 3, 2, 5)] * LEAD
 
 
+def test_each_blocks_first_step_is_looked_at():
+    auto = AutoRate(blocks=[Seen(1.0) for _ in range(4)])
+    first_steps = 0
+    for step in range(2 * LEAD):
+        auto.steps = step
+        moved = auto.turns((1, 1, 1, 1))
+        new = any(now and not seen.turns for seen, now in zip(auto.blocks, moved, strict=True))
+        for seen, now in zip(auto.blocks, moved, strict=True):
+            seen.rested += 1
+            if now:
+                seen.add(1.0, None)
+        auto.steps += 1
+        assert auto.due() >= new
+        first_steps += new
+    assert first_steps == 4
+
+
+def test_fresh_biases_are_bounded_as_if_they_were_as_large_as_the_first_block():
+    tiny = torch.full((50,), 1e-5)
+    for vectors, size in ((torch.zeros(50), 2.0), (tiny, 2.0), (HALVES, 0.5)):
+        auto, groups = AutoRate(), groups_of(TWOS, vectors, tiny)
+        auto.measure(groups)
+        assert [seen.size for seen in auto.blocks] == pytest.approx([2.0, size, 1e-5])
+        auto.learn(groups, [[10.0], [10.0], [1.0]], (None,) * 3, (1.0, 1.0, 0.04))
+        assert groups[1]["lr"] == pytest.approx(LARGEST * size / 10)
+
+
 def test_only_blocks_that_replay_something_show_their_curvature():
     """Of vectors a second side would cost a whole pass."""
     torch.manual_seed(0)
@@ -296,7 +323,7 @@ def test_a_block_that_waits_out_of_step_with_the_looks_is_looked_at_too():
         turn = step % EVERY == 3  # never when a look is due by the number of steps
         auto.learn(groups, [[1.0] * turn, [1.0]], (None, None), (1.0, 1.0))
         looked += auto.due() and turn
-    assert looked == 2  # in twenty turns: every ninth
+    assert looked == 3  # in twenty turns: the first, and every ninth after it
 
 
 def test_one_lucky_batch_is_no_best_loss_to_fall_behind():

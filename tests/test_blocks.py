@@ -309,13 +309,17 @@ def test_at_takes_indices_names_the_head_and_sequences():
         assert "model.layers.3.mlp.up_proj.weight" in names(blocks, 3)
         assert blocks.groups[3] == head.groups[1]
         assert [group["block"] for group in blocks.param_groups()] == [1, 2, 3, 4]
-    for cuts in ("vectors", ["vectors"], ("vectors", "head")):
+    for cuts in ("vectors", ["vectors"], ("vectors", "auto"), ("vectors", "head")):
         assert split(model, cuts).starts == (0, LAYERS)
     assert split(model, ("vectors", 1, "head")).starts == (0, 1, LAYERS)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
     assert len(split(adapted, "model.layers.1").layers) == 1
-    with pytest.raises(ValueError, match=r"block 2 of the cut at='vectors' has no parameter"):
+    with pytest.raises(ValueError, match=r"at is 'vectors', but nothing of fewer .* leave 'vec"):
         split(adapted, "vectors")  # adapters are matrices
+    for name, parameter in model.model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    with pytest.raises(ValueError, match=r"at is 'vectors', but nothing of two .* leave 'vec"):
+        split(model, "vectors")
 
 
 @pytest.mark.parametrize(
@@ -332,6 +336,7 @@ def test_at_takes_indices_names_the_head_and_sequences():
         ("mlp", ValueError, r"'mlp', which fits several modules"),
         ((1, True), TypeError, r"at is \(1, True\); pass 'auto'"),
         (None, TypeError, r"at is None; pass 'auto'"),
+        ((1, torch.ones(2)), TypeError, r"at is \(1, tensor.*; pass 'auto'"),
         ((), ValueError, r"at is \(\); name each block's first layer"),
         ((2, 1), ValueError, r"at is \(2, 1\); .* in order"),
         (("head", 1), ValueError, r"at is \('head', 1\); .* in order"),

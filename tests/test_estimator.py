@@ -322,12 +322,18 @@ def test_perturbations_leave_the_least_noise_for_their_cost():
 
 
 def test_perturbations_by_the_rule_have_bounds():
-    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (1, 3, 3, MOST_PERTURBATIONS)
+    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (3, 3, 3, MOST_PERTURBATIONS)
+
+
+def test_vectors_have_the_perturbations_that_matrices_lack():
+    assert default_perturbations("anchored", (1.0, 1 / 4), vectors=True) == (1, 3, 6)
+    assert default_perturbations("anchored", (1.0, 1 / 4), 1, vectors=True) == (1, 1, 2)
 
 
 def test_by_the_rule_every_direction_counts_alike():
     assert default_lr_scales((2, 16, 64)) == (1.0, 8.0, 32.0)
     assert default_lr_scales((0, 16)) == (1.0, 16.0)
+    assert default_lr_scales((2, 0, 16)) == (1.0, 0.5, 8.0)  # a rate above 0 all the same
 
 
 def test_three_blocks_are_estimated_one_at_a_time():

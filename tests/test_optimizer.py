@@ -851,6 +851,17 @@ def test_bad_arguments_are_named(params, settings, error, says):
 def test_bad_arguments_for_three_blocks_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
         SPZO(split(llama(), THREE), **settings)
+    with pytest.raises(ValueError, match=r"cost_shares is \(0.5, 0.5\); begin with 1, of the vec"):
+        SPZO(split(llama(), "vectors"), cost_shares=(0.5, 0.5))
+
+
+def test_the_measurement_counts_what_it_replays_whatever_that_costs():
+    """Of a model without matrices no operation is counted, and a replay costs as much as a pass."""
+    shifts = nn.Sequential(*[nn.LayerNorm(4) for _ in range(3)])
+    optimizer = SPZO(split(shifts, 1), perturbations=(1, 1))
+    optimizer.step(lambda: shifts(torch.arange(8.0).reshape(2, 4)).square().mean())
+    assert optimizer.cost_shares == (1.0,)
+    assert optimizer.forwards == optimizer.last_step.forwards + 2 == 5
 
 
 def test_bad_arguments_for_two_blocks_are_named():

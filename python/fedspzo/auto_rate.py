@@ -48,6 +48,9 @@ LARGEST_ONLY, LARGEST, LARGEST_LAST = 0.03, 0.045, 0.25
 """The largest step: the norm of a block's update over that of its weights; of a network that is one
 block, of a block that others lead, and of the last one, which leads: a new head is small at first,
 and no worth bounds it."""
+FRESH = 0.01
+"""A block between the first and the last one whose weights are smaller than so many times the
+first's, such as fresh biases, is bounded as if they were as large."""
 WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
@@ -183,7 +186,9 @@ class AutoRate:
     def measure(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take note of the weights' sizes, once: before the first step moves them."""
         if not self.blocks:
-            self.blocks = [Seen(root_mean_square(group["params"])) for group in groups]
+            first, *later = [root_mean_square(group["params"]) for group in groups]
+            led = [size if size > FRESH * first else first for size in later[:-1]]
+            self.blocks = [Seen(size) for size in (first, *led, *later[-1:])]
 
     def learn(
         self,
@@ -280,8 +285,10 @@ class AutoRate:
         return undone
 
     def due(self) -> bool:
-        """Whether the step at hand is to be looked at: the first is, and some of each block's."""
-        waited = any(seen.rested == 0 and seen.unseen > EVERY for seen in self.blocks)
+        """Whether the step at hand is to be looked at: each block's first is, and then some."""
+        waited = any(
+            seen.rested == 0 and (seen.turns == 1 or seen.unseen > EVERY) for seen in self.blocks
+        )
         if self.steps % EVERY != 1 and not waited:
             return False
         for seen in self.blocks:

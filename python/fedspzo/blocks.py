@@ -102,6 +102,11 @@ def split(
         cuts = (0, *cuts)
     groups = _grouped(model, before)
     for number, group in enumerate(groups, 1):
+        if not group and apart and number < 3:
+            kind = "two dimensions or more" if number == 1 else "fewer than two dimensions"
+            raise ValueError(
+                f"at is {at!r}, but nothing of {kind} trains before the cut; leave 'vectors' out"
+            )
         if not group:
             raise ValueError(
                 f"block {number} of the cut at={at!r} has no parameter with requires_grad=True;"
@@ -113,9 +118,12 @@ def split(
 def _vectors_apart(at: At) -> tuple[bool, At]:
     """Whether `at` asks for a block of vectors, and what it says beside that."""
     cuts = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
-    if VECTORS in cuts[1:]:
+    named = [isinstance(cut, str) and cut == VECTORS for cut in cuts]  # an entry may be anything
+    if any(named[1:]):
         raise ValueError(f"at is {at!r}; name 'vectors', which stands first, before the cuts")
-    return (True, cuts[1:] or "auto") if cuts[:1] == [VECTORS] else (False, at)
+    if not any(named):
+        return False, at
+    return True, "auto" if cuts[1:] in ([], ["auto"]) else cuts[1:]
 
 
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:

@@ -5,10 +5,10 @@ Every estimator turns the losses at some points theta + s eps z, s in {+1, 0, -1
 
 `anchored`, the default and ours, is for any number of blocks: all differences are taken at theta,
 and of one block at a time, so that no block's estimate contains another's noise, and a block's
-evaluations replay all blocks before it. The others but `mezo` are for two blocks and take, for each
-of P1 directions z1 of block 1, P2 directions z2 of block 2. `balanced` evaluates block 2 on both
-sides of block 1's perturbation; `coupled` is our reading of FedSPZO's abstract (arXiv 2502.10239);
-`mezo` is MeZO (arXiv 2305.17333), where all blocks move along one direction.
+evaluations replay all that comes before it. The others but `mezo` are for two blocks and take, for
+each of P1 directions z1 of block 1, P2 directions z2 of block 2. `balanced` evaluates block 2 on
+both sides of block 1's perturbation; `coupled` is our reading of FedSPZO's abstract (arXiv
+2502.10239); `mezo` is MeZO (arXiv 2305.17333), where all blocks move along one direction.
 """
 
 from __future__ import annotations

@@ -24,26 +24,30 @@ def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:
 
 
 def default_perturbations(
-    name: str, shares: Sequence[float], first: int = FIRST_PERTURBATIONS
+    name: str,
+    shares: Sequence[float],
+    first: int = FIRST_PERTURBATIONS,
+    *,
+    vectors: bool = False,
 ) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
     "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the
     same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if
-    blocks are alike in what one direction's noise does (Neyman allocation). Of several blocks whose
-    evaluations cost a whole pass the last one has P1 and the others 1: as vectors beside
-    matrices. The others: P1 = 1, and P2 = C1 / C2 rounded to an even number, at least 2.
+    blocks are alike in what one direction's noise does (Neyman allocation). Vectors have `first`
+    and the matrices beside them 1, as it does less there. The others: P1 = 1, and P2 = C1 / C2
+    rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
         shares: C_b for the blocks from the second on: what an evaluation costs that replays the
             blocks before it, as a share of a full forward pass, in (0, 1].
-        first: P1 of "anchored", as above.
+        first: P1 of "anchored".
+        vectors: whether block 2 is the vectors beside block 1 (`blocks.split`).
     """
     if name == "anchored":
-        counts = [min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in (1.0, *shares)]
-        whole = sum(share == 1 for share in shares)  # as costly as block 1
-        return (1,) * whole + tuple(counts[whole:])
+        later = (min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares)
+        return (1 if vectors else first, *later)
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 
@@ -51,7 +55,7 @@ def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
     """Learning rates by the rule, over block 1's: D_b / D_1, so that every direction counts alike.
 
     A step adds `-lr_b g / D_b` along each of block b's D_b directions: with lr_b = lr D_b / D_1
-    that is `-lr g / D_1` whatever its block. With D_1 = 0 the rates are those of D_1 = 1.
+    that is `-lr g / D_1` whatever its block. A block without directions has the rate of one.
     """
-    first = max(1, directions[0])
-    return (1.0, *(count / first for count in directions[1:]))
+    first, *later = (max(1, count) for count in directions)
+    return (1.0, *(count / first for count in later))
