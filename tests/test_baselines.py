@@ -200,6 +200,16 @@ def test_last_block_trains_the_last_block_alone_along_the_mean_of_g_z():
     assert result.final.forwards < 4 * (1 + 3)
 
 
+def test_last_block_takes_one_rate_for_any_number_of_blocks():
+    """By the rule it is P / 1 times the rate; the blocks at rest have one that is not used."""
+    both = [toy(at=(1, "head")), toy(at=(1, "head"))]
+    for blocks, lr in zip(both, (LR, (LR, LR, 3 * LR)), strict=True):
+        settings = OptimizerConfig(lr=lr, perturbations=(1, 1, 3))
+        last_block.run(blocks, TASK, DATA, FEDERATION, settings)
+    first, second = (dict(blocks.model.named_parameters()) for blocks in both)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_fedkseed_accumulates_a_scalar_for_each_member_of_its_pool(weighted):
     size, blocks = 6, toy()
