@@ -126,7 +126,7 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
             replay.check()
             assert bool(ran) == bool(layer_of)
             used = set(ran)
-            for number, end in enumerate(blocks.starts, 1):
+            for number, cut in enumerate(blocks.starts, 1):
                 group = blocks.groups[number]
                 keys = [parameter_key(name) for name, _ in group]
                 start = [p.clone() for _, p in group]
@@ -138,7 +138,7 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
                 replay.replay(number)
                 moved = loss()
                 replay.check()
-                assert ran == {m for m in used if layer_of[m] >= end}, "a replayed layer ran"
+                assert ran == {m for m in used if layer_of[m] >= cut}, "a replayed layer ran"
                 replay.mode = "run"
                 assert torch.equal(loss(), moved)
                 assert not torch.equal(moved, full)

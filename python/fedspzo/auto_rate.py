@@ -174,9 +174,9 @@ class AutoRate:
         if not self.cut or not self.paced:
             return tuple(counts)
         last = max(block for block, count in enumerate(counts) if count)
-        leaders = len(counts) - 1
+        others = len(counts) - 1  # join the last one, from the back
         due = [
-            self.steps * leaders >= LEAD * (leaders - block) and seen.rested + 1 >= seen.wait
+            self.steps * others >= LEAD * (others - block) and seen.rested + 1 >= seen.wait
             for block, seen in enumerate(self.blocks)
         ] or [False] * len(counts)
         return tuple(
