@@ -20,6 +20,7 @@ from fedspzo.auto_rate import (
     LEARN,
     LONGEST,
     MEMORY,
+    NEWTON,
     RISE,
     SLACK,
     START,
@@ -32,6 +33,7 @@ from fedspzo.auto_rate import (
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
 from fedspzo.step_journal import step_record
+from fedspzo.subspace import Spectrum
 from fedspzo.trust import DOUBTED, HALVINGS, predicted
 from fedspzo_kernels import noise
 
@@ -260,22 +262,22 @@ def ready(gradient: float, costs: tuple[float, float]) -> AutoRate:
     auto.learn(groups, [[gradient] * 2, [1.0] * 5], (None, None), costs)
     for group in groups:
         group["lr"] = 0.1
-    auto._pace([0.1, 0.1], 5, costs)
+    auto._pace([0.1, 0.1], costs)
     return auto
 
 
 @pytest.mark.parametrize(
     ("gradient", "costs", "wait"),
     [
-        (1.0, (1.0, 1.0), 1),  # 5 directions are due to it, of the same noise at the same cost
-        (1 / 10, (1.0, 1.0), 2),  # half a direction a step: 5 times sqrt(1 / 100)
-        (1.0, (1.0, 1 / 25 / 9), 3),  # a third: 5 times sqrt(1 / 225)
+        (1.0, (1.0, 1.0), 1),  # it promises as much at the same cost
+        (1 / 2, (1.0, 1.0), 2),  # a quarter as much: a turn in every second step
+        (1.0, (9.0, 1.0), 3),  # for nine times the cost: in every third
         (1e-9, (1.0, 1.0), LONGEST),
         (0.0, (1.0, 1.0), 1),  # nothing is known
     ],
 )
-def test_a_block_that_is_due_less_than_a_direction_a_step_waits_for_its_turn(gradient, costs, wait):
-    """Directions in proportion to sqrt(noise / cost), relative to the last block's."""
+def test_a_block_that_promises_less_for_its_cost_waits_for_its_turn(gradient, costs, wait):
+    """Turns in proportion to sqrt(lr g^2 / cost), relative to the last block's."""
     auto = ready(gradient * (1 - 1e-9), costs)
     assert auto.blocks[0].wait == wait
     turns = []
@@ -285,6 +287,59 @@ def test_a_block_that_is_due_less_than_a_direction_a_step_waits_for_its_turn(gra
         assert counts[1] == 5
         auto.blocks[0].rested = 0 if counts[0] else auto.blocks[0].rested + 1
     assert turns == ([0] * (wait - 1) + [2]) * 3
+
+
+def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_step():
+    """Damped by the median size of the eigenvalues, of the first turns or later ones, if larger."""
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    spectrum = Spectrum.of([[4.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 12.0]])
+    gradients = ([1.0], [8.0, 10.0, 16.0])
+    first, second = auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
+    assert first == [1.0]
+    assert second == pytest.approx([8 / 2, 10 / 1.25, 16 / 4])  # (|H| / 4 + 1)^-1 g
+    assert groups[1]["lr"] == pytest.approx(NEWTON * 3 / 4)
+    assert auto.blocks[1].lately == pytest.approx((8 * 4 + 10 * 8 + 16 * 4) / 3)
+    worth = groups[0]["lr"] * 1.0 / 1.0, groups[1]["lr"] * auto.blocks[1].lately / 2.0
+    assert auto.blocks[0].wait == min(LONGEST, int(math.sqrt(worth[1] / worth[0])))
+    steeper = Spectrum.of([[100.0, 0.0, 0.0], [0.0, 100.0, 0.0], [0.0, 0.0, 100.0]])
+    for _ in range(3 * LEARN):
+        auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), steeper)
+    assert groups[1]["lr"] == pytest.approx(NEWTON * 3 / 100, rel=1e-2)
+    for _ in range(3 * LEARN):  # flatter than it was at first: that is not forgotten
+        auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
+    assert groups[1]["lr"] == pytest.approx(NEWTON * 3 / ((4 + 7 * 100) / 8))
+    flat = Spectrum.of([[0.0] * 3] * 3)
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    assert auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), flat)[1] == gradients[1]
+
+
+def test_a_head_bent_a_thousand_times_as_much_one_way_is_learned_along_the_others_too():
+    """A regression whose features have a large mean: gradient steps see little else."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(32, generator=generator)
+    weight -= weight.mean()
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 1, bias=False))
+    nn.init.eye_(model[0].weight)
+    nn.init.zeros_(model[1].weight)
+
+    def loss() -> torch.Tensor:
+        x = torch.randn(64, 32, generator=torch.Generator().manual_seed(draws)) + 6
+        return (model(x).squeeze(1) - (x - 6) @ weight).square().mean()
+
+    def after(steps: int, **settings: object) -> float:
+        nonlocal draws
+        nn.init.zeros_(model[1].weight)
+        optimizer = SPZO(split(model, at=-1, example={"input": torch.ones(1, 32)}), **settings)
+        for draws in range(steps):  # noqa: B007
+            optimizer.step(loss)
+        return loss().item()
+
+    draws = 0
+    start = loss().item()
+    newton = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.01,))
+    assert newton < 0.1 * start
+    plain = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.1,))  # too dear to be solved
+    assert plain > 0.5 * start
 
 
 def test_a_step_without_finite_gradients_teaches_nothing():
@@ -381,7 +436,7 @@ def too_fast(**settings) -> tuple[Bowl, SPZO]:
     model = Bowl(1.0)
     blocks = split(model, at=-1, example={})
     optimizer = SPZO(blocks, lr="auto", perturbations=(2, 4), **settings)
-    optimizer.auto = AutoRate(factor=FAR, paced=False)
+    optimizer.auto = AutoRate(factor=FAR, central=False)
     return model, optimizer
 
 

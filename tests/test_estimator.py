@@ -18,11 +18,20 @@ from torch import Tensor
 
 from fedspzo.estimator import (
     HERE,
+    WIDER,
     Estimator,
+    along,
     coefficients,
     to_float32,
 )
-from fedspzo.rules import MOST_PERTURBATIONS, default_lr_scales, default_perturbations
+from fedspzo.rules import (
+    MOST_PERTURBATIONS,
+    default_lr_scales,
+    default_perturbations,
+    evaluations_to_solve,
+    is_solved,
+    solved_perturbations,
+)
 
 D1, D2, DRAWS, EPS = 24, 12, 10_000, (0.01, 0.02)
 
@@ -48,8 +57,8 @@ def estimates(estimator: Estimator, loss, dims=(D1, D2), draws=DRAWS):
 
     def at(point) -> Tensor:
         offsets = [
-            sign * eps * block[direction] if sign else torch.zeros_like(block[0])
-            for (direction, sign), block, eps in zip(point, z, EPS, strict=True)
+            sum((sign * eps * block[p] for p, sign in offset), torch.zeros_like(block[0]))
+            for offset, block, eps in zip(point, z, EPS, strict=True)
         ]
         return loss(*offsets)
 
@@ -204,40 +213,45 @@ def test_the_cost_is_the_tables(name, sides, perturbations, full, replayed):
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_block_2s_directions_alternate_between_the_sides(sides):
     points = Estimator(name="balanced", sides=sides, perturbations=(1, 5)).points()
-    where = {second[0]: first[1] for first, second in points if second != HERE}
+    where = {second[0][0]: first[0][1] for first, second in points if second != HERE}
     assert where == {0: 1, 1: -1, 2: 1, 3: -1, 4: 1}
 
 
 def test_formulas_on_given_losses():
     """The table, read off by hand, eps = (0.5, 0.25)."""
     eps = (0.5, 0.25)
-    plus, minus = (0, +1), (0, -1)
+    plus, minus = along(0, +1), along(0, -1)
     one = Estimator(name="balanced", sides="one", perturbations=(1, 2))
-    loss = {(plus, HERE): 7.0, (plus, (0, 1)): 8.0, (minus, HERE): 3.0, (minus, (1, 1)): 1.0}
+    loss = {
+        (plus, HERE): 7.0, (plus, along(0)): 8.0, (minus, HERE): 3.0, (minus, along(1)): 1.0,
+    }  # fmt: skip
     assert one.gradients(loss, eps) == ([4.0], [4.0, -8.0])
     assert one.loss(loss) == 5.0
     two = Estimator(name="balanced", sides="two", perturbations=(1, 2))
     loss = {
-        (plus, (0, 1)): 8.0, (plus, (0, -1)): 4.0, (minus, (1, 1)): 1.0, (minus, (1, -1)): 3.0,
+        (plus, along(0)): 8.0, (plus, along(0, -1)): 4.0,
+        (minus, along(1)): 1.0, (minus, along(1, -1)): 3.0,
     }  # fmt: skip
     assert two.gradients(loss, eps) == ([4.0], [8.0, -4.0])
     assert two.loss(loss) == 4.0
     loss = {
-        (plus, (0, 1)): 8.0, (plus, (1, 1)): 4.0, (minus, (1, -1)): 1.0, (minus, (0, -1)): 3.0,
+        (plus, along(0)): 8.0, (plus, along(1)): 4.0,
+        (minus, along(1, -1)): 1.0, (minus, along(0, -1)): 3.0,
     }  # fmt: skip
     coupled = Estimator(name="coupled", sides="two", perturbations=(1, 2))
     assert coupled.gradients(loss, eps) == ([4.0], [10.0, 6.0])
     without = Estimator(name="coupled-loo", sides="two", perturbations=(1, 2))
     assert without.gradients(loss, eps) == ([4.0], [4.0, -4.0])
-    base, first, second = (HERE, HERE), ((0, 1), HERE), (HERE, (0, 1))
+    base, first, second = (HERE, HERE), (along(0), HERE), (HERE, along(0))
     anchored = Estimator(name="anchored", sides="one", perturbations=(1, 1))
     loss = {base: 5.0, second: 4.0, first: 7.0}
     assert anchored.points() == list(loss)
     assert anchored.gradients(loss, eps) == ([4.0], [-4.0])
     assert anchored.loss(loss) == 5.0
     mezo = Estimator(name="mezo", sides="one", perturbations=(2,))
-    assert mezo.gradients({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}, (0.5,)) == ([2.0, -1.0],)
-    assert mezo.loss({(HERE,): 1.0, ((0, 1),): 2.0, ((1, 1),): 0.5}) == 1.0
+    loss = {(HERE,): 1.0, (along(0),): 2.0, (along(1),): 0.5}
+    assert mezo.gradients(loss, (0.5,)) == ([2.0, -1.0],)
+    assert mezo.loss(loss) == 1.0
 
 
 def test_seeds_follow_from_the_seed_and_the_step():
@@ -282,15 +296,48 @@ def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     losses = {}
     for point in estimator.points():
         losses[point] = 3.0
-        for block, (p, sign) in enumerate(point):
-            e = sign * eps[block]
-            losses[point] += slopes[block][p] * e + bends[block][p] * e * e / 2
+        for block, offset in enumerate(point):
+            for p, sign in offset:
+                e = sign * eps[block]
+                losses[point] += slopes[block][p] * e + bends[block][p] * e * e / 2
     assert estimator.curvatures(losses, eps) == (7.0 if sides == "two" else None, 4.0)
     first = 2.0 if sides == "two" else 2.0 + 7.0 * eps[0] / 2
     assert estimator.gradients(losses, eps) == ([first], [0.5, -4.0])
     plain = replace(estimator, mirrored=None)
     assert len(plain.points()) == (1 + 3 if sides == "one" else 1 + 6)
     assert replace(plain, name="mezo", perturbations=(1, 1)).curvatures({}, eps) == (None, None)
+
+
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_a_solved_block_shows_all_second_derivatives_along_its_directions(sides):
+    """Exact on a quadratic, as are its projected gradients, whatever the other blocks do."""
+    generator = torch.Generator().manual_seed(3)
+    slope = torch.randn(4, generator=generator, dtype=torch.float64)
+    half = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    bends = half + half.T
+    estimator = Estimator(name="anchored", sides=sides, perturbations=(2, 4), solved=1)
+    eps = estimator.scales((0.5, 0.25))
+    assert eps == (0.5, WIDER * 0.25)
+    losses = {}
+    for point in estimator.points():
+        t = torch.zeros(4, dtype=torch.float64)
+        for p, sign in point[1]:
+            t[p] += sign * eps[1]
+        losses[point] = (3 + slope @ t + t @ bends @ t / 2).item() + sum(s for _, s in point[0])
+    assert len(losses) == 1 + (2 if sides == "one" else 4) + evaluations_to_solve(4)
+    torch.testing.assert_close(torch.tensor(estimator.hessian(losses, eps)).double(), bends)
+    first, second = estimator.gradients(losses, eps)
+    torch.testing.assert_close(torch.tensor(second).double(), slope)
+    assert first == [2.0, 2.0]
+
+
+def test_a_head_is_solved_along_as_many_directions_as_cost_a_pass():
+    counts = [solved_perturbations(share) for share in (1e-5, 0.006, 0.009, 0.0227, 0.023, 1.0)]
+    assert counts == [16, 16, 13, 8, None, None]
+    assert evaluations_to_solve(8) == 16 + 28
+    assert is_solved(8, 1 / 44)
+    assert not is_solved(8, 1 / 43)
+    assert not is_solved(1, 0.0)
 
 
 def test_coefficients_are_float32_means():
@@ -347,7 +394,9 @@ def test_three_blocks_are_estimated_one_at_a_time():
     eps = (0.5, 0.25, 0.125)
     loss = {
         point: sum(
-            s * sign * e * (1 + d) for s, (d, sign), e in zip(slopes, point, eps, strict=True)
+            s * sign * e * (1 + d)
+            for s, offset, e in zip(slopes, point, eps, strict=True)
+            for d, sign in offset
         )
         for point in points
     }

@@ -145,7 +145,7 @@ def test_they_are_found_on_the_clients_examples_and_the_weights_stay() -> None:
     alone, task = toy(), ToyTask()  # the same steps by themselves
     optimizer = SPZO(alone, lr="auto", perturbations=settings.perturbations)
     assert optimizer.auto is not None
-    optimizer.auto.paced = False  # all blocks in every step, as in a round
+    optimizer.auto.central = False  # all blocks in every step, as in a round
     for step in range(LEARN):
         batch = client.batch(0, 0, step, 4)
         optimizer.step(partial(task.loss, alone.model, batch))

@@ -54,11 +54,11 @@ def by_copies(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]) -> 
     model.eval()
     values = []
     for point in estimator.points():
-        for stand, group, seeds, (direction, sign) in zip(
+        for stand, group, seeds, offset in zip(
             stands, groups, optimizer.last_step.seeds, point, strict=True
         ):
             eps = torch.tensor(group["eps"]).item()
-            stand.move({seeds[direction]: sign * eps} if sign else {})
+            stand.move({seeds[p]: sign * eps for p, sign in offset})
         values.append(loss().item())
     for stand in stands:
         stand.restore()

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -150,6 +151,33 @@ def test_a_prompts_head_is_computed_at_one_position_with_the_full_heads_logits(k
     assert len(head._forward_pre_hooks) == hooks
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+@torch.no_grad()
+def test_only_the_verbalizers_logits_are_computed(kind: str) -> None:
+    """A replayed head then costs next to nothing; the other words' logits are 0."""
+    model = masked_bert() if kind == "bert" else causal(kind)
+    template = "{mask} film {text}" if kind == "bert" else "{text} it was"
+    task = PromptClassification(tokenizer(special=kind == "bert"), template, VERBALIZERS, 32)
+    batch = task.collate(task.encode(EXAMPLES))
+    head, seen = model.get_output_embeddings(), []
+    watch = head.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    with FlopCounterMode(display=False) as counter:
+        task.scores(model, batch)
+    whole = counter.get_total_flops()
+    watch.remove()
+    ((hidden, logits),) = seen
+    words = task.words.tolist()
+    others = [word for word in range(len(WORDS)) if word not in words]
+    torch.testing.assert_close(logits[..., words], head(hidden)[..., words])
+    assert not logits[..., others].any()
+    head.__dict__["forward"] = head.forward  # as accelerate keeps one of its own there
+    with FlopCounterMode(display=False) as counter:
+        task.scores(model, batch)
+    saved = len(EXAMPLES) * len(others) * hidden.shape[-1] * 2
+    assert counter.get_total_flops() - whole == saved
+    assert "forward" in vars(head)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=repr)
 def test_the_head_is_put_back_when_the_model_fails(error: BaseException) -> None:
     model = causal("llama")
@@ -164,12 +192,14 @@ def test_the_head_is_put_back_when_the_model_fails(error: BaseException) -> None
         task.loss(model, batch)
     broken.remove()
     assert not model.lm_head._forward_pre_hooks
+    assert "forward" not in vars(model.lm_head)
     length = batch["input_ids"].shape[1]
     assert model(input_ids=batch["input_ids"]).logits.shape[1] == length  # every position again
 
 
-def test_a_prompts_loss_trains_in_three_blocks_as_with_the_full_head() -> None:
-    """The head at one position is a head like any other to capture and replay."""
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_a_prompts_loss_trains_in_three_blocks_as_with_the_full_head(evaluation: Any) -> None:
+    """The head at one position is a head like any other to capture, replay and stand-ins."""
     losses = []
     for wrap in (False, True):
         torch.manual_seed(0)
@@ -178,7 +208,7 @@ def test_a_prompts_loss_trains_in_three_blocks_as_with_the_full_head() -> None:
         batch = task.collate(task.encode(EXAMPLES))
         blocks = split(model, (-1, "head"))
         seen = Headless(model) if wrap else model
-        optimizer = SPZO(blocks, 1e-3, perturbations=(1, 2, 4))
+        optimizer = SPZO(blocks, 1e-3, perturbations=(1, 2, 4), evaluation=evaluation)
         for _ in range(2):
             optimizer.step(partial(task.loss, seen, batch))
         losses.append(optimizer.last_step.losses)

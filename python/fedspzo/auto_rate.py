@@ -10,6 +10,9 @@ let it be; their constants were chosen on the problems of `benchmarks/compute_to
 * curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
   best for a single step, P / trace(H) where noise dominates.
 
+Where all second derivatives along the last block's directions cost no more than a pass, they take
+the place of all three for that block: its steps are damped Newton steps (`fedspzo.subspace`).
+
 In the long run the rate of a block that others lead falls, with the square root of its turns, so
 that its noise adds up ever slower.
 
@@ -36,6 +39,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .estimator import to_float32
+from .subspace import Spectrum
+
 START = 1e-4
 """A block's rate where nothing bounds it."""
 LEAD = 16
@@ -55,6 +61,8 @@ WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
+NEWTON = 0.5
+"""The part of a damped Newton step that is taken: a batch's gradient is half its own."""
 STEADY = 20
 """Turns of a block that others lead, from which on its rate falls: as sqrt(STEADY / turns)."""
 EVERY = 8
@@ -84,6 +92,8 @@ class Seen:
         squares: the sum over the first `LEARN` of the mean squared projected gradient.
         traces: the sum over these of the Hessian's estimated trace; None where not known.
         lately: the smoothed mean squared projected gradient.
+        bend: the smoothed median size of the eigenvalues of the Hessian along its directions; 0
+            where they are not known. `traces` then sums these medians.
         rested: steps since its last turn.
         unseen: turns since the trust ratio of one was looked at.
         wait: steps from one turn to the next.
@@ -94,13 +104,14 @@ class Seen:
     squares: float = 0.0
     traces: float | None = 0.0
     lately: float = 0.0
+    bend: float = 0.0
     rested: int = 0
     unseen: int = 0
     wait: int = 1
 
     def add(self, square: float, trace: float | None) -> None:
         """Take note of a turn."""
-        self.lately += (1 - QUICK if self.turns else 1.0) * (square - self.lately)
+        self.lately += self._news * (square - self.lately)
         self.rested = 0
         self.unseen += 1
         self.turns += 1
@@ -108,6 +119,20 @@ class Seen:
             self.squares += square
             known = self.traces
             self.traces = None if trace is None or known is None else known + trace
+
+    @property
+    def _news(self) -> float:
+        """How much a turn's values count beside those before it."""
+        return 1 - QUICK if self.turns else 1.0
+
+    def damping(self, median: float) -> float:
+        """Take note of a turn's eigenvalues, before `add`: what damps its Newton step.
+
+        The mean over the first `LEARN` turns, or what is smoothed over the last ones, if larger.
+        """
+        self.bend += self._news * (median - self.bend)
+        early = (self.traces or 0.0) + (median if self.turns < LEARN else 0.0)
+        return max(self.bend, early / min(self.turns + 1, LEARN))
 
     def rate(self, count: int, largest: float, worth: float, stiff: float) -> float:
         """The largest rate that the bounds allow for `count` directions.
@@ -117,6 +142,8 @@ class Seen:
             largest, worth, stiff: the bounds' constants; 0: this bound is none.
         """
         learned = min(self.turns, LEARN)
+        if self.bend:
+            return NEWTON * count / max(self.bend, (self.traces or 0.0) / learned)
         square = max(self.squares / learned, self.lately)
         trace = (self.traces or 0.0) / learned
         bounds = []
@@ -137,7 +164,8 @@ class AutoRate:
         steps: steps seen.
         cut: whether the param groups are a network's blocks, the last one what comes last in it;
             else they are just groups, each bounded like an only block.
-        paced: whether such blocks take turns; else every step moves them all.
+        central: whether such blocks take turns, and the last one Newton steps; else, as in a
+            federation, every step moves all of them along their gradients.
         averaged: of how many steps' own directions an update is the mean: a round's clients.
         added: how many such means an update is the sum of: their steps in a round, whose noise
             adds up to added / averaged times the squared norm of one step's. Where that is less
@@ -153,7 +181,7 @@ class AutoRate:
 
     steps: int = 0
     cut: bool = True
-    paced: bool = True
+    central: bool = True
     averaged: float = 1.0
     added: int = 1
     factor: float = 1.0
@@ -171,7 +199,7 @@ class AutoRate:
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
         """The next step's numbers of directions: `counts`, but 0 where it is not a block's turn."""
-        if not self.cut or not self.paced:
+        if not self.cut or not self.central:
             return tuple(counts)
         last = max(block for block, count in enumerate(counts) if count)
         others = len(counts) - 1  # join the last one, from the back
@@ -196,19 +224,31 @@ class AutoRate:
         gradients: Sequence[Sequence[float]],
         curvatures: Sequence[float | None],
         costs: Sequence[float],
-    ) -> None:
+        spectrum: Spectrum | None = None,
+    ) -> tuple[Sequence[float], ...]:
         """Set the rates, and when it is a block's turn, by what a step has shown.
 
         Args:
             groups: the param groups, whose `lr` is set.
             gradients: a block, its directions' projected gradients; none where it did not move.
             curvatures: a block, its Hessian's trace as the step's losses show it, or None.
-            costs: a block, what one of its evaluations costs.
+            costs: a block, what a turn of it costs; of the last one, a step of it alone.
+            spectrum: of the last block's second derivatives along its directions, if known.
+
+        Returns:
+            What the update is to follow: the gradients, the last block's damped by its spectrum.
         """
-        squares = [_mean_square(block) for block in gradients]
-        if not all(map(math.isfinite, squares)):
-            return
+        followed = tuple(gradients)
+        if not all(math.isfinite(_mean_dot(block, block)) for block in gradients):
+            return followed
         self.measure(groups)
+        if spectrum is not None:
+            curvatures = (*curvatures[:-1], spectrum.median)
+            damping = self.blocks[-1].damping(spectrum.median)
+            if damping:
+                damped = to_float32(spectrum.damp(gradients[-1], damping))
+                followed = (*followed[:-1], damped)
+        squares = [_mean_dot(*both) for both in zip(gradients, followed, strict=True)]
         for block, (group, seen, found) in enumerate(
             zip(groups, self.blocks, gradients, strict=True)
         ):
@@ -216,7 +256,8 @@ class AutoRate:
             if found:
                 seen.add(squares[block], curvatures[block])
                 group["lr"] = self.rate(block, len(found))
-        self._pace([group["lr"] for group in groups], len(gradients[-1]), costs)
+        self._pace([group["lr"] for group in groups], costs)
+        return followed
 
     def rate(self, block: int, count: int) -> float:
         """What a block's turns so far make of its rate, for `count` directions a step."""
@@ -234,17 +275,20 @@ class AutoRate:
         worth = 0.0 if leads else WORTH * self.averaged
         return self.factor * fall * seen.rate(count, gain * largest, worth, gain * STIFF)
 
-    def _pace(self, rates: Sequence[float], directions: int, costs: Sequence[float]) -> None:
-        """Set how long each block waits for its turn; the last one has `directions` directions.
+    def _pace(self, rates: Sequence[float], costs: Sequence[float]) -> None:
+        """Set how long each block waits for its turn.
 
-        A direction's noise does to the loss what is in proportion to lr g^2, if the rates are in
-        proportion to the curvatures' inverse. By Neyman's allocation (docs/estimators.md) a block
-        should have so many directions that they are in proportion to sqrt(lr g^2 / cost).
+        A turn promises lr g^2, the more of it the noise of its directions in proportion to the
+        curvature, if the rates are in proportion to that one's inverse. By Neyman's allocation
+        (docs/estimators.md) turns should be in proportion to the root of promise over cost.
         """
-        noises = [rate * seen.lately for rate, seen in zip(rates, self.blocks, strict=True)]
-        for seen, noise, cost in zip(self.blocks, noises, costs, strict=True):
-            if noise and noises[-1]:
-                due = directions * math.sqrt(noise / cost * costs[-1] / noises[-1])
+        worths = [
+            rate * seen.lately / cost if cost else 0.0  # without directions it has no turns
+            for rate, seen, cost in zip(rates, self.blocks, costs, strict=True)
+        ]
+        for seen, worth in zip(self.blocks, worths, strict=True):
+            if worth > 0 and worths[-1] > 0:
+                due = math.sqrt(worth / worths[-1])
                 seen.wait = LONGEST if due * LONGEST < 1 else max(1, int(1 / due))
 
     def scale(self, groups: Sequence[dict[str, Any]], factor: float) -> None:
@@ -317,5 +361,5 @@ def root_mean_square(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 
 
-def _mean_square(values: Sequence[float]) -> float:
-    return sum(value * value for value in values) / max(1, len(values))
+def _mean_dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / max(1, len(a))

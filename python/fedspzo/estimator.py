@@ -21,12 +21,21 @@ import torch
 from .rules import directions
 from .seeds import step_seeds
 
-Offset = tuple[int, int]  # (direction, sign); sign 0: the weights as they are
+Offset = tuple[tuple[int, int], ...]  # (direction, sign) of each that a block is moved along
 Point = tuple[Offset, ...]  # one offset a block
 Losses = Mapping[Point, float]
 Differences = tuple[float, list[float]]  # for a direction of block 1, for its directions of block 2
 
-HERE: Offset = (0, 0)
+HERE: Offset = ()  # the weights as they are
+
+WIDER = 8
+"""A solved block's eps over the given one: second differences are divided by its square, and of
+float32 losses little would be left."""
+
+
+def along(direction: int, sign: int = +1) -> Offset:
+    """Moved along one direction."""
+    return ((direction, sign),)
 
 
 def side(p: int) -> int:
@@ -42,28 +51,29 @@ def side(p: int) -> int:
 
 def _balanced_one_points(a: int, ps: range) -> Iterator[Point]:
     for s in (+1, -1):
-        yield (a, s), HERE
+        yield along(a, s), HERE
         for p in ps:
             if side(p) == s:
-                yield (a, s), (p, +1)
+                yield along(a, s), along(p)
 
 
 def _balanced_one(loss: Losses, a: int, ps: range) -> Differences:
-    base = {s: loss[(a, s), HERE] for s in (+1, -1)}
-    return (base[+1] - base[-1]) / 2, [loss[(a, side(p)), (p, +1)] - base[side(p)] for p in ps]
+    base = {s: loss[along(a, s), HERE] for s in (+1, -1)}
+    differences = [loss[along(a, side(p)), along(p)] - base[side(p)] for p in ps]
+    return (base[+1] - base[-1]) / 2, differences
 
 
 def _balanced_two_points(a: int, ps: range) -> Iterator[Point]:
     for s in (+1, -1):
         for p in ps:
             if side(p) == s:
-                yield (a, s), (p, +1)
-                yield (a, s), (p, -1)
+                yield along(a, s), along(p, +1)
+                yield along(a, s), along(p, -1)
 
 
 def _balanced_two(loss: Losses, a: int, ps: range) -> Differences:
-    plus = {p: loss[(a, side(p)), (p, +1)] for p in ps}
-    minus = {p: loss[(a, side(p)), (p, -1)] for p in ps}
+    plus = {p: loss[along(a, side(p)), along(p, +1)] for p in ps}
+    minus = {p: loss[along(a, side(p)), along(p, -1)] for p in ps}
     means = {s: _mean([(plus[p] + minus[p]) / 2 for p in ps if side(p) == s]) for s in (+1, -1)}
     return (means[+1] - means[-1]) / 2, [(plus[p] - minus[p]) / 2 for p in ps]
 
@@ -71,11 +81,13 @@ def _balanced_two(loss: Losses, a: int, ps: range) -> Differences:
 def _coupled_points(a: int, ps: range) -> Iterator[Point]:
     for s in (+1, -1):
         for p in ps[::s]:  # backwards on the way down: the turn is one term, -2 eps
-            yield (a, s), (p, s)
+            yield along(a, s), along(p, s)
 
 
 def _coupled(loss: Losses, a: int, ps: range) -> Differences:
-    difference = [(loss[(a, +1), (p, +1)] - loss[(a, -1), (p, -1)]) / 2 for p in ps]
+    difference = [
+        (loss[along(a, +1), along(p, +1)] - loss[along(a, -1), along(p, -1)]) / 2 for p in ps
+    ]
     return _mean(difference), difference
 
 
@@ -114,6 +126,8 @@ class Estimator:
             The others: P2 directions of block 2 for each of P1 of block 1.
         mirrored: "anchored": blocks from this one on, counted from 0, are evaluated on both sides
             whatever `sides` says, which shows their curvature; None: no block is.
+        solved: "anchored": the block whose curvature along every pair of its directions is
+            evaluated too, from 0 (`fedspzo.subspace`); None: no block's is.
 
     Raises:
         ValueError: a value out of range, naming it and the remedy.
@@ -123,6 +137,7 @@ class Estimator:
     sides: str
     perturbations: tuple[int, ...]
     mirrored: int | None = None
+    solved: int | None = None
 
     def __post_init__(self) -> None:
         counts = self.perturbations
@@ -162,6 +177,11 @@ class Estimator:
         """How many directions each block has in a step."""
         return directions(self.name, self.perturbations)
 
+    def scales(self, eps: Sequence[float]) -> tuple[float, ...]:
+        """Each block's perturbation scale, a float32 value, from what is given for it."""
+        given = enumerate(eps)
+        return to_float32([WIDER * e if block == self.solved else e for block, e in given])
+
     def seeds(self, seed: int, step: int) -> tuple[tuple[int, ...], ...]:
         """The directions' seeds, block by block, in step `step` of the optimizer's `seed`."""
         if self.name == "mezo":
@@ -173,17 +193,16 @@ class Estimator:
         if self.name == "anchored":
             # the last block first: what block 1 replays is what theta's own evaluation captured
             moves = [
-                self._alone(block, p, sign)
+                self._alone(block, offset)
                 for block in reversed(range(len(self.perturbations)))
-                for p in range(self.perturbations[block])
-                for sign in _signs(self._two_sided(block))
+                for offset in self._offsets(block)
             ]
             return [self._alone(), *moves]
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
             two = self.sides == "two"
             here = [] if two else [(HERE,) * blocks]
-            return here + [((p, s),) * blocks for p in range(count) for s in _signs(two)]
+            return here + [(along(p, s),) * blocks for p in range(count) for s in _signs(two)]
         points = _TWO_BLOCKS[self.name, self.sides][0]
         return [point for a, ps in self._repeats() for point in points(a, ps)]
 
@@ -192,7 +211,7 @@ class Estimator:
 
         Args:
             loss: the loss at each of `points()`.
-            eps: each block's perturbation scale.
+            eps: each block's perturbation scale, as `scales` returned it.
         """
         if self.name == "anchored":
             return tuple(
@@ -203,11 +222,11 @@ class Estimator:
             blocks, count = len(self.perturbations), self.perturbations[0]
             if self.sides == "two":
                 d = [
-                    (loss[((p, +1),) * blocks] - loss[((p, -1),) * blocks]) / 2
+                    (loss[(along(p, +1),) * blocks] - loss[(along(p, -1),) * blocks]) / 2
                     for p in range(count)
                 ]
             else:
-                d = [loss[((p, +1),) * blocks] - loss[(HERE,) * blocks] for p in range(count)]
+                d = [loss[(along(p),) * blocks] - loss[(HERE,) * blocks] for p in range(count)]
             return tuple([x / e for x in d] for e in eps)
         differences = _TWO_BLOCKS[self.name, self.sides][1]
         first: list[float] = []
@@ -237,26 +256,61 @@ class Estimator:
         found: list[float | None] = []
         for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True)):
             bends = [
-                loss[self._alone(block, p, +1)] + loss[self._alone(block, p, -1)] - 2 * here
+                loss[self._alone(block, along(p, +1))]
+                + loss[self._alone(block, along(p, -1))]
+                - 2 * here
                 for p in range(count)
                 if self._two_sided(block)
             ]
             found.append(_mean(bends) / scale**2 if bends else None)
         return tuple(found)
 
-    def _two_sided(self, block: int) -> bool:
-        return self.sides == "two" or (self.mirrored is not None and block >= self.mirrored)
+    def hessian(self, loss: Losses, eps: Sequence[float]) -> list[list[float]]:
+        """The solved block's second derivatives along its directions, (P, P), symmetric.
 
-    def _alone(self, block: int = 0, p: int = 0, sign: int = 0) -> Point:
+        Of directions p and q: (l(eps z_p + eps z_q) - l(eps z_p) - l(eps z_q) + l(0)) / eps^2; of p
+        alone: (l(eps z_p) + l(-eps z_p) - 2 l(0)) / eps^2.
+        """
+        block = self.solved
+        assert block is not None
+        here, scale = loss[self._alone()], eps[block]
+
+        def at(offset: Offset) -> float:
+            return loss[self._alone(block, offset)]
+
+        def entry(p: int, q: int) -> float:
+            if p == q:
+                bend = at(along(p, +1)) + at(along(p, -1)) - 2 * here
+            else:
+                bend = at(along(p) + along(q)) - at(along(p)) - at(along(q)) + here
+            return bend / scale**2
+
+        count = range(self.perturbations[block])
+        return [[entry(min(p, q), max(p, q)) for q in count] for p in count]
+
+    def _two_sided(self, block: int) -> bool:
+        mirrored = self.mirrored is not None and block >= self.mirrored
+        return self.sides == "two" or mirrored or block == self.solved
+
+    def _offsets(self, block: int) -> Iterator[Offset]:
+        """Where a block is moved to, in the order that moves it least."""
+        for p in range(self.perturbations[block]):
+            for sign in _signs(self._two_sided(block)):
+                yield along(p, sign)
+            if block == self.solved:
+                for q in range(p + 1, self.perturbations[block]):
+                    yield along(p) + along(q)
+
+    def _alone(self, block: int = 0, offset: Offset = HERE) -> Point:
         """The point where one block is moved and the others are as they are."""
         offsets = [HERE] * len(self.perturbations)
-        offsets[block] = (p, sign)
+        offsets[block] = offset
         return tuple(offsets)
 
     def _difference(self, loss: Losses, block: int, p: int) -> float:
-        plus = loss[self._alone(block, p, +1)]
+        plus = loss[self._alone(block, along(p, +1))]
         if self._two_sided(block):
-            return (plus - loss[self._alone(block, p, -1)]) / 2
+            return (plus - loss[self._alone(block, along(p, -1))]) / 2
         return plus - loss[self._alone()]
 
     def _repeats(self) -> list[tuple[int, range]]:

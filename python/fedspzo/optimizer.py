@@ -17,14 +17,21 @@ from .auto_rate import START, AutoRate
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
-from .estimator import Estimator, Point, coefficients, to_float32
+from .estimator import Estimator, Losses, Point, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
 from .losses import Closure, private_gradients, read_losses
 from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
 from .privacy import NOT_PRIVATE, Mechanism
-from .rules import default_lr_scales, default_perturbations
+from .rules import (
+    default_lr_scales,
+    default_perturbations,
+    evaluations_to_solve,
+    is_solved,
+    solved_perturbations,
+)
 from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport, terms_of
+from .subspace import Spectrum
 from .trust import judge
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
@@ -269,17 +276,15 @@ class SPZO(Optimizer):
         """Evaluate the estimator's points and work out the update."""
         estimator = self._estimator()
         seeds = estimator.seeds(self.seed, self.steps)
-        eps = to_float32([group["eps"] for group in self.param_groups])
+        eps = estimator.scales([group["eps"] for group in self.param_groups])
         if self.auto is not None:
             self.auto.measure(self.param_groups)
         values: dict[Point, Tensor] = {}
         shares = self.cost_shares or ()
         forwards, captured = 0.0, Point()
         for point in estimator.points():
-            for stand, block_seeds, (direction, sign), scale in zip(
-                stands, seeds, point, eps, strict=True
-            ):
-                stand.move({block_seeds[direction]: sign * scale} if sign else {})
+            for stand, block_seeds, offset, scale in zip(stands, seeds, point, eps, strict=True):
+                stand.move({block_seeds[p]: sign * scale for p, sign in offset})
             # the leading blocks that are where they were when last captured
             same = next((i for i, at in enumerate(captured) if point[i] != at), 0)
             if same:
@@ -298,12 +303,10 @@ class SPZO(Optimizer):
             losses = {point: value.mean().item() for point, value in values.items()}
             found = private_gradients(self.privacy, estimator, values, eps)
         gradients = tuple(to_float32(g) for g in found)
-        if self.auto is not None:
-            bends = estimator.curvatures(losses, eps)
-            self.auto.learn(self.param_groups, gradients, bends, (1.0, *shares))
+        followed = self._learn(estimator, losses, gradients, eps)
         updates = tuple(
             coefficients(g, learning_rate(group))
-            for g, group in zip(gradients, self.param_groups, strict=True)
+            for g, group in zip(followed, self.param_groups, strict=True)
         )
         # whether a private step is taken must not tell of a loss
         finite = () if self.privacy else losses.values()
@@ -337,12 +340,36 @@ class SPZO(Optimizer):
         cost = (1.0, *shares)[moved]
         return judge(self.auto, self.param_groups, stands, report, look, cost)
 
+    def _learn(
+        self,
+        estimator: Estimator,
+        losses: Losses,
+        gradients: tuple[Sequence[float], ...],
+        eps: Sequence[float],
+    ) -> tuple[Sequence[float], ...]:
+        """With lr="auto", set the rates; what the update follows: the gradients, or Newton's."""
+        if self.auto is None:
+            return gradients
+        spectrum = None
+        if estimator.solved is not None and all(map(math.isfinite, losses.values())):
+            spectrum = Spectrum.of(estimator.hessian(losses, eps))
+        shares = (1.0, *(self.cost_shares or ()))
+        counts = [group["perturbations"] for group in self.param_groups]
+        if spectrum is not None:
+            counts[-1] = evaluations_to_solve(counts[-1])
+        costs = [count * share for count, share in zip(counts, shares, strict=True)]
+        costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
+        curvatures = estimator.curvatures(losses, eps)
+        return self.auto.learn(self.param_groups, gradients, curvatures, costs, spectrum)
+
     def _apply_rules(self) -> None:
         """Settle the defaults that follow from the costs: perturbations, and from them rates."""
         groups = self.param_groups
         if self.cost_shares is not None and self.estimator != "mezo":
             vectors = 0 in self._replay.starts
             rule = default_perturbations(self.estimator, self.cost_shares, vectors=vectors)
+            if self._solves:
+                rule = (*rule[:-1], solved_perturbations(self.cost_shares[-1]) or rule[-1])
             for group, count in zip(groups, rule, strict=True):
                 if group["perturbations"] is None:
                     group["perturbations"] = count
@@ -357,6 +384,7 @@ class SPZO(Optimizer):
         counts = tuple(2 if count is None else count for count in given)
         cheap = next((block for block, start in enumerate(self._replay.starts, 1) if start), None)
         learning = self.auto is not None and cheap and self.auto.bending(counts, cheap)
+        solved = self._solves and is_solved(counts[-1], (self.cost_shares or (1.0,))[-1])
         if self.auto is not None and self.estimator == "anchored" and any(counts):
             counts = self.auto.turns(counts)
         return Estimator(
@@ -364,7 +392,13 @@ class SPZO(Optimizer):
             sides=self.sides,
             perturbations=counts,
             mirrored=cheap if learning else None,
+            solved=len(counts) - 1 if solved else None,
         )
+
+    @property
+    def _solves(self) -> bool:
+        """Whether the last block may take Newton steps."""
+        return self.estimator == "anchored" and self.auto is not None and self.auto.central
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]

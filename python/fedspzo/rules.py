@@ -13,6 +13,30 @@ FIRST_OF_MANY = 1
 """Block 1's where a step is one of several clients', whose directions are averaged anyway."""
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
+MOST_SOLVED, FEWEST_SOLVED = 16, 8
+"""Of the last block with lr="auto", the most directions that a rule gives it where it is solved
+along them (`fedspzo.subspace`), as time counts too; and the fewest that are worth it."""
+
+
+def evaluations_to_solve(count: int) -> int:
+    """Both sides of `count` directions, and every pair."""
+    return count * (count + 3) // 2
+
+
+def is_solved(count: int, share: float) -> bool:
+    """Whether a block's second derivatives along `count` directions cost at most a forward pass.
+
+    Args:
+        count: directions in a step.
+        share: what an evaluation of the block costs, in full forward passes.
+    """
+    return count > 1 and evaluations_to_solve(count) * share <= 1
+
+
+def solved_perturbations(share: float) -> int | None:
+    """As many as `is_solved` allows, at most `MOST_SOLVED`; None: not worth it."""
+    found = (n for n in range(MOST_SOLVED, FEWEST_SOLVED - 1, -1) if is_solved(n, share))
+    return next(found, None)
 
 
 def directions(name: str, perturbations: Sequence[int]) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,7 +202,7 @@ class PromptClassification(Task):
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, labels) of the verbalizers, and labels (B,)."""
-        with _head_at(model, batch["positions"]):
+        with _head_at(model, batch["positions"], self.words):
             logits, batch = self._logits(model, batch)
         columns = (
             batch["positions"] if logits.shape[1] > 1 else torch.zeros_like(batch["positions"])
@@ -268,12 +269,17 @@ def _ids(task: Task, examples: Sequence[Example]) -> list[list[int]]:
 
 
 @contextmanager
-def _head_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Compute the head at one position of each row only, where it is a module that reads (B, T, D).
+def _head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
+    """Compute the head at one position of each row and for some words only; other logits are 0.
 
-    A vocabulary's logits for every token can cost more than the layers; a prompt asks for one.
+    A vocabulary's logits for every token can cost more than the layers; a prompt asks for a few.
+    The head has to be a module that reads (B, T, D), and for the words a linear layer as torch
+    makes it: adapters, quantized weights and forwards put in its place compute all of them.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Module):
+        yield
+        return
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or args[0].dim() != 3 or len(args[0]) != len(positions):
@@ -282,12 +288,24 @@ def _head_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
         rows = torch.arange(len(hidden), device=hidden.device)
         return (hidden[rows, positions.to(hidden.device)][:, None], *args[1:])
 
-    handle = head.register_forward_pre_hook(keep) if isinstance(head, nn.Module) else None
-    try:
+    with ExitStack() as stack:
+        stack.callback(head.register_forward_pre_hook(keep).remove)
+        if type(head) is nn.Linear and "forward" not in vars(head):
+            head.__dict__["forward"] = partial(_some_logits, head, words)
+            stack.callback(head.__dict__.pop, "forward")
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
+
+
+def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:
+    """The head's logits, (..., vocabulary): those of `words`, (N,), and 0 elsewhere."""
+    words = words.to(hidden.device)
+    # looked up as an embedding's rows, which layerwise evaluation perturbs alone
+    answers = F.linear(hidden, F.embedding(words, head.weight))
+    if head.bias is not None:
+        answers = answers + head.bias[words]
+    logits = answers.new_zeros(*hidden.shape[:-1], len(head.weight))
+    logits[..., words] = answers
+    return logits
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def find(
     optimizer = spzo(replica.blocks, settings)
     auto = optimizer.auto
     assert auto is not None
-    auto.paced = False  # a plan has every block's directions in every step
+    auto.central = False  # a plan has every block's directions in every step
     sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
         for step, client in enumerate(stand_ins(sizes, federation.counting)):
