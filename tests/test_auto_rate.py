@@ -91,6 +91,8 @@ COSTS = (1.0, 0.04)
         ([[1e-3] * 4, [1.0]], (None, None), (WORTH * 4 * 4, LARGEST_LAST * 0.5)),
         # by curvature, where it is seen and lower than the others
         ([[10.0] * 4, [1.0] * 8], (None, 64.0), (LARGEST * 0.4, STIFF * 8 / 64)),
+        # no more than what is stable where all of it is in one direction
+        ([[10.0] * 4, [1.0] * 64], (None, 64.0), (LARGEST * 0.4, 1 / 64)),
         ([[10.0] * 4, [1.0]], (-9.0, -9.0), (LARGEST * 0.4, LARGEST_LAST * 0.5)),
         # nothing is known of a block that does not move
         ([[10.0] * 4, []], (None, None), (LARGEST * 0.4, START)),

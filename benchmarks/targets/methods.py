@@ -54,7 +54,7 @@ CENTRAL = (
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("FedSPZO, vectors apart, lr auto", "vectors", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
-    Method("last block alone, lr auto", "auto", {"perturbations": (0, None), "lr": "auto"}),
+    Method("last block alone, lr auto", "auto", {"perturbations": (0, 12), "lr": "auto"}),
 )
 
 FEDERATED = (

@@ -152,7 +152,7 @@ class Seen:
         if self.size:
             bounds.append(worth * self.size**2 * count)
         if trace > 0:
-            bounds.append(stiff * count / trace)
+            bounds.append(min(1.0, stiff * count) / trace)  # it may all be in one direction
         return min((bound for bound in bounds if bound), default=START)
 
 
@@ -169,7 +169,8 @@ class AutoRate:
         averaged: of how many steps' own directions an update is the mean: a round's clients.
         added: how many such means an update is the sum of: their steps in a round, whose noise
             adds up to added / averaged times the squared norm of one step's. Where that is less
-            than 1, the bounds on size and curvature allow as much more; what noise is worth grows
+            than 1, the bounds on size and curvature allow as much more (the latter no more than
+            what is stable, 1 / trace); what noise is worth grows
             with `averaged`, as with P. Where it is more, a round counts for as many turns.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
