@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from fedspzo.auto_rate import (
 )
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
+from fedspzo.rules import evaluations_to_solve
 from fedspzo.step_journal import step_record
 from fedspzo.subspace import Spectrum
 from fedspzo.trust import DOUBTED, HALVINGS, predicted
@@ -342,6 +344,81 @@ def test_a_head_bent_a_thousand_times_as_much_one_way_is_learned_along_the_other
     assert newton < 0.1 * start
     plain = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.1,))  # too dear to be solved
     assert plain > 0.5 * start
+
+
+def solved_run(steps: int, **settings: object) -> tuple[nn.Module, SPZO, Callable]:
+    """Two blocks, the second of which is solved along its directions."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    x, y = torch.randn(16, 4), torch.randint(3, (16,))
+    optimizer = SPZO(
+        split(model, at=-1, example={"input": x}),
+        lr="auto",
+        **{"perturbations": (2, 8), "cost_shares": (0.01,), **settings},
+    )
+
+    def loss() -> torch.Tensor:
+        return nn.functional.cross_entropy(model(x).float(), y)
+
+    for _ in range(steps):
+        optimizer.step(loss)
+    return model, optimizer, loss
+
+
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_solved_steps_are_counted_continue_from_a_state_and_replay_to_the_bit(evaluation):
+    model, optimizer, _ = solved_run(LEAD + 4, evaluation=evaluation)
+    start, other, loss = solved_run(0, evaluation=evaluation)
+    copied = copy.deepcopy(start)
+    for number in range(LEAD + 4):
+        if number == 5:
+            other.load_state_dict(copy.deepcopy(other.state_dict()))
+        other.step(loss)
+        report = other.last_step
+        moved = 2 if report.gradients[0] else 0
+        look = (1 if moved else 0.01) if report.ratio is not None else 0
+        assert report.forwards == pytest.approx(1 + moved + 0.01 * evaluations_to_solve(8) + look)
+        apply(step_record(report, number), split(copied, at=-1, example={}).groups)
+    assert other.last_step == optimizer.last_step
+    for end, again, replayed in zip(
+        model.parameters(), start.parameters(), copied.parameters(), strict=True
+    ):
+        assert torch.equal(end, again)
+        if evaluation == "layerwise":  # in place, evaluations leave rounding errors
+            assert torch.equal(end, replayed)
+
+
+def test_by_the_rule_a_cheap_head_has_as_many_directions_as_are_solved():
+    for share, count in ((0.001, 12), (0.02, 8), (0.1, 9)):  # the last by the rule for all
+        _, optimizer, _ = solved_run(1, perturbations=None, cost_shares=(share,))
+        assert optimizer.param_groups[1]["perturbations"] == count
+        assert len(optimizer.last_step.seeds[1]) == count
+
+
+def test_a_loss_that_is_not_finite_skips_a_solved_step():
+    _, optimizer, loss = solved_run(3)
+    before = copy.deepcopy(optimizer.auto)
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step(lambda: math.nan * loss())
+    assert optimizer.last_step.skipped
+    assert optimizer.auto == before
+
+
+def test_bfloat16_takes_solved_steps_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).to(torch.bfloat16)
+    x = torch.randn(16, 4).bfloat16()
+    y = x.float()[:, :3].argmax(1)
+    optimizer = SPZO(
+        split(model, at=-1, example={"input": x}),
+        lr="auto",
+        perturbations=(0, 8),
+        cost_shares=(0.01,),
+    )
+    losses = [
+        optimizer.step(lambda: nn.functional.cross_entropy(model(x).float(), y)) for _ in range(40)
+    ]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_a_step_without_finite_gradients_teaches_nothing():

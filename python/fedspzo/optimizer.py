@@ -58,7 +58,8 @@ class SPZO(Optimizer):
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             one a block, found from losses and backed off when training diverges, for one more
             forward pass in every eighth step; at first the last block moves alone, and the others
-            may wait for their turns (`fedspzo.auto_rate`).
+            may wait for their turns (`fedspzo.auto_rate`). Where its evaluations are cheap, that
+            block takes Newton steps (`fedspzo.subspace`).
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -66,7 +67,7 @@ class SPZO(Optimizer):
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
             Default by the rule (`rules.default_perturbations`): P1 = 3, or 1 beside a block of
             vectors, and P_b = 3 / sqrt(C_b), at most 32, the cost shares C_b measured in the first
-            step.
+            step; 8 to 12 for a last block that takes Newton steps.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the

@@ -13,7 +13,7 @@ FIRST_OF_MANY = 1
 """Block 1's where a step is one of several clients', whose directions are averaged anyway."""
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
-MOST_SOLVED, FEWEST_SOLVED = 16, 8
+MOST_SOLVED, FEWEST_SOLVED = 12, 8
 """Of the last block with lr="auto", the most directions that a rule gives it where it is solved
 along them (`fedspzo.subspace`), as time counts too; and the fewest that are worth it."""
 
