@@ -1,10 +1,11 @@
 """Newton's steps in the span of a block's directions, where its evaluations are almost free.
 
 A head's loss is badly conditioned: along the mean of the features, which is no more than a bias, it
-bends far more than along what tells the classes apart, and the one limits the rate of the other. Along P random directions all second derivatives take P (P + 3) / 2 evaluations, and what
-solves for them is again a coefficient a direction, a term like others. The subspace is that of
-randomized subspace Newton (Gower et al., arXiv 1905.10874); eigenvalues count by their size, so
-that a saddle is left (Dauphin et al., arXiv 1406.2572).
+bends far more than along what tells the classes apart, and the one limits the rate of the other.
+Along P random directions all second derivatives take P (P + 3) / 2 evaluations, and what solves for
+them is again a coefficient a direction, a term like others. The subspace is that of randomized
+subspace Newton (Gower et al., arXiv 1905.10874); eigenvalues count by their size, so that a saddle
+is left (Dauphin et al., arXiv 1406.2572).
 """
 
 from __future__ import annotations
