@@ -305,13 +305,21 @@ def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_
     assert auto.blocks[1].lately == pytest.approx((8 * 4 + 10 * 8 + 16 * 4) / 3)
     worth = groups[0]["lr"] * 1.0 / 1.0, groups[1]["lr"] * auto.blocks[1].lately / 2.0
     assert auto.blocks[0].wait == min(LONGEST, int(math.sqrt(worth[1] / worth[0])))
+    full = groups[1]["lr"]
+    for turn in range(2, 4 * STEADY + 1):
+        auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
+        assert groups[1]["lr"] == pytest.approx(full * min(1.0, math.sqrt(STEADY / turn)))
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
     steeper = Spectrum.of([[100.0, 0.0, 0.0], [0.0, 100.0, 0.0], [0.0, 0.0, 100.0]])
     for _ in range(3 * LEARN):
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), steeper)
-    assert groups[1]["lr"] == pytest.approx(NEWTON * 3 / 100, rel=1e-2)
+    fall = math.sqrt(STEADY / (1 + 3 * LEARN))
+    assert groups[1]["lr"] == pytest.approx(fall * NEWTON * 3 / 100, rel=1e-2)
     for _ in range(3 * LEARN):  # flatter than it was at first: that is not forgotten
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
-    assert groups[1]["lr"] == pytest.approx(NEWTON * 3 / ((4 + 7 * 100) / 8))
+    fall = math.sqrt(STEADY / (1 + 6 * LEARN))
+    assert groups[1]["lr"] == pytest.approx(fall * NEWTON * 3 / ((4 + 7 * 100) / 8))
     flat = Spectrum.of([[0.0] * 3] * 3)
     auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
     assert auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), flat)[1] == gradients[1]

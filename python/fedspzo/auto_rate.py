@@ -14,7 +14,7 @@ Where all second derivatives along the last block's directions cost no more than
 the place of all three for that block: its steps are damped Newton steps (`fedspzo.subspace`).
 
 In the long run the rate of a block that others lead falls, with the square root of its turns, so
-that its noise adds up ever slower.
+that its noise adds up ever slower; so do Newton steps.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little; the others join it
@@ -64,7 +64,8 @@ STIFF = 1 / 32
 NEWTON = 0.5
 """The part of a damped Newton step that is taken: a batch's gradient is half its own."""
 STEADY = 20
-"""Turns of a block that others lead, from which on its rate falls: as sqrt(STEADY / turns)."""
+"""Turns of a block that others lead, or of one that takes Newton steps, from which on its rate falls:
+as sqrt(STEADY / turns)."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
@@ -271,7 +272,7 @@ class AutoRate:
         largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
         ratio = self.averaged / self.added
         turns = seen.turns + max(0, seen.turns - LEARN) * max(0.0, 1 / ratio - 1)
-        fall = min(1.0, math.sqrt(STEADY / turns)) if led else 1.0
+        fall = min(1.0, math.sqrt(STEADY / turns)) if led or seen.bend else 1.0
         gain = max(1.0, math.sqrt(ratio))
         worth = 0.0 if leads else WORTH * self.averaged
         return self.factor * fall * seen.rate(count, gain * largest, worth, gain * STIFF)
