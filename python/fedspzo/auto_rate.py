@@ -62,10 +62,10 @@ WORTH = 0.14
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
 NEWTON = 0.5
-"""The part of a damped Newton step that is taken: a batch's gradient is half its own."""
+"""The part of a damped Newton step that is taken: half of a batch's gradient may be its own alone."""
 STEADY = 20
-"""Turns of a block that others lead, or of one that takes Newton steps, from which on its rate falls:
-as sqrt(STEADY / turns)."""
+"""Turns from which on the rate of a block that others lead falls, or that takes Newton steps: as
+sqrt(STEADY / turns)."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
