@@ -62,7 +62,7 @@ WORTH = 0.14
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
 NEWTON = 0.5
-"""The part of a damped Newton step that is taken: half of a batch's gradient may be its own alone."""
+"""The part of a damped Newton step that is taken: half of a batch's gradient may be its own."""
 STEADY = 20
 """Turns from which on the rate of a block that others lead falls, or that takes Newton steps: as
 sqrt(STEADY / turns)."""
