@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -163,11 +164,15 @@ def test_an_instances_own_forward_is_kept_and_put_back(net):
 def test_evaluating_puts_each_flag_back(net):
     net.train()
     net.layers[1].eval()
+    net.config = net.layers[0].config = SimpleNamespace(use_cache=True)
+    net.layers[1].config = SimpleNamespace(use_cache=False)
+    net.layers[2].config = {"use_cache": True}  # no Hugging Face configuration
     flags = [module.training for module in net.modules()]
 
     def broken() -> None:
         with evaluating(net):
             assert not any(module.training for module in net.modules())
+            assert not net.config.use_cache
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -175,6 +180,8 @@ def test_evaluating_puts_each_flag_back(net):
     assert [module.training for module in net.modules()] == flags
     assert True in flags
     assert False in flags
+    assert net.config.use_cache
+    assert not net.layers[1].config.use_cache
     with evaluating(None):
         pass
 

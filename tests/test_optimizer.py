@@ -551,6 +551,27 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
     assert torch.equal(torch.get_rng_state(), rng)  # nothing is drawn from torch's generator
 
 
+def test_no_key_value_caches_inside_a_step():
+    """A decoder would keep every layer's keys and values for a generation that does not follow."""
+    model = llama().eval()
+    assert model.config.use_cache
+    ids = torch.arange(12).view(2, 6)
+    caches = []
+
+    def loss() -> Tensor:
+        output = model(input_ids=ids, labels=ids)
+        caches.append(output.past_key_values)
+        return output.loss
+
+    with torch.no_grad():
+        alone = loss().item()
+    assert caches.pop() is not None
+    optimizer = SPZO(split(model, THREE))
+    assert optimizer.step(loss) == alone
+    assert set(caches) == {None}
+    assert model.config.use_cache
+
+
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_with_a_non_finite_loss_is_skipped_counted_and_reported(evaluation, bad):

@@ -181,18 +181,23 @@ class Touched(TorchDispatchMode):
 
 @contextmanager
 def evaluating(model: nn.Module | None) -> Iterator[None]:
-    """Clear every submodule's `training` flag (dropout off), and put each one back.
+    """Turn off what only training or generating needs, and put it back: dropout, caches.
 
-    The flags are written directly: `model.eval()` may do more, such as merging adapters.
+    Every submodule's `training` flag is cleared, directly: `model.eval()` may do more, such as
+    merging adapters. So is a Hugging Face configuration's `use_cache`, which has a decoder keep
+    all layers' keys and values for tokens that never come.
     """
-    modules = [] if model is None else [m for m in model.modules() if m.training]
+    modules = [] if model is None else list(model.modules())
+    configs = [vars(module).get("config") for module in modules]
+    flags = [*((m, "training") for m in modules), *((c, "use_cache") for c in configs)]
+    flags = [(owner, flag) for owner, flag in flags if getattr(owner, flag, None) is True]
     try:
-        for module in modules:
-            module.training = False
+        for owner, flag in flags:
+            setattr(owner, flag, False)
         yield
     finally:
-        for module in modules:
-            module.training = True
+        for owner, flag in flags:
+            setattr(owner, flag, True)
 
 
 class _NoModules(ModuleTracker):

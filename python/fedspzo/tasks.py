@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .capture import evaluating
 from .data import Example
 from .tables import InputError
 
@@ -92,7 +93,7 @@ class Task(ABC):
         """Mean `loss` (nats) and `accuracy` (0 to 1) over all predictions, with dropout off."""
         ordered = sorted(examples, key=lambda example: len(example.ids))
         total = correct = count = 0.0
-        with _eval_mode(model):
+        with evaluating(model):
             for start in range(0, len(ordered), EVALUATION_BATCH):
                 batch = self.collate(ordered[start : start + EVALUATION_BATCH])
                 logits, labels = self.scores(model, batch)
@@ -306,13 +307,3 @@ def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:
     logits = answers.new_zeros(*hidden.shape[:-1], len(head.weight))
     logits[..., words] = answers
     return logits
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
