@@ -44,7 +44,7 @@ def gradients(loaded: Loaded, blocks: Blocks, weights: Sequence[Tensor]) -> tupl
 
 
 def table(loaded: Loaded) -> list[str]:
-    """A row a block; of the first, embeddings and first layer once more, and vectors."""
+    """A row a block; of the first, embeddings and first layer once more."""
     blocks = loaded.split((-1, "head"))
     optimizer = spzo(blocks, OptimizerConfig(lr=1e-9), seed=0)
     batch = loaded.task.collate(loaded.train[: loaded.problem.batch])
@@ -56,9 +56,7 @@ def table(loaded: Loaded) -> list[str]:
     ]
     early = [name for name in parts[0][2] if not re.search(r"layers?\.[1-9]", name)]
     weights = dict(pair for group in blocks.groups for pair in group)
-    vectors = [name for name in parts[0][2] if weights[name].dim() < 2]
     parts.insert(1, ("of it embeddings and first layer", "", early))
-    parts.insert(2, ("of it vectors: norm weights and biases", "", vectors))
     each, mean = (
         dict(zip(weights, norms.tolist(), strict=True))
         for norms in gradients(loaded, blocks, list(weights.values()))

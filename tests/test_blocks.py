@@ -177,20 +177,6 @@ def test_nested_blocks_are_replayed_bit_for_bit_from_every_cut(family, adapted):
     assert_split_is_exact(blocks, loss)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_vectors_apart_are_a_block_from_everywhere_before_the_cut(family):
-    model = FAMILIES[family]()
-    loss = loss_of(model)
-    plain, blocks = split(model), split(model, "vectors")
-    dimensions = {name: p.dim() for name, p in plain.groups[0]}
-    assert names(blocks, 1) == {name for name, count in dimensions.items() if count > 1}
-    assert names(blocks, 2) == {name for name, count in dimensions.items() if count < 2}
-    assert blocks.groups[2] == plain.groups[1]
-    assert (blocks.layers, blocks.starts) == (plain.layers, (0, *plain.starts))
-    assert_split_is_exact(blocks, loss)
-    assert math.isfinite(SPZO(blocks).step(loss))
-
-
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_accepts_every_family(family, adapted):
@@ -309,17 +295,8 @@ def test_at_takes_indices_names_the_head_and_sequences():
         assert "model.layers.3.mlp.up_proj.weight" in names(blocks, 3)
         assert blocks.groups[3] == head.groups[1]
         assert [group["block"] for group in blocks.param_groups()] == [1, 2, 3, 4]
-    for cuts in ("vectors", ["vectors"], ("vectors", "auto"), ("vectors", "head")):
-        assert split(model, cuts).starts == (0, LAYERS)
-    assert split(model, ("vectors", 1, "head")).starts == (0, 1, LAYERS)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
     assert len(split(adapted, "model.layers.1").layers) == 1
-    with pytest.raises(ValueError, match=r"at is 'vectors', but nothing of fewer .* leave 'vec"):
-        split(adapted, "vectors")  # adapters are matrices
-    for name, parameter in model.model.named_parameters():
-        parameter.requires_grad_("norm" in name)
-    with pytest.raises(ValueError, match=r"at is 'vectors', but nothing of two .* leave 'vec"):
-        split(model, "vectors")
 
 
 @pytest.mark.parametrize(
@@ -343,7 +320,6 @@ def test_at_takes_indices_names_the_head_and_sequences():
         ((2, -2), ValueError, r"at is \(2, -2\); .* in order"),
         ((1, 4), ValueError, r"at is \(1, 4\).* 4 layers.*1 to 3"),
         ((1, "auto"), ValueError, r"'auto' stands for all cuts"),
-        ((1, "vectors"), ValueError, r"'vectors', which stands first"),
         ((1, "layers.9"), ValueError, r"'layers.9', which names no module"),
     ],
 )

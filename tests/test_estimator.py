@@ -291,7 +291,7 @@ def test_bad_settings_are_named(settings, says):
 def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     """On 3 + g e + h e^2 / 2 along each direction it is the mean of h, and g is as exact."""
     slopes, bends = ((2.0,), (0.5, -4.0)), ((7.0,), (10.0, -2.0))
-    estimator = Estimator(name="anchored", sides=sides, perturbations=(1, 2), mirrored=1)
+    estimator = Estimator(name="anchored", sides=sides, perturbations=(1, 2), mirrored=True)
     eps = (0.5, 0.25)
     losses = {}
     for point in estimator.points():
@@ -303,7 +303,7 @@ def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     assert estimator.curvatures(losses, eps) == (7.0 if sides == "two" else None, 4.0)
     first = 2.0 if sides == "two" else 2.0 + 7.0 * eps[0] / 2
     assert estimator.gradients(losses, eps) == ([first], [0.5, -4.0])
-    plain = replace(estimator, mirrored=None)
+    plain = replace(estimator, mirrored=False)
     assert len(plain.points()) == (1 + 3 if sides == "one" else 1 + 6)
     assert replace(plain, name="mezo", perturbations=(1, 1)).curvatures({}, eps) == (None, None)
 
@@ -370,11 +370,6 @@ def test_perturbations_leave_the_least_noise_for_their_cost():
 
 def test_perturbations_by_the_rule_have_bounds():
     assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (3, 3, 3, MOST_PERTURBATIONS)
-
-
-def test_vectors_have_the_perturbations_that_matrices_lack():
-    assert default_perturbations("anchored", (1.0, 1 / 4), vectors=True) == (1, 3, 6)
-    assert default_perturbations("anchored", (1.0, 1 / 4), 1, vectors=True) == (1, 1, 2)
 
 
 def test_by_the_rule_every_direction_counts_alike():

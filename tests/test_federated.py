@@ -521,24 +521,6 @@ def test_three_blocks_with_one_left_alone():
     assert [len(t.seeds) for t in result.records[0].terms] == [steps, 0, 3 * steps]
 
 
-def test_vectors_apart_are_a_block_of_every_participant():
-    """By default with one direction, like the matrices."""
-    cut = ("vectors", "head")
-    client = Client(0, Replica(toy(at=cut)), toy_data([4])[0], ToyTask())
-    found = resolve(OptimizerConfig(), [client], batch_size=2)
-    assert found.perturbations[:2] == (1, 1) < found.perturbations[1:]
-    optimizer = OptimizerConfig(lr=(1e-3, 4e-2, 1e-2), perturbations=(1, 1, 3))
-    blocks, start = toy(at=cut), toy(at=cut)
-    result = run(blocks, ToyTask(), toy_data(SIZES), FEDERATION, optimizer, replicas=4)
-    assert digest(blocks.model.named_parameters()) == result.final.digest
-    assert len(set(digests(result))) == FEDERATION.rounds + 1
-    for group, before in zip(blocks.groups, start.groups, strict=True):
-        pairs = zip(group, before, strict=True)
-        assert not any(torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
-    steps = FEDERATION.participants * FEDERATION.local_steps
-    assert [len(t.seeds) for t in result.records[0].terms] == [steps, steps, 3 * steps]
-
-
 def test_settings_for_another_number_of_blocks_are_named():
     client = Client(0, Replica(toy(at=(1, "head"))), toy_data([4])[0], ToyTask())
     for settings, message in (

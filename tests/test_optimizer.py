@@ -92,7 +92,6 @@ SETTINGS = [
     {"estimator": "anchored", "sides": "one"},
     {"estimator": "anchored", "sides": "two", "perturbations": (1, 3, 2)},
     {"estimator": "anchored", "perturbations": (0, 2, 3)},
-    {"estimator": "anchored", "at": "vectors"},
     {"estimator": "balanced", "sides": "one"},
     {"estimator": "balanced", "sides": "two"},
     {"estimator": "balanced", "perturbations": (2, 3)},
@@ -109,7 +108,7 @@ every_estimator = pytest.mark.parametrize(
 def built(model: nn.Module, lr: float | tuple[float, ...], **settings) -> SPZO:
     """Of three blocks, by default: the untied head is one. Two for the two-block estimators."""
     at = THREE if settings.get("estimator", "anchored") in ("anchored", "mezo") else -1
-    return SPZO(split(model, settings.pop("at", at)), lr, **settings)
+    return SPZO(split(model, at), lr, **settings)
 
 
 def mezo_by_hand(optimizer, loss, counts, eps):
@@ -322,24 +321,6 @@ def test_costs_perturbations_and_learning_rates_come_from_the_first_step():
         assert added == pytest.approx([-1e-3 * g / 3 for g in gradients])
     optimizer.step(loss_of(model))
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + layers + head)
-
-
-def test_vectors_cost_whole_passes_and_have_the_directions_that_matrices_lack():
-    model = llama(layers=8)
-    optimizer = SPZO(split(model, "vectors"), lr=1e-3)
-    ran = [0, 0]
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
-    model.lm_head.register_forward_hook(lambda *_: ran.__setitem__(1, ran[1] + 1))
-    optimizer.step(loss_of(model))
-    whole, head = optimizer.cost_shares
-    assert whole == 1
-    counts = [group["perturbations"] for group in optimizer.param_groups]
-    assert counts == [1, 3, round(3 * head**-0.5)]
-    assert [group["lr_scale"] for group in optimizer.param_groups] == counts
-    assert optimizer.last_step.forwards == pytest.approx(1 + 1 + 3 + counts[2] * head)
-    # the vectors are everywhere: no cut of theirs is measured
-    assert optimizer.forwards == pytest.approx(optimizer.last_step.forwards + 1 + head)
-    assert ran == [1 + 1 + 1 + 3, 2 + 1 + 1 + 3 + counts[2]]
 
 
 def test_cost_p2_and_learning_rate_of_balanced_come_from_the_first_step():
@@ -619,8 +600,7 @@ def test_state_dict_continues_bit_for_bit(settings, dtype):
         optimizer.step(loss_of(model))
     state = json.loads(json.dumps(optimizer.state_dict()))  # plain values
     twin = copy.deepcopy(model)
-    alike = {name: settings[name] for name in ("estimator", "at") if name in settings}
-    resumed = built(twin, 5.0, seed=1, **alike)
+    resumed = built(twin, 5.0, seed=1, estimator=settings["estimator"])
     resumed.load_state_dict(state)
     for _ in range(2):
         assert resumed.step(loss_of(twin)) == optimizer.step(loss_of(model))
@@ -872,8 +852,6 @@ def test_bad_arguments_are_named(params, settings, error, says):
 def test_bad_arguments_for_three_blocks_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
         SPZO(split(llama(), THREE), **settings)
-    with pytest.raises(ValueError, match=r"cost_shares is \(0.5, 0.5\); begin with 1, of the vec"):
-        SPZO(split(llama(), "vectors"), cost_shares=(0.5, 0.5))
 
 
 def test_the_measurement_counts_what_it_replays_whatever_that_costs():

@@ -52,7 +52,6 @@ CENTRAL = (
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
     Method("FedSPZO", "auto", {}, -8),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, vectors apart, lr auto", "vectors", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 12), "lr": "auto"}),
 )
@@ -62,7 +61,6 @@ FEDERATED = (
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", "auto", {}, -8),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, vectors apart, lr auto", "vectors", {"lr": "auto"}),
     Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
 )
 

@@ -54,9 +54,6 @@ LARGEST_ONLY, LARGEST, LARGEST_LAST = 0.03, 0.045, 0.25
 """The largest step: the norm of a block's update over that of its weights; of a network that is one
 block, of a block that others lead, and of the last one, which leads: a new head is small at first,
 and no worth bounds it."""
-FRESH = 0.01
-"""A block between the first and the last one whose weights are smaller than so many times the
-first's, such as fresh biases, is bounded as if they were as large."""
 WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
@@ -194,9 +191,9 @@ class AutoRate:
     best: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
-    def bending(self, counts: Sequence[int], since: int) -> bool:
-        """Whether a block from `since` on, from 0, that has directions still learns its rate."""
-        later = zip(self.blocks[since:], counts[since:], strict=True)
+    def bending(self, counts: Sequence[int]) -> bool:
+        """Whether a block but the first that has directions still learns its rate."""
+        later = zip(self.blocks[1:], counts[1:], strict=True)
         return not self.blocks or any(count and seen.turns < LEARN for seen, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
@@ -216,9 +213,7 @@ class AutoRate:
     def measure(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take note of the weights' sizes, once: before the first step moves them."""
         if not self.blocks:
-            first, *later = [root_mean_square(group["params"]) for group in groups]
-            led = [size if size > FRESH * first else first for size in later[:-1]]
-            self.blocks = [Seen(size) for size in (first, *led, *later[-1:])]
+            self.blocks = [Seen(root_mean_square(group["params"])) for group in groups]
 
     def learn(
         self,

@@ -1,4 +1,4 @@
-"""Cut a model into blocks: at layers of its stack of layers, and its vectors apart."""
+"""Cut a model into blocks: at layers of its stack of layers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from .stack import find_cuts
 Named = tuple[tuple[str, nn.Parameter], ...]
 At = int | str | Sequence[int | str]
 
-VECTORS = "vectors"
-
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -29,8 +27,7 @@ class Blocks:
         layers: the layers before the last cut, in order: captured and replayed. Empty for one
             block.
         groups: per block, the (name, parameter) pairs that train, each storage once.
-        starts: per block but the first, how many of `layers` its evaluations replay. 0 for the
-            vectors, which are all over what comes before the first cut.
+        starts: per block but the first, how many of `layers` its evaluations replay.
     """
 
     model: nn.Module
@@ -78,9 +75,7 @@ def split(
             (negative: from the end), a layer's qualified name (a unique ending of it will do, so
             wrappers need no spelling out), or "head" for what comes after the stack. "auto":
             block 2 is the head, where a weight matrix of it trains that is not tied to an earlier
-            one; else the last eighth of the layers, at least one, with the head. "vectors" makes
-            a block 2 of what has fewer than two dimensions before the first cut, norm weights and
-            biases, beside block 1: by itself with the cut of "auto", or first in a sequence.
+            one; else the last eighth of the layers, at least one, with the head.
         example: keyword arguments of one forward pass.
 
     Raises:
@@ -89,41 +84,20 @@ def split(
             trainable parameters; the message tells what to pass.
     """
     model = unwrap(model)
-    apart, where = _vectors_apart(at)
-    stack, cuts = find_cuts(model, where)
+    stack, cuts = find_cuts(model, at)
     before = _used_before(model, stack, cuts, example)
-    if where == "auto":
+    if at == "auto":
         head = _grouped(model, before)[-1]
         kept = slice(1, None) if any(p.dim() > 1 for _, p in head) else slice(1)
         before, cuts = before[kept], cuts[kept]
-    if apart:
-        every = dict(model.named_parameters(remove_duplicate=False))
-        before = [{name for name in before[0] if every[name].dim() > 1}, *before]
-        cuts = (0, *cuts)
     groups = _grouped(model, before)
     for number, group in enumerate(groups, 1):
-        if not group and apart and number < 3:
-            kind = "two dimensions or more" if number == 1 else "fewer than two dimensions"
-            raise ValueError(
-                f"at is {at!r}, but nothing of {kind} trains before the cut; leave 'vectors' out"
-            )
         if not group:
             raise ValueError(
                 f"block {number} of the cut at={at!r} has no parameter with requires_grad=True;"
                 " unfreeze some, cut elsewhere, or pass Blocks.single(model) for one block"
             )
     return Blocks(model, stack[: cuts[-1]], groups, cuts)
-
-
-def _vectors_apart(at: At) -> tuple[bool, At]:
-    """Whether `at` asks for a block of vectors, and what it says beside that."""
-    cuts = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
-    named = [isinstance(cut, str) and cut == VECTORS for cut in cuts]  # an entry may be anything
-    if any(named[1:]):
-        raise ValueError(f"at is {at!r}; name 'vectors', which stands first, before the cuts")
-    if not any(named):
-        return False, at
-    return True, "auto" if cuts[1:] in ([], ["auto"]) else cuts[1:]
 
 
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:

@@ -28,7 +28,7 @@ class Replay:
     Args:
         layers: the modules, in the order in which the model calls them. Empty: does nothing.
         starts: the cuts: for each block but the first, how many of the layers its evaluations
-            replay, ascending; 0: none. Default: one cut, after all of them.
+            replay, ascending. Default: one cut, after all of them.
 
     `mode` is "run" (the model as it is), "capture" or "replay"; set it before each evaluation with
     `capture()` or `replay()` and verify the evaluation with `check()`.
@@ -76,8 +76,8 @@ class Replay:
         Args:
             blocks: 1 to the number of cuts.
         """
-        self._cut, self._calls = self.starts[blocks - 1] if self.starts else 0, 0
-        self.mode = "replay" if self._cut else "run"
+        self.mode, self._calls = "replay", 0
+        self._cut = self.starts[blocks - 1] if self.starts else 0
 
     def check(self) -> None:
         """Raise if the evaluation since `capture()` or `replay()` did not use the layers alike.
@@ -224,8 +224,7 @@ def measure(
 ) -> tuple[float, ...]:
     """Check that a model works as it was split, and measure what each replay costs.
 
-    Evaluates once in full and once replayed from every cut, at the weights as they are. What
-    replays no layers costs 1 and may be used anywhere.
+    Evaluates once in full and once replayed from every cut, at the weights as they are.
 
     Args:
         replay: entered, with at least one layer.
@@ -242,7 +241,7 @@ def measure(
     replay.capture()
     with ExitStack() as stack:
         early = [
-            stack.enter_context(Touched(block if start else {}, until=replay.layers[start - 1]))
+            stack.enter_context(Touched(block, until=replay.layers[start - 1]))
             for block, start in zip(blocks, replay.starts, strict=True)
         ]
         full = stack.enter_context(_flop_counter())
@@ -256,10 +255,7 @@ def measure(
             )
     total = full.get_total_flops()
     shares = []
-    for number, start in enumerate(replay.starts, 1):
-        if not start:
-            shares.append(1.0)
-            continue
+    for number in range(1, len(replay.starts) + 1):
         replay.replay(number)
         with _flop_counter() as part:
             again = evaluate()

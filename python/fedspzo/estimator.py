@@ -124,8 +124,8 @@ class Estimator:
         perturbations: one number a block. "anchored": how many directions the block has; 0 leaves
             it as it is. "mezo": all alike, as every block moves along one direction of the whole.
             The others: P2 directions of block 2 for each of P1 of block 1.
-        mirrored: "anchored": blocks from this one on, counted from 0, are evaluated on both sides
-            whatever `sides` says, which shows their curvature; None: no block is.
+        mirrored: "anchored": all blocks but the first are evaluated on both sides whatever `sides`
+            says, which shows their curvature.
         solved: "anchored": the block whose curvature along every pair of its directions is
             evaluated too, from 0 (`fedspzo.subspace`); None: no block's is.
 
@@ -136,7 +136,7 @@ class Estimator:
     name: str
     sides: str
     perturbations: tuple[int, ...]
-    mirrored: int | None = None
+    mirrored: bool = False
     solved: int | None = None
 
     def __post_init__(self) -> None:
@@ -289,7 +289,7 @@ class Estimator:
         return [[entry(min(p, q), max(p, q)) for q in count] for p in count]
 
     def _two_sided(self, block: int) -> bool:
-        mirrored = self.mirrored is not None and block >= self.mirrored
+        mirrored = self.mirrored and block > 0
         return self.sides == "two" or mirrored or block == self.solved
 
     def _offsets(self, block: int) -> Iterator[Offset]:

@@ -65,9 +65,9 @@ class SPZO(Optimizer):
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 3, or 1 beside a block of
-            vectors, and P_b = 3 / sqrt(C_b), at most 32, the cost shares C_b measured in the first
-            step; 8 to 12 for a last block that takes Newton steps.
+            Default by the rule (`rules.default_perturbations`): P1 = 3 and P_b = 3 / sqrt(C_b), at
+            most 32, the cost shares C_b measured in the first step; 8 to 12 for a last block that
+            takes Newton steps.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
@@ -82,7 +82,7 @@ class SPZO(Optimizer):
             module in the stack of layers needs, at least 1 MiB. Larger weights, a head's or an
             embedding's, are perturbed some rows at a time.
         cost_shares: if known, for each block but the first, what an evaluation costs that replays
-            the blocks before it, as a share of a forward pass (of vectors 1): saves measuring it.
+            the blocks before it, as a share of a forward pass: saves measuring it.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
 
@@ -158,8 +158,6 @@ class SPZO(Optimizer):
         self._replay = Replay(blocks.layers, blocks.starts) if blocks and not mezo else Replay(())
         # without layers to replay every evaluation is a full forward
         self.cost_shares = _shares(cost_shares, len(groups), replayed=bool(self._replay.layers))
-        if 0 in self._replay.starts and cost_shares is not None and cost_shares[0] != 1:
-            raise ValueError(f"cost_shares is {cost_shares!r}; begin with 1, of the vectors")
         self._indexed = 0
         super().__init__(groups, {"weight_decay": weight_decay})
 
@@ -232,8 +230,7 @@ class SPZO(Optimizer):
                 if self.cost_shares is None:
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    shares = zip(self.cost_shares, self._replay.starts, strict=True)
-                    self.forwards += 1.0 + sum(share for share, start in shares if start)
+                    self.forwards += 1.0 + sum(self.cost_shares)
                 self._apply_rules()
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
@@ -367,8 +364,7 @@ class SPZO(Optimizer):
         """Settle the defaults that follow from the costs: perturbations, and from them rates."""
         groups = self.param_groups
         if self.cost_shares is not None and self.estimator != "mezo":
-            vectors = 0 in self._replay.starts
-            rule = default_perturbations(self.estimator, self.cost_shares, vectors=vectors)
+            rule = default_perturbations(self.estimator, self.cost_shares)
             if self._solves:
                 rule = (*rule[:-1], solved_perturbations(self.cost_shares[-1]) or rule[-1])
             for group, count in zip(groups, rule, strict=True):
@@ -383,8 +379,8 @@ class SPZO(Optimizer):
     def _estimator(self) -> Estimator:
         given = (group["perturbations"] for group in self.param_groups)
         counts = tuple(2 if count is None else count for count in given)
-        cheap = next((block for block, start in enumerate(self._replay.starts, 1) if start), None)
-        learning = self.auto is not None and cheap and self.auto.bending(counts, cheap)
+        replays = bool(self._replay.starts)
+        mirrored = self.auto is not None and replays and self.auto.bending(counts)
         solved = self._solves and is_solved(counts[-1], (self.cost_shares or (1.0,))[-1])
         if self.auto is not None and self.estimator == "anchored" and any(counts):
             counts = self.auto.turns(counts)
@@ -392,7 +388,7 @@ class SPZO(Optimizer):
             name=self.estimator,
             sides=self.sides,
             perturbations=counts,
-            mirrored=cheap if learning else None,
+            mirrored=mirrored,
             solved=len(counts) - 1 if solved else None,
         )
 

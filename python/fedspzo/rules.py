@@ -51,27 +51,23 @@ def default_perturbations(
     name: str,
     shares: Sequence[float],
     first: int = FIRST_PERTURBATIONS,
-    *,
-    vectors: bool = False,
 ) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
     "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the
     same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if
-    blocks are alike in what one direction's noise does (Neyman allocation). Vectors have `first`
-    and the matrices beside them 1, as it does less there. The others: P1 = 1, and P2 = C1 / C2
-    rounded to an even number, at least 2.
+    blocks are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
+    P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
         shares: C_b for the blocks from the second on: what an evaluation costs that replays the
             blocks before it, as a share of a full forward pass, in (0, 1].
         first: P1 of "anchored".
-        vectors: whether block 2 is the vectors beside block 1 (`blocks.split`).
     """
     if name == "anchored":
         later = (min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares)
-        return (1 if vectors else first, *later)
+        return (first, *later)
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
 

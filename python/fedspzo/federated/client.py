@@ -274,8 +274,7 @@ def resolve(
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
-        vectors = 0 in client.replica.blocks.starts
-        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY, vectors=vectors)
+        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
         settings = replace(settings, perturbations=counts)
     filled = replace(
         settings,

@@ -43,8 +43,7 @@ class OptimizerConfig:
         evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
             None: by dtype, "layerwise" for bfloat16 and float16.
         at: where the network is cut: "auto"; or the first layer of block 2, as its index, its
-            name or "head"; or that of each block but the first; "vectors", by itself or first, is
-            a block of norm weights and biases (`blocks.split`).
+            name or "head"; or that of each block but the first.
     """
 
     lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
