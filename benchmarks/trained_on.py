@@ -19,7 +19,7 @@ from targets.problems import PROBLEMS, Problem, load
 from targets.runs import Setting, race
 from tqdm.auto import tqdm
 
-from fedspzo.auto_rate import START
+from fedspzo.rate_bounds import START
 
 RESULTS = Path(__file__).parent / "results/trained_on.md"
 METHOD = next(method for method in CENTRAL if method.name == "FedSPZO, lr auto")

@@ -14,25 +14,27 @@ from fedspzo import SPZO, split
 from fedspzo.auto_rate import (
     EVERY,
     HALVE,
-    LARGEST,
-    LARGEST_LAST,
-    LARGEST_ONLY,
     LEAD,
-    LEARN,
     LONGEST,
     MEMORY,
-    NEWTON,
     RISE,
     SLACK,
-    START,
     STEADY,
-    STIFF,
-    WORTH,
     AutoRate,
-    Seen,
 )
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
+from fedspzo.rate_bounds import (
+    LARGEST,
+    LARGEST_LAST,
+    LARGEST_ONLY,
+    LEARN,
+    NEWTON,
+    START,
+    STIFF,
+    WORTH,
+    Seen,
+)
 from fedspzo.rules import evaluations_to_solve
 from fedspzo.step_journal import step_record
 from fedspzo.subspace import Spectrum

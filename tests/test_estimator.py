@@ -16,14 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedspzo.estimator import (
-    HERE,
-    WIDER,
-    Estimator,
-    along,
-    coefficients,
-    to_float32,
-)
+from fedspzo.estimator import WIDER, Estimator, coefficients, to_float32
+from fedspzo.points import HERE, along
 from fedspzo.rules import (
     MOST_PERTURBATIONS,
     default_lr_scales,

@@ -16,7 +16,7 @@ import torch
 from federated_toys import ToyTask, toy, toy_data
 
 from fedspzo import SPZO
-from fedspzo.auto_rate import HALVE, LEARN, START, STEADY
+from fedspzo.auto_rate import HALVE, STEADY
 from fedspzo.federated import (
     Client,
     DigestError,
@@ -35,6 +35,7 @@ from fedspzo.federated.updates import Scalars
 from fedspzo.journal_file import JournalError, JournalReader
 from fedspzo.journal_view import lines
 from fedspzo.journal_writer import write_whole
+from fedspzo.rate_bounds import LEARN, START
 from fedspzo.replica import Replica
 
 AUTO = OptimizerConfig(lr="auto")

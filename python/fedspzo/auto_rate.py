@@ -1,20 +1,8 @@
 """Learning rates that find themselves, from losses and weights alone, and back off.
 
-`SPZO(lr="auto")`. A block's first turns set its rate (`AutoRate.learn`), as large as three bounds
-let it be; their constants were chosen on the problems of `benchmarks/compute_to_target.py`:
-
-* size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
-  update of P directions has the norm lr |g| sqrt(d / P). This one is kept to ever after.
-* worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
-  by r^2 / WORTH; it promises lr |g|^2.
-* curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
-  best for a single step, P / trace(H) where noise dominates.
-
-Where all second derivatives along the last block's directions cost no more than a pass, they take
-the place of all three for that block: its steps are damped Newton steps (`fedspzo.subspace`).
-
-In the long run the rate of a block that others lead falls, with the square root of its turns, so
-that its noise adds up ever slower; so do Newton steps.
+`SPZO(lr="auto")`. A block's first turns set its rate, as large as some bounds let it be, or it
+takes Newton steps (`fedspzo.rate_bounds`). In the long run the rate of a block that others lead
+falls, with the square root of its turns, so that its noise adds up ever slower; so do Newton steps.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little; the others join it
@@ -40,26 +28,13 @@ from typing import Any
 from torch import Tensor
 
 from .estimator import to_float32
+from .rate_bounds import LARGEST, LARGEST_LAST, LARGEST_ONLY, LEARN, START, STIFF, WORTH, Seen
 from .subspace import Spectrum
 
-START = 1e-4
-"""A block's rate where nothing bounds it."""
 LEAD = 16
 """Steps in which not all blocks move yet: each joins the later ones, the first one after these."""
-LEARN = 8
-"""A block's steps that set its rate, each by the mean over the steps so far."""
 LONGEST = 8
 """The most steps from one turn of a block to its next."""
-LARGEST_ONLY, LARGEST, LARGEST_LAST = 0.03, 0.045, 0.25
-"""The largest step: the norm of a block's update over that of its weights; of a network that is one
-block, of a block that others lead, and of the last one, which leads: a new head is small at first,
-and no worth bounds it."""
-WORTH = 0.14
-"""In 1 / nats; see above."""
-STIFF = 1 / 32
-"""The part of the rate that is best for a single step."""
-NEWTON = 0.5
-"""The part of a damped Newton step that is taken: half of a batch's gradient may be its own."""
 STEADY = 20
 """Turns from which on the rate of a block that others lead falls, or that takes Newton steps: as
 sqrt(STEADY / turns)."""
@@ -67,8 +42,8 @@ EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
 """What a step that breaks its promise is multiplied by, and all rates where training diverges."""
-SMOOTHING, QUICK = 0.9, 0.75
-"""Of the losses, a step; and of a block's squared gradients, a turn."""
+SMOOTHING = 0.9
+"""Of the losses, a step."""
 RISE, SLACK, EARLY = 1.1, 0.105, 0.5
 """Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
 EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
@@ -78,80 +53,6 @@ MEMORY = 64
 
 Terms = tuple[dict[int, float], ...]
 """For each block, seed to coefficient."""
-
-
-@dataclass
-class Seen:
-    """What a block's turns have shown.
-
-    Attributes:
-        size: its root mean square weight, at the start.
-        turns: how many there were.
-        squares: the sum over the first `LEARN` of the mean squared projected gradient.
-        traces: the sum over these of the Hessian's estimated trace; None where not known.
-        lately: the smoothed mean squared projected gradient.
-        bend: the smoothed median size of the eigenvalues of the Hessian along its directions; 0
-            where they are not known. `traces` then sums these medians.
-        rested: steps since its last turn.
-        unseen: turns since the trust ratio of one was looked at.
-        wait: steps from one turn to the next.
-    """
-
-    size: float
-    turns: int = 0
-    squares: float = 0.0
-    traces: float | None = 0.0
-    lately: float = 0.0
-    bend: float = 0.0
-    rested: int = 0
-    unseen: int = 0
-    wait: int = 1
-
-    def add(self, square: float, trace: float | None) -> None:
-        """Take note of a turn."""
-        self.lately += self._news * (square - self.lately)
-        self.rested = 0
-        self.unseen += 1
-        self.turns += 1
-        if self.turns <= LEARN:
-            self.squares += square
-            known = self.traces
-            self.traces = None if trace is None or known is None else known + trace
-
-    @property
-    def _news(self) -> float:
-        """How much a turn's values count beside those before it."""
-        return 1 - QUICK if self.turns else 1.0
-
-    def damping(self, median: float) -> float:
-        """Take note of a turn's eigenvalues, before `add`: what damps its Newton step.
-
-        The mean over the first `LEARN` turns, or what is smoothed over the last ones, if larger.
-        """
-        self.bend += self._news * (median - self.bend)
-        early = (self.traces or 0.0) + (median if self.turns < LEARN else 0.0)
-        return max(self.bend, early / min(self.turns + 1, LEARN))
-
-    def rate(self, count: int, largest: float, worth: float, stiff: float) -> float:
-        """The largest rate that the bounds allow for `count` directions.
-
-        Args:
-            count: of a step.
-            largest, worth, stiff: the bounds' constants; 0: this bound is none.
-        """
-        learned = min(self.turns, LEARN)
-        if self.bend:
-            return NEWTON * count / max(self.bend, (self.traces or 0.0) / learned)
-        square = max(self.squares / learned, self.lately)
-        trace = (self.traces or 0.0) / learned
-        bounds = []
-        if self.size and square:
-            bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size:
-            bounds.append(worth * self.size**2 * count)
-        if trace > 0:
-            bounds.append(min(1.0, stiff * count) / trace)  # it may all be in one direction
-        return min((bound for bound in bounds if bound), default=START)
 
 
 @dataclass
@@ -168,8 +69,8 @@ class AutoRate:
         added: how many such means an update is the sum of: their steps in a round, whose noise
             adds up to added / averaged times the squared norm of one step's. Where that is less
             than 1, the bounds on size and curvature allow as much more (the latter no more than
-            what is stable, 1 / trace); what noise is worth grows
-            with `averaged`, as with P. Where it is more, a round counts for as many turns.
+            what is stable, 1 / trace); what noise is worth grows with `averaged`, as with P. Where
+            it is more, a round counts for as many turns.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.

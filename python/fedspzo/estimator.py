@@ -13,104 +13,21 @@ both sides of block 1's perturbation; `coupled` is our reading of FedSPZO's abst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .points import HERE, Losses, Offset, Point, along, mean
 from .rules import directions
 from .seeds import step_seeds
-
-Offset = tuple[tuple[int, int], ...]  # (direction, sign) of each that a block is moved along
-Point = tuple[Offset, ...]  # one offset a block
-Losses = Mapping[Point, float]
-Differences = tuple[float, list[float]]  # for a direction of block 1, for its directions of block 2
-
-HERE: Offset = ()  # the weights as they are
+from .two_blocks import TWO_BLOCKS
 
 WIDER = 8
 """A solved block's eps over the given one: second differences are divided by its square, and of
 float32 losses little would be left."""
 
 
-def along(direction: int, sign: int = +1) -> Offset:
-    """Moved along one direction."""
-    return ((direction, sign),)
-
-
-def side(p: int) -> int:
-    """The sign of block 1's perturbation while block 2's direction p is evaluated: s alternates."""
-    return -1 if p % 2 else +1
-
-
-# Each two-block estimator is two functions of block 1's direction `a` and its directions `ps` of
-# block 2:
-# the points, in the order that moves the weights least, and the differences l(...) - l(...) that
-# still have to be divided by eps.
-
-
-def _balanced_one_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        yield along(a, s), HERE
-        for p in ps:
-            if side(p) == s:
-                yield along(a, s), along(p)
-
-
-def _balanced_one(loss: Losses, a: int, ps: range) -> Differences:
-    base = {s: loss[along(a, s), HERE] for s in (+1, -1)}
-    differences = [loss[along(a, side(p)), along(p)] - base[side(p)] for p in ps]
-    return (base[+1] - base[-1]) / 2, differences
-
-
-def _balanced_two_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        for p in ps:
-            if side(p) == s:
-                yield along(a, s), along(p, +1)
-                yield along(a, s), along(p, -1)
-
-
-def _balanced_two(loss: Losses, a: int, ps: range) -> Differences:
-    plus = {p: loss[along(a, side(p)), along(p, +1)] for p in ps}
-    minus = {p: loss[along(a, side(p)), along(p, -1)] for p in ps}
-    means = {s: _mean([(plus[p] + minus[p]) / 2 for p in ps if side(p) == s]) for s in (+1, -1)}
-    return (means[+1] - means[-1]) / 2, [(plus[p] - minus[p]) / 2 for p in ps]
-
-
-def _coupled_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        for p in ps[::s]:  # backwards on the way down: the turn is one term, -2 eps
-            yield along(a, s), along(p, s)
-
-
-def _coupled(loss: Losses, a: int, ps: range) -> Differences:
-    difference = [
-        (loss[along(a, +1), along(p, +1)] - loss[along(a, -1), along(p, -1)]) / 2 for p in ps
-    ]
-    return _mean(difference), difference
-
-
-def _coupled_loo(loss: Losses, a: int, ps: range) -> Differences:
-    mean, difference = _coupled(loss, a, ps)
-    n = len(difference)
-    # d - (sum - d) / (n - 1): the direction's difference less the mean of the others'
-    return mean, [(d - mean) * n / (n - 1) for d in difference]
-
-
-_TWO_BLOCKS: dict[
-    tuple[str, str],
-    tuple[
-        Callable[[int, range], Iterator[Point]],
-        Callable[[Losses, int, range], Differences],
-        int,  # the fewest directions of block 2 it is defined for
-    ],
-] = {
-    ("balanced", "one"): (_balanced_one_points, _balanced_one, 1),
-    ("balanced", "two"): (_balanced_two_points, _balanced_two, 2),
-    ("coupled", "two"): (_coupled_points, _coupled, 1),
-    ("coupled-loo", "two"): (_coupled_points, _coupled_loo, 2),
-}
 NAMES = ("anchored", "balanced", "coupled", "coupled-loo", "mezo")
 
 
@@ -163,9 +80,9 @@ class Estimator:
                 f"estimator {self.name!r} needs two blocks, but there are {len(counts)}; pass"
                 " split(model, at=LAYER), or another estimator"
             )
-        if (self.name, self.sides) not in _TWO_BLOCKS:
+        if (self.name, self.sides) not in TWO_BLOCKS:
             raise ValueError(f"sides is {self.sides!r}, but {self.name!r} is two-sided; pass 'two'")
-        fewest = _TWO_BLOCKS[self.name, self.sides][2]
+        fewest = TWO_BLOCKS[self.name, self.sides][2]
         if counts[1] < fewest:
             raise ValueError(
                 f"perturbations of block 2 is {counts[1]}, but {self.name!r} {self.sides}-sided"
@@ -203,7 +120,7 @@ class Estimator:
             two = self.sides == "two"
             here = [] if two else [(HERE,) * blocks]
             return here + [(along(p, s),) * blocks for p in range(count) for s in _signs(two)]
-        points = _TWO_BLOCKS[self.name, self.sides][0]
+        points = TWO_BLOCKS[self.name, self.sides][0]
         return [point for a, ps in self._repeats() for point in points(a, ps)]
 
     def gradients(self, loss: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
@@ -228,7 +145,7 @@ class Estimator:
             else:
                 d = [loss[(along(p),) * blocks] - loss[(HERE,) * blocks] for p in range(count)]
             return tuple([x / e for x in d] for e in eps)
-        differences = _TWO_BLOCKS[self.name, self.sides][1]
+        differences = TWO_BLOCKS[self.name, self.sides][1]
         first: list[float] = []
         second: list[float] = []
         for a, ps in self._repeats():
@@ -243,7 +160,7 @@ class Estimator:
         if at_theta is not None:
             return at_theta
         here = [value for point, value in loss.items() if point[-1] == HERE]
-        return _mean(here or list(loss.values()))
+        return mean(here or list(loss.values()))
 
     def curvatures(self, loss: Losses, eps: Sequence[float]) -> tuple[float | None, ...]:
         """The trace of each block's Hessian, estimated; None where the loss does not tell.
@@ -262,7 +179,7 @@ class Estimator:
                 for p in range(count)
                 if self._two_sided(block)
             ]
-            found.append(_mean(bends) / scale**2 if bends else None)
+            found.append(mean(bends) / scale**2 if bends else None)
         return tuple(found)
 
     def hessian(self, loss: Losses, eps: Sequence[float]) -> list[list[float]]:
@@ -341,7 +258,3 @@ def to_float32(values: Sequence[float]) -> tuple[float, ...]:
 
 def _signs(two_sided: bool) -> tuple[int, ...]:
     return (+1, -1) if two_sided else (+1,)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

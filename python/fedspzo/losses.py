@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .estimator import Estimator, Point
+from .estimator import Estimator
+from .points import Point
 from .privacy import Mechanism
 
 Closure = Callable[[], Tensor | float]

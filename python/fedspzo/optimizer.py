@@ -13,26 +13,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .auto_rate import START, AutoRate
+from .auto_rate import AutoRate
 from .blocks import Blocks
 from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
-from .estimator import Estimator, Losses, Point, coefficients, to_float32
+from .estimator import Estimator, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
 from .losses import Closure, private_gradients, read_losses
-from .param_groups import as_groups, distribute, is_low, learning_rate, named, resolve
-from .privacy import NOT_PRIVATE, Mechanism
-from .rules import (
-    default_lr_scales,
-    default_perturbations,
-    evaluations_to_solve,
-    is_solved,
-    solved_perturbations,
+from .param_groups import (
+    apply_rules,
+    as_groups,
+    distribute,
+    is_low,
+    learning_rate,
+    named,
+    resolve,
 )
+from .points import Losses
+from .privacy import NOT_PRIVATE, Mechanism
+from .rate_bounds import START
+from .rules import evaluations_to_solve, is_solved
 from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport, terms_of
 from .subspace import Spectrum
 from .trust import judge
+from .walk import walk
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -170,7 +175,7 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
-        self._apply_rules()
+        apply_rules(self.param_groups, self.estimator, self.cost_shares, solves=self._solves)
         self._estimator()  # checks estimator, sides and perturbations
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -231,7 +236,9 @@ class SPZO(Optimizer):
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
                     self.forwards += 1.0 + sum(self.cost_shares)
-                self._apply_rules()
+                apply_rules(
+                    self.param_groups, self.estimator, self.cost_shares, solves=self._solves
+                )
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
                 else:
@@ -277,23 +284,10 @@ class SPZO(Optimizer):
         eps = estimator.scales([group["eps"] for group in self.param_groups])
         if self.auto is not None:
             self.auto.measure(self.param_groups)
-        values: dict[Point, Tensor] = {}
         shares = self.cost_shares or ()
-        forwards, captured = 0.0, Point()
-        for point in estimator.points():
-            for stand, block_seeds, offset, scale in zip(stands, seeds, point, eps, strict=True):
-                stand.move({block_seeds[p]: sign * scale for p, sign in offset})
-            # the leading blocks that are where they were when last captured
-            same = next((i for i, at in enumerate(captured) if point[i] != at), 0)
-            if same:
-                self._replay.replay(same)
-                forwards += shares[same - 1]
-            else:
-                self._replay.capture()
-                forwards += 1.0
-                captured = point
-            values[point] = evaluate()
-            self._replay.check()
+        values, forwards = walk(
+            estimator.points(), stands, seeds, eps, self._replay, shares, evaluate
+        )
         if self.privacy is None:
             losses = {point: value.item() for point, value in values.items()}
             found = estimator.gradients(losses, eps)
@@ -359,22 +353,6 @@ class SPZO(Optimizer):
         costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(self.param_groups, gradients, curvatures, costs, spectrum)
-
-    def _apply_rules(self) -> None:
-        """Settle the defaults that follow from the costs: perturbations, and from them rates."""
-        groups = self.param_groups
-        if self.cost_shares is not None and self.estimator != "mezo":
-            rule = default_perturbations(self.estimator, self.cost_shares)
-            if self._solves:
-                rule = (*rule[:-1], solved_perturbations(self.cost_shares[-1]) or rule[-1])
-            for group, count in zip(groups, rule, strict=True):
-                if group["perturbations"] is None:
-                    group["perturbations"] = count
-        if all(group["perturbations"] is not None for group in groups):
-            scales = default_lr_scales(self._estimator().directions)
-            for group, scale in zip(groups, scales, strict=True):
-                if group["lr_scale"] is None:
-                    group["lr_scale"] = scale
 
     def _estimator(self) -> Estimator:
         given = (group["perturbations"] for group in self.param_groups)

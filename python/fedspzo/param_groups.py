@@ -11,6 +11,12 @@ from torch import Tensor
 
 from .blocks import storage, trainable
 from .estimator import check_perturbations
+from .rules import (
+    default_lr_scales,
+    default_perturbations,
+    directions,
+    solved_perturbations,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -106,3 +112,29 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
             " 1 - lr * weight_decay away; pass 0, or train in float32"
         )
     return group
+
+
+def apply_rules(
+    groups: Sequence[Group], estimator: str, shares: Sequence[float] | None, *, solves: bool
+) -> None:
+    """Settle what follows from the blocks' costs: perturbations, and from them rates.
+
+    Args:
+        groups: an optimizer's; what is None and can be told is set.
+        estimator: its name.
+        shares: for each block but the first, its cost share; None: not yet measured.
+        solves: whether the last block may take Newton steps.
+    """
+    if shares is not None and estimator != "mezo":
+        rule = default_perturbations(estimator, shares)
+        if solves:
+            rule = (*rule[:-1], solved_perturbations(shares[-1]) or rule[-1])
+        for group, count in zip(groups, rule, strict=True):
+            if group["perturbations"] is None:
+                group["perturbations"] = count
+    counts = [group["perturbations"] for group in groups]
+    if None not in counts:
+        scales = default_lr_scales(directions(estimator, counts))
+        for group, scale in zip(groups, scales, strict=True):
+            if group["lr_scale"] is None:
+                group["lr_scale"] = scale

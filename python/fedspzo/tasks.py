@@ -9,10 +9,8 @@ padding stands after everything that is read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.nn import functional as F
 
 from .capture import evaluating
 from .data import Example
+from .prompt_head import head_at
 from .tables import InputError
 
 EVALUATION_BATCH = 32
@@ -203,7 +202,7 @@ class PromptClassification(Task):
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, labels) of the verbalizers, and labels (B,)."""
-        with _head_at(model, batch["positions"], self.words):
+        with head_at(model, batch["positions"], self.words):
             logits, batch = self._logits(model, batch)
         columns = (
             batch["positions"] if logits.shape[1] > 1 else torch.zeros_like(batch["positions"])
@@ -267,43 +266,3 @@ def _ids(task: Task, examples: Sequence[Example]) -> list[list[int]]:
         texts, truncation=True, max_length=task.max_length
     ).input_ids
     return ids
-
-
-@contextmanager
-def _head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
-    """Compute the head at one position of each row and for some words only; other logits are 0.
-
-    A vocabulary's logits for every token can cost more than the layers; a prompt asks for a few.
-    The head has to be a module that reads (B, T, D), and for the words a linear layer as torch
-    makes it: adapters, quantized weights and forwards put in its place compute all of them.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Module):
-        yield
-        return
-
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args or args[0].dim() != 3 or len(args[0]) != len(positions):
-            return None
-        hidden = args[0]
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return (hidden[rows, positions.to(hidden.device)][:, None], *args[1:])
-
-    with ExitStack() as stack:
-        stack.callback(head.register_forward_pre_hook(keep).remove)
-        if type(head) is nn.Linear and "forward" not in vars(head):
-            head.__dict__["forward"] = partial(_some_logits, head, words)
-            stack.callback(head.__dict__.pop, "forward")
-        yield
-
-
-def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:
-    """The head's logits, (..., vocabulary): those of `words`, (N,), and 0 elsewhere."""
-    words = words.to(hidden.device)
-    # looked up as an embedding's rows, which layerwise evaluation perturbs alone
-    answers = F.linear(hidden, F.embedding(words, head.weight))
-    if head.bias is not None:
-        answers = answers + head.bias[words]
-    logits = answers.new_zeros(*hidden.shape[:-1], len(head.weight))
-    logits[..., words] = answers
-    return logits

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fedspzo.auto_rate import HALVE, LEARN, AutoRate, Seen
+from fedspzo.auto_rate import HALVE, AutoRate
+from fedspzo.rate_bounds import LEARN, Seen
 
 from .client import Client, spzo
 from .coefficients import weights
@@ -119,7 +120,7 @@ def find(
     clients: Sequence[Client],
     federation: FederationConfig,
 ) -> FoundRates:
-    """The rates to begin with, by `auto_rate.LEARN` steps; the weights stay.
+    """The rates to begin with, by `rate_bounds.LEARN` steps; the weights stay.
 
     Each step is on the examples of the client that stands for the next part of the update: one
     client's alone may be of one label, and one that has few examples tells little.
