@@ -23,8 +23,11 @@ MEZO = [1e-3, 1.5e-3, 2e-3, 3e-3]
 MEZO_ROUNDS = 43  # cost what the demo's rounds cost
 
 
+DEMO = configuration.load(DEMO_CONFIG)
+
+
 def train(optimizer: OptimizerConfig, seed: int, rounds: int | None) -> dict[str, Any]:
-    config = configuration.load(DEMO_CONFIG).with_overrides(output=None, seed=seed, rounds=rounds)
+    config = DEMO.with_overrides(output=None, seed=seed, rounds=rounds)
     config = replace(config, optimizer=optimizer, mezo=None)
     splits = read_splits(config.data, config.task)
     with tempfile.TemporaryDirectory() as name, OutputFolder(Path(name)) as folder:
@@ -38,7 +41,7 @@ def main() -> None:
     print("| method | lr | accuracy | loss | full-forward equivalents |")
     print("| --- | --- | --- | --- | --- |")
     settings: list[tuple[str, OptimizerConfig, int | None]] = [
-        ("FedSPZO", OptimizerConfig(lr="auto"), None),
+        ("FedSPZO", DEMO.optimizer, None),
         *(
             ("MeZO", OptimizerConfig(lr=lr, estimator="mezo", sides="two"), MEZO_ROUNDS)
             for lr in MEZO

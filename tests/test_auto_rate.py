@@ -25,6 +25,7 @@ from fedspzo.auto_rate import (
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
 from fedspzo.rate_bounds import (
+    FARTHEST,
     LARGEST,
     LARGEST_LAST,
     LARGEST_ONLY,
@@ -37,7 +38,7 @@ from fedspzo.rate_bounds import (
 )
 from fedspzo.rules import evaluations_to_solve
 from fedspzo.step_journal import step_record
-from fedspzo.subspace import Spectrum
+from fedspzo.subspace import LEAST, Spectrum
 from fedspzo.trust import DOUBTED, HALVINGS, predicted
 from fedspzo_kernels import noise
 
@@ -83,6 +84,7 @@ def groups_of(*blocks: torch.Tensor) -> list[dict]:
 
 
 TWOS, HALVES = torch.full((100,), 2.0), torch.full((30,), 0.5)
+FIVES = torch.full((30,), 5.0)
 COSTS = (1.0, 0.04)
 
 
@@ -275,7 +277,7 @@ def test_a_block_that_promises_less_for_its_cost_waits_for_its_turn(gradient, co
 
 def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_step():
     """Damped by the median size of the eigenvalues, of the first turns or later ones, if larger."""
-    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
     spectrum = Spectrum.of([[4.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 12.0]])
     gradients = ([1.0], [8.0, 10.0, 16.0])
     first, second = auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
@@ -289,7 +291,7 @@ def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_
     for turn in range(2, 4 * STEADY + 1):
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
         assert groups[1]["lr"] == pytest.approx(full * min(1.0, math.sqrt(STEADY / turn)))
-    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
     auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
     steeper = Spectrum.of([[100.0, 0.0, 0.0], [0.0, 100.0, 0.0], [0.0, 0.0, 100.0]])
     for _ in range(3 * LEARN):
@@ -301,8 +303,49 @@ def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_
     fall = math.sqrt(STEADY / (1 + 6 * LEARN))
     assert groups[1]["lr"] == pytest.approx(fall * NEWTON * 3 / ((4 + 7 * 100) / 8))
     flat = Spectrum.of([[0.0] * 3] * 3)
-    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
     assert auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), flat)[1] == gradients[1]
+
+
+def test_a_newton_step_is_no_longer_than_the_blocks_weights():
+    """With few examples a batch all of its gradient may be its own."""
+    auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, HALVES)
+    spectrum = Spectrum.of([[4.0, 0.0], [0.0, 4.0]])
+    for scale, factor in ((1.0, 1.0), (1e3, 1.0), (1e3, 0.25)):
+        auto.factor = factor
+        gradients = ([1.0], [1.5 * scale, -2.0 * scale])
+        damped = auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)[1]
+        step = [groups[1]["lr"] * g / 2 for g in damped]
+        full = NEWTON * math.hypot(1.5, 2.0) * scale / (4 + 4)
+        assert math.hypot(*step) == pytest.approx(factor * min(full, FARTHEST * 0.5))
+        assert step[0] / step[1] == pytest.approx(-0.75)
+
+
+def test_a_batch_that_bends_in_few_ways_damps_by_them():
+    few = Spectrum.of([[32.0 * (row == column == 0) for row in range(8)] for column in range(8)])
+    assert few.typical == pytest.approx(LEAST * 32 / 8)
+    assert Spectrum.of([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 30.0]]).typical == 2
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count):
+    """Newton steps of a head would fit each of them in whatever way rounding leaves open."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 2))
+    x = torch.randn(1000, 128)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    optimizer = SPZO(
+        split(model, at=-1, example={"input": x}),
+        lr="auto",
+        perturbations=(0, 12),
+        cost_shares=(0.001,),
+    )
+    with torch.no_grad():
+        before = nn.functional.cross_entropy(model(x), y).item()
+        for step in range(24):
+            batch = slice(count * step, count * (step + 1))
+            optimizer.step(lambda b=batch: nn.functional.cross_entropy(model(x[b]), y[b]))
+        assert nn.functional.cross_entropy(model(x), y).item() < 1.5 * before
 
 
 def test_a_head_bent_a_thousand_times_as_much_one_way_is_learned_along_the_others_too():
@@ -386,10 +429,41 @@ def test_by_the_rule_a_cheap_head_has_as_many_directions_as_are_solved():
 def test_a_loss_that_is_not_finite_skips_a_solved_step():
     _, optimizer, loss = solved_run(3)
     before = copy.deepcopy(optimizer.auto)
+    calls = iter(range(10**6))
+    pair = 3  # theta, both sides of the first direction, and the first two directions together
     with pytest.warns(UserWarning, match="not finite"):
-        optimizer.step(lambda: math.nan * loss())
+        optimizer.step(lambda: (math.nan if next(calls) == pair else 1.0) * loss())
     assert optimizer.last_step.skipped
     assert optimizer.auto == before
+
+
+def test_weight_decay_or_many_directions_leave_the_last_block_to_gradient_steps():
+    """A Newton step's rate is an inverse curvature, by which weights would decay."""
+    for settings in ({"weight_decay": 0.1}, {"perturbations": (0, 13), "cost_shares": (1e-4,)}):
+        _, optimizer, _ = solved_run(2, **settings)
+        assert optimizer.auto.blocks[1].bend == 0
+    assert solved_run(2)[1].auto.blocks[1].bend > 0
+
+
+def test_one_block_by_the_anchored_estimator_finds_its_rate():
+    model = Bowl(1.0)
+    optimizer = SPZO(model.named_parameters(), lr="auto", estimator="anchored")
+    optimizer.step(model)
+    assert optimizer.param_groups[0]["perturbations"] == 3
+    assert optimizer.param_groups[0]["lr"] != START
+
+
+def test_turns_are_weighed_by_all_evaluations_of_both_sides():
+    costs = []
+    for sides in ("one", "two"):
+        _, optimizer, loss = solved_run(0, sides=sides)
+        seen: list = []
+        learn = optimizer.auto.learn
+        optimizer.auto.learn = lambda *args, s=seen, f=learn: (s.append(args[3]), f(*args))[1]
+        optimizer.step(loss)
+        costs.append(seen[0])
+    assert costs[0][0] * 2 == costs[1][0]
+    assert costs[0][1] == costs[1][1]  # a solved block has both sides anyway
 
 
 def test_bfloat16_takes_solved_steps_too():

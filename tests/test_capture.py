@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import accelerate
 import pytest
@@ -161,12 +162,19 @@ def test_an_instances_own_forward_is_kept_and_put_back(net):
     assert torch.equal(net(x), full)
 
 
+class Frozen(NamedTuple):
+    """Its fields cannot be set."""
+
+    use_cache: bool = True
+
+
 def test_evaluating_puts_each_flag_back(net):
     net.train()
     net.layers[1].eval()
     net.config = net.layers[0].config = SimpleNamespace(use_cache=True)
     net.layers[1].config = SimpleNamespace(use_cache=False)
     net.layers[2].config = {"use_cache": True}  # no Hugging Face configuration
+    net.layers[0].linear.config = Frozen()
     flags = [module.training for module in net.modules()]
 
     def broken() -> None:

@@ -28,7 +28,17 @@ from typing import Any
 from torch import Tensor
 
 from .estimator import to_float32
-from .rate_bounds import LARGEST, LARGEST_LAST, LARGEST_ONLY, LEARN, START, STIFF, WORTH, Seen
+from .rate_bounds import (
+    FARTHEST,
+    LARGEST,
+    LARGEST_LAST,
+    LARGEST_ONLY,
+    LEARN,
+    START,
+    STIFF,
+    WORTH,
+    Seen,
+)
 from .subspace import Spectrum
 
 LEAD = 16
@@ -141,8 +151,8 @@ class AutoRate:
             return followed
         self.measure(groups)
         if spectrum is not None:
-            curvatures = (*curvatures[:-1], spectrum.median)
-            damping = self.blocks[-1].damping(spectrum.median)
+            curvatures = (*curvatures[:-1], spectrum.typical)
+            damping = self.blocks[-1].damping(spectrum.typical)
             if damping:
                 damped = to_float32(spectrum.damp(gradients[-1], damping))
                 followed = (*followed[:-1], damped)
@@ -155,7 +165,18 @@ class AutoRate:
                 seen.add(squares[block], curvatures[block])
                 group["lr"] = self.rate(block, len(found))
         self._pace([group["lr"] for group in groups], costs)
+        if self.blocks[-1].bend:
+            followed = (*followed[:-1], self._not_too_far(followed[-1], groups[-1]["lr"]))
         return followed
+
+    def _not_too_far(self, damped: Sequence[float], rate: float) -> Sequence[float]:
+        """The last block's damped gradients, less where their step would be too long."""
+        size = FARTHEST * self.factor * self.blocks[-1].size
+        # the root mean square change of a weight, of random directions
+        length = rate * math.sqrt(_mean_dot(damped, damped) / max(1, len(damped)))
+        if not length > size > 0:
+            return damped
+        return to_float32([size / length * g for g in damped])
 
     def rate(self, block: int, count: int) -> float:
         """What a block's turns so far make of its rate, for `count` directions a step."""
@@ -176,9 +197,9 @@ class AutoRate:
     def _pace(self, rates: Sequence[float], costs: Sequence[float]) -> None:
         """Set how long each block waits for its turn.
 
-        A turn promises lr g^2, the more of it the noise of its directions in proportion to the
-        curvature, if the rates are in proportion to that one's inverse. By Neyman's allocation
-        (docs/estimators.md) turns should be in proportion to the root of promise over cost.
+        A turn promises a fall of the loss by lr g^2. Where rates are about in proportion to the
+        inverse of curvatures, its directions' noise is in proportion to that too, and by Neyman's
+        allocation (docs/estimators.md) turns should be to the root of promise over cost.
         """
         worths = [
             rate * seen.lately / cost if cost else 0.0  # without directions it has no turns

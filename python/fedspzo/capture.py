@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -193,11 +193,13 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
     flags = [(owner, flag) for owner, flag in flags if getattr(owner, flag, None) is True]
     try:
         for owner, flag in flags:
-            setattr(owner, flag, False)
+            with suppress(AttributeError):  # a frozen configuration stays as it is
+                setattr(owner, flag, False)
         yield
     finally:
         for owner, flag in flags:
-            setattr(owner, flag, True)
+            with suppress(AttributeError):
+                setattr(owner, flag, True)
 
 
 class _NoModules(ModuleTracker):

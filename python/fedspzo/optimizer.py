@@ -64,7 +64,8 @@ class SPZO(Optimizer):
             one a block, found from losses and backed off when training diverges, for one more
             forward pass in every eighth step; at first the last block moves alone, and the others
             may wait for their turns (`fedspzo.auto_rate`). Where its evaluations are cheap, that
-            block takes Newton steps (`fedspzo.subspace`).
+            block takes Newton steps (`fedspzo.subspace`), unless it has weight decay or more than
+            12 directions. In several processes give `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -74,7 +75,7 @@ class SPZO(Optimizer):
             most 32, the cost shares C_b measured in the first step; 8 to 12 for a last block that
             takes Newton steps.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
-            bfloat16 and float16.
+            bfloat16 and float16; 8 times as much for a block that takes Newton steps.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
             update. float32 only: lower precision would round it away.
         seed: of every direction, in [0, 2**64).
@@ -340,15 +341,16 @@ class SPZO(Optimizer):
         eps: Sequence[float],
     ) -> tuple[Sequence[float], ...]:
         """With lr="auto", set the rates; what the update follows: the gradients, or Newton's."""
-        if self.auto is None:
+        if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
         spectrum = None
-        if estimator.solved is not None and all(map(math.isfinite, losses.values())):
+        if estimator.solved is not None:
             spectrum = Spectrum.of(estimator.hessian(losses, eps))
         shares = (1.0, *(self.cost_shares or ()))
-        counts = [group["perturbations"] for group in self.param_groups]
+        sides = 2 if self.sides == "two" else 1
+        counts = [sides * group["perturbations"] for group in self.param_groups]
         if spectrum is not None:
-            counts[-1] = evaluations_to_solve(counts[-1])
+            counts[-1] = evaluations_to_solve(self.param_groups[-1]["perturbations"])
         costs = [count * share for count, share in zip(counts, shares, strict=True)]
         costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
@@ -373,7 +375,10 @@ class SPZO(Optimizer):
     @property
     def _solves(self) -> bool:
         """Whether the last block may take Newton steps."""
-        return self.estimator == "anchored" and self.auto is not None and self.auto.central
+        central = self.auto is not None and self.auto.central
+        # a Newton step's rate is an inverse curvature: weights would decay at once
+        decays = self.param_groups[-1]["weight_decay"] > 0
+        return self.estimator == "anchored" and central and not decays
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]

@@ -127,7 +127,7 @@ def apply_rules(
     """
     if shares is not None and estimator != "mezo":
         rule = default_perturbations(estimator, shares)
-        if solves:
+        if solves and shares:
             rule = (*rule[:-1], solved_perturbations(shares[-1]) or rule[-1])
         for group, count in zip(groups, rule, strict=True):
             if group["perturbations"] is None:

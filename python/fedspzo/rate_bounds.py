@@ -31,8 +31,9 @@ WORTH = 0.14
 """In 1 / nats; see above."""
 STIFF = 1 / 32
 """The part of the rate that is best for a single step."""
-NEWTON = 0.5
-"""The part of a damped Newton step that is taken: half of a batch's gradient may be its own."""
+NEWTON, FARTHEST = 0.5, 1.0
+"""The part of a damped Newton step that is taken, as half of a batch's gradient may be its own; and
+the norm of the longest one over that of the block's weights, as all of it may be."""
 QUICK = 0.75
 """Smoothing of a block's squared gradients, a turn."""
 
@@ -44,11 +45,12 @@ class Seen:
     Attributes:
         size: its root mean square weight, at the start.
         turns: how many there were.
-        squares: the sum over the first `LEARN` of the mean squared projected gradient.
+        squares: the sum over the first `LEARN` of the mean squared projected gradient; of a block
+            that takes Newton steps, of the gradient times the damped one, here and in `lately`.
         traces: the sum over these of the Hessian's estimated trace; None where not known.
         lately: the smoothed mean squared projected gradient.
-        bend: the smoothed median size of the eigenvalues of the Hessian along its directions; 0
-            where they are not known. `traces` then sums these medians.
+        bend: the smoothed typical size of the eigenvalues of the Hessian along its directions; 0
+            where they are not known. `traces` then sums these sizes.
         rested: steps since its last turn.
         unseen: turns since the trust ratio of one was looked at.
         wait: steps from one turn to the next.
@@ -80,13 +82,13 @@ class Seen:
         """How much a turn's values count beside those before it."""
         return 1 - QUICK if self.turns else 1.0
 
-    def damping(self, median: float) -> float:
+    def damping(self, typical: float) -> float:
         """Take note of a turn's eigenvalues, before `add`: what damps its Newton step.
 
         The mean over the first `LEARN` turns, or what is smoothed over the last ones, if larger.
         """
-        self.bend += self._news * (median - self.bend)
-        early = (self.traces or 0.0) + (median if self.turns < LEARN else 0.0)
+        self.bend += self._news * (typical - self.bend)
+        early = (self.traces or 0.0) + (typical if self.turns < LEARN else 0.0)
         return max(self.bend, early / min(self.turns + 1, LEARN))
 
     def rate(self, count: int, largest: float, worth: float, stiff: float) -> float:

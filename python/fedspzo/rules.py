@@ -14,8 +14,8 @@ FIRST_OF_MANY = 1
 MOST_PERTURBATIONS = 32
 """The most that a rule gives a block: a direction is also sent."""
 MOST_SOLVED, FEWEST_SOLVED = 12, 8
-"""Of the last block with lr="auto", the most directions that a rule gives it where it is solved
-along them (`fedspzo.subspace`), as time counts too; and the fewest that are worth it."""
+"""Of the last block with lr="auto", the most directions that it is solved along
+(`fedspzo.subspace`), as time counts too; and the fewest that a rule gives it for that."""
 
 
 def evaluations_to_solve(count: int) -> int:
@@ -30,7 +30,7 @@ def is_solved(count: int, share: float) -> bool:
         count: directions in a step.
         share: what an evaluation of the block costs, in full forward passes.
     """
-    return count > 1 and evaluations_to_solve(count) * share <= 1
+    return 1 < count <= MOST_SOLVED and evaluations_to_solve(count) * share <= 1
 
 
 def solved_perturbations(share: float) -> int | None:

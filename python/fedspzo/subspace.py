@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST = 1 / 32
+"""Of the mean size of eigenvalues, the least that damps a step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -36,9 +39,12 @@ class Spectrum:
         return cls(values.abs(), vectors)
 
     @property
-    def median(self) -> float:
-        """The size that half of the eigenvalues do not exceed."""
-        return float(self.sizes.median())
+    def typical(self) -> float:
+        """The size that half of the eigenvalues do not exceed; at least `LEAST` times their mean.
+
+        A batch of few examples bends in few ways, and what is seen of the others is rounding.
+        """
+        return max(float(self.sizes.median()), LEAST * float(self.sizes.mean()))
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
         """Projected gradients, less where the loss bends: (|H| / damping + 1)^-1 g."""
