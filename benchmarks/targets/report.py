@@ -122,7 +122,7 @@ def _table(problem: Problem, rows: Sequence[Row]) -> list[str]:
         else:
             cells.append(f"{statistics.median(end.seconds for end in ends):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
-    what = "Bytes" if federated else "Seconds (two runs shared the machine)"
+    what = "Bytes" if federated else "Seconds (several runs shared the machine)"
     lines += ["", f"{what}: to the last accuracy, or to the end where it was not reached."]
     return lines
 
