@@ -19,6 +19,8 @@ from torch import Tensor
 from fedspzo.estimator import WIDER, Estimator, coefficients, to_float32
 from fedspzo.points import HERE, along
 from fedspzo.rules import (
+    FIRST_OF_MANY,
+    MOST_OF_MANY,
     MOST_PERTURBATIONS,
     default_lr_scales,
     default_perturbations,
@@ -364,6 +366,8 @@ def test_perturbations_leave_the_least_noise_for_their_cost():
 
 def test_perturbations_by_the_rule_have_bounds():
     assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (3, 3, 3, MOST_PERTURBATIONS)
+    of_many = default_perturbations("anchored", (0.25, 1e-6), FIRST_OF_MANY, MOST_OF_MANY)
+    assert of_many == (1, 2, MOST_OF_MANY)
 
 
 def test_by_the_rule_every_direction_counts_alike():

@@ -61,7 +61,7 @@ FEDERATED = (
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", "auto", {}, -8),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, P2 = 8, lr auto", "auto", {"lr": "auto", "perturbations": (1, 8)}),
+    Method("FedSPZO, P2 = 32, lr auto", "auto", {"lr": "auto", "perturbations": (1, 32)}),
     Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
 )
 

@@ -11,8 +11,9 @@ FIRST_PERTURBATIONS = 3
 """Block 1's, "anchored": one pass more than directions, so three cost four passes, not six."""
 FIRST_OF_MANY = 1
 """Block 1's where a step is one of several clients', whose directions are averaged anyway."""
-MOST_PERTURBATIONS = 32
-"""The most that a rule gives a block: a direction is also sent."""
+MOST_PERTURBATIONS, MOST_OF_MANY = 32, 8
+"""The most that a rule gives a block; and one of several clients, which sends a scalar for each: as
+their labels differ, 32 made them part on the demo's task (docs/estimators.md)."""
 MOST_SOLVED, FEWEST_SOLVED = 12, 8
 """Of the last block with lr="auto", the most directions that it is solved along
 (`fedspzo.subspace`), as time counts too; and the fewest that a rule gives it for that."""
@@ -51,22 +52,24 @@ def default_perturbations(
     name: str,
     shares: Sequence[float],
     first: int = FIRST_PERTURBATIONS,
+    most: int = MOST_PERTURBATIONS,
 ) -> tuple[int, ...]:
     """Perturbations by the rule: the cheaper a block's evaluations, the more directions it has.
 
-    "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most 32: of all ways to spend the
-    same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all, if
-    blocks are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1, and
-    P2 = C1 / C2 rounded to an even number, at least 2.
+    "anchored": P1 = `first`, and P_b = P1 / sqrt(C_b) rounded, at most `most`: of all ways to spend
+    the same computation, directions in proportion to 1 / sqrt(cost) leave the least noise in all,
+    if blocks are alike in what one direction's noise does (Neyman allocation). The others: P1 = 1,
+    and P2 = C1 / C2 rounded to an even number, at least 2.
 
     Args:
         name: the estimator's; not "mezo".
         shares: C_b for the blocks from the second on: what an evaluation costs that replays the
             blocks before it, as a share of a full forward pass, in (0, 1].
         first: P1 of "anchored".
+        most: of its later blocks.
     """
     if name == "anchored":
-        later = (min(MOST_PERTURBATIONS, round(first * share**-0.5)) for share in shares)
+        later = (min(most, round(first * share**-0.5)) for share in shares)
         return (first, *later)
     return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 

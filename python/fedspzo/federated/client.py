@@ -15,7 +15,7 @@ from fedspzo.losses import Closure
 from fedspzo.optimizer import SPZO
 from fedspzo.privacy import Mechanism
 from fedspzo.replica import Replica
-from fedspzo.rules import FIRST_OF_MANY, default_perturbations
+from fedspzo.rules import FIRST_OF_MANY, MOST_OF_MANY, default_perturbations
 
 from . import download
 from .messages import Plan, Report
@@ -274,7 +274,7 @@ def resolve(
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
-        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY)
+        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY, MOST_OF_MANY)
         settings = replace(settings, perturbations=counts)
     filled = replace(
         settings,
