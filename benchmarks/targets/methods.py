@@ -50,7 +50,7 @@ CENTRAL = (
     Method("MeZO, 4 one-sided, lr auto", None, {**_mezo(4, "one"), "lr": "auto"}),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
-    Method("FedSPZO", "auto", {}, -8),
+    Method("FedSPZO", "auto", {}, -9),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 12), "lr": "auto"}),
