@@ -9,12 +9,11 @@ with the first seeds of the race.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from machine import machine
-from targets.methods import CENTRAL
+from targets.methods import central
 from targets.problems import PROBLEMS, Problem, load
 from targets.runs import Setting, race
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from fedspzo.rate_bounds import START
 
 RESULTS = Path(__file__).parent / "results/trained_on.md"
-METHOD = next(method for method in CENTRAL if method.name == "FedSPZO, lr auto")
+METHOD = central("FedSPZO, lr auto")
 SEEDS = range(3)
 PARTS = 4
 
@@ -30,8 +29,7 @@ PARTS = 4
 def rows(problem: Problem) -> Iterator[str]:
     """A row a seed: where it stands after each part of its budget, and its worst moment."""
     target = problem.accuracies[-1]
-    endless = replace(problem, accuracies=(2.0,), losses=(-1.0,))
-    loaded = load(endless)
+    loaded = load(problem.endless())
     for seed in tqdm(SEEDS, desc=problem.name, unit="run"):
         run = race(loaded, Setting(), METHOD, START, seed, problem.budget)
         cells = []

@@ -66,6 +66,11 @@ FEDERATED = (
 )
 
 
+def central(name: str) -> Method:
+    """The method of that name in central training."""
+    return next(method for method in CENTRAL if method.name == name)
+
+
 def federation(
     method: Method, *, clients: int, rounds: int, local_steps: int, batch: int, seed: int
 ) -> FederationConfig:

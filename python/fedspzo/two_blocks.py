@@ -19,10 +19,9 @@ def side(p: int) -> int:
     return -1 if p % 2 else +1
 
 
-# Each two-block estimator is two functions of block 1's direction `a` and its directions `ps` of
-# block 2:
-# the points, in the order that moves the weights least, and the differences l(...) - l(...) that
-# still have to be divided by eps.
+# Each is two functions of block 1's direction `a` and its directions `ps` of block 2: the points,
+# in the order that moves the weights least, and the differences l(...) - l(...) that still have to
+# be divided by eps.
 
 
 def _balanced_one_points(a: int, ps: range) -> Iterator[Point]:
@@ -68,10 +67,10 @@ def _coupled(loss: Losses, a: int, ps: range) -> Differences:
 
 
 def _coupled_loo(loss: Losses, a: int, ps: range) -> Differences:
-    mean, difference = _coupled(loss, a, ps)
+    first, difference = _coupled(loss, a, ps)
     n = len(difference)
     # d - (sum - d) / (n - 1): the direction's difference less the mean of the others'
-    return mean, [(d - mean) * n / (n - 1) for d in difference]
+    return first, [(d - first) * n / (n - 1) for d in difference]
 
 
 TWO_BLOCKS: dict[
