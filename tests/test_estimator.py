@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fedspzo.estimator import WIDER, Estimator, coefficients, to_float32
-from fedspzo.points import HERE, along
+from fedspzo.points import HERE, Point, along
 from fedspzo.rules import (
     FIRST_OF_MANY,
     MOST_OF_MANY,
     MOST_PERTURBATIONS,
+    PIVOTS,
     default_lr_scales,
     default_perturbations,
     evaluations_to_solve,
@@ -305,35 +306,47 @@ def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
 
 
 @pytest.mark.parametrize("sides", ["one", "two"])
-def test_a_solved_block_shows_all_second_derivatives_along_its_directions(sides):
+def test_a_solved_block_shows_its_hessians_products_with_any_vector(sides):
     """Exact on a quadratic, as are its projected gradients, whatever the other blocks do."""
     generator = torch.Generator().manual_seed(3)
     slope = torch.randn(4, generator=generator, dtype=torch.float64)
     half = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    pivot = torch.randn(4, generator=generator, dtype=torch.float64)
     bends = half + half.T
     estimator = Estimator(name="anchored", sides=sides, perturbations=(2, 4), solved=1)
     eps = estimator.scales((0.5, 0.25))
     assert eps == (0.5, WIDER * 0.25)
-    losses = {}
-    for point in estimator.points():
+
+    def at(point: Point) -> float:
         t = torch.zeros(4, dtype=torch.float64)
-        for p, sign in point[1]:
-            t[p] += sign * eps[1]
-        losses[point] = (3 + slope @ t + t @ bends @ t / 2).item() + sum(s for _, s in point[0])
-    assert len(losses) == 1 + (2 if sides == "one" else 4) + evaluations_to_solve(4)
-    torch.testing.assert_close(torch.tensor(estimator.hessian(losses, eps)).double(), bends)
-    first, second = estimator.gradients(losses, eps)
-    torch.testing.assert_close(torch.tensor(second).double(), slope)
+        for p, far in point[1]:
+            t[p] += far * eps[1]
+        return (3 + slope @ t + t @ bends @ t / 2).item() + sum(far for _, far in point[0])
+
+    own = estimator.bending_points()
+    beside = estimator.bending_points(pivot.tolist())
+    assert len(own) - 1 + PIVOTS * len(beside) == evaluations_to_solve(4)
+    losses = {point: at(point) for point in own + beside}
+    product = torch.tensor(estimator.product(losses, eps, pivot.tolist()))
+    torch.testing.assert_close(product.double(), bends @ pivot)
+    assert estimator.gradient(losses, eps, 1) == pytest.approx(slope.tolist())
+    assert estimator.curvature(losses, eps, 1) == pytest.approx(bends.trace().item() / 4)
+    points = estimator.points()
+    assert points[: len(own)] == own
+    assert len(points) - len(own) == (2 if sides == "one" else 4)
+    first, second = estimator.gradients({point: at(point) for point in points}, eps)
     assert first == [2.0, 2.0]
+    assert second == pytest.approx(slope.tolist())
 
 
 def test_a_head_is_solved_along_as_many_directions_as_cost_a_pass():
-    counts = [solved_perturbations(share) for share in (1e-5, 0.01, 0.0111, 0.0227, 0.023, 1.0)]
-    assert counts == [12, 12, 12, 8, None, None]
-    assert evaluations_to_solve(8) == 16 + 28
-    assert is_solved(8, 1 / 44)
-    assert not is_solved(8, 1 / 43)
-    assert not is_solved(1, 0.0)
+    counts = [solved_perturbations(share) for share in (1e-5, 0.0076, 0.01, 0.0294, 0.0295, 1.0)]
+    assert counts == [32, 32, 24, 8, None, None]
+    assert evaluations_to_solve(8) == 16 + 18
+    assert is_solved(8, 1 / 34)
+    assert not is_solved(8, 1 / 33)
+    assert is_solved(4, 0.0)
+    assert not is_solved(3, 0.0)  # two products with its Hessian would be all of it
 
 
 def test_coefficients_are_float32_means():

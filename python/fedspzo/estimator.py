@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .points import HERE, Losses, Offset, Point, along, mean
+from .points import HERE, Losses, Offset, Point, along, blend, mean
 from .rules import directions
 from .seeds import step_seeds
 from .two_blocks import TWO_BLOCKS
@@ -43,8 +43,8 @@ class Estimator:
             The others: P2 directions of block 2 for each of P1 of block 1.
         mirrored: "anchored": all blocks but the first are evaluated on both sides whatever `sides`
             says, which shows their curvature.
-        solved: "anchored": the block whose curvature along every pair of its directions is
-            evaluated too, from 0 (`fedspzo.subspace`); None: no block's is.
+        solved: "anchored": the block, from 0, whose Hessian's products along its directions are
+            evaluated too (`fedspzo.subspace`), the last one; None: no block's are.
 
     Raises:
         ValueError: a value out of range, naming it and the remedy.
@@ -131,10 +131,7 @@ class Estimator:
             eps: each block's perturbation scale, as `scales` returned it.
         """
         if self.name == "anchored":
-            return tuple(
-                [self._difference(loss, block, p) / scale for p in range(count)]
-                for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True))
-            )
+            return tuple(self.gradient(loss, eps, block) for block in range(len(eps)))
         if self.name == "mezo":
             blocks, count = len(self.perturbations), self.perturbations[0]
             if self.sides == "two":
@@ -154,6 +151,11 @@ class Estimator:
             second.extend(d / eps[1] for d in d2)
         return first, second
 
+    def gradient(self, loss: Losses, eps: Sequence[float], block: int) -> list[float]:
+        """ "anchored": the projected gradients of one block, whose points are enough for it."""
+        count = self.perturbations[block]
+        return [self._difference(loss, block, p) / eps[block] for p in range(count)]
+
     def loss(self, loss: Losses) -> float:
         """The step's loss: at theta; else the mean where the last block is as it is, or of all."""
         at_theta = loss.get((HERE,) * len(self.perturbations))
@@ -169,41 +171,46 @@ class Estimator:
         """
         if self.name != "anchored":
             return (None,) * len(self.perturbations)
+        return tuple(self.curvature(loss, eps, block) for block in range(len(eps)))
+
+    def curvature(self, loss: Losses, eps: Sequence[float], block: int) -> float | None:
+        """ "anchored": the trace of one block's Hessian, whose points are enough for it."""
         here = loss[self._alone()]
-        found: list[float | None] = []
-        for block, (count, scale) in enumerate(zip(self.perturbations, eps, strict=True)):
-            bends = [
-                loss[self._alone(block, along(p, +1))]
-                + loss[self._alone(block, along(p, -1))]
-                - 2 * here
-                for p in range(count)
-                if self._two_sided(block)
-            ]
-            found.append(mean(bends) / scale**2 if bends else None)
-        return tuple(found)
+        bends = [
+            loss[self._alone(block, along(p, +1))]
+            + loss[self._alone(block, along(p, -1))]
+            - 2 * here
+            for p in range(self.perturbations[block])
+            if self._two_sided(block)
+        ]
+        return mean(bends) / eps[block] ** 2 if bends else None
 
-    def hessian(self, loss: Losses, eps: Sequence[float]) -> list[list[float]]:
-        """The solved block's second derivatives along its directions, (P, P), symmetric.
+    def bending_points(self, pivot: Sequence[float] = ()) -> list[Point]:
+        """Where `product` needs the loss, in the order in which to evaluate it; before `points()`.
 
-        Of directions p and q: (l(eps z_p + eps z_q) - l(eps z_p) - l(eps z_q) + l(0)) / eps^2; of p
-        alone: (l(eps z_p) + l(-eps z_p) - 2 l(0)) / eps^2.
+        Without a pivot: those of `points()` that its gradient takes.
         """
         block = self.solved
         assert block is not None
-        here, scale = loss[self._alone()], eps[block]
+        if not pivot:
+            return [self._alone(), *(self._alone(block, at) for at in self._offsets(block))]
+        each = (blend(pivot, also=q) for q in range(self.perturbations[block]))
+        return [self._alone(block, at) for at in (blend(pivot), *each)]
 
-        def at(offset: Offset) -> float:
-            return loss[self._alone(block, offset)]
+    def product(self, loss: Losses, eps: Sequence[float], pivot: Sequence[float]) -> list[float]:
+        """The solved block's Hessian along its directions, (P, P), times a pivot v.
 
-        def entry(p: int, q: int) -> float:
-            if p == q:
-                bend = at(along(p, +1)) + at(along(p, -1)) - 2 * here
-            else:
-                bend = at(along(p) + along(q)) - at(along(p)) - at(along(q)) + here
-            return bend / scale**2
-
-        count = range(self.perturbations[block])
-        return [[entry(min(p, q), max(p, q)) for q in count] for p in count]
+        For direction q: (l(eps v + eps z_q) - l(eps v) - l(eps z_q) + l(0)) / eps^2, eps v being
+        where eps z_p are added up, each times v_p.
+        """
+        block = self.solved
+        assert block is not None
+        moved, *both = (loss[point] for point in self.bending_points(pivot))
+        here = loss[self._alone()]
+        return [
+            (value - moved - loss[self._alone(block, along(q))] + here) / eps[block] ** 2
+            for q, value in enumerate(both)
+        ]
 
     def _two_sided(self, block: int) -> bool:
         mirrored = self.mirrored and block > 0
@@ -214,9 +221,6 @@ class Estimator:
         for p in range(self.perturbations[block]):
             for sign in _signs(self._two_sided(block)):
                 yield along(p, sign)
-            if block == self.solved:
-                for q in range(p + 1, self.perturbations[block]):
-                    yield along(p) + along(q)
 
     def _alone(self, block: int = 0, offset: Offset = HERE) -> Point:
         """The point where one block is moved and the others are as they are."""

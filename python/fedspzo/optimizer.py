@@ -37,7 +37,7 @@ from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport, terms_of
 from .subspace import Spectrum
 from .trust import judge
-from .walk import walk
+from .walk import Walk
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -286,17 +286,18 @@ class SPZO(Optimizer):
         if self.auto is not None:
             self.auto.measure(self.param_groups)
         shares = self.cost_shares or ()
-        values, forwards = walk(
-            estimator.points(), stands, seeds, eps, self._replay, shares, evaluate
-        )
+        walk = Walk(stands, seeds, eps, self._replay, shares, evaluate)
+        spectrum = None
+        if estimator.solved is not None:
+            spectrum = _spectrum(estimator, walk, eps)
+        walk.visit(estimator.points())
+        losses = walk.means()
         if self.privacy is None:
-            losses = {point: value.item() for point, value in values.items()}
             found = estimator.gradients(losses, eps)
         else:
-            losses = {point: value.mean().item() for point, value in values.items()}
-            found = private_gradients(self.privacy, estimator, values, eps)
+            found = private_gradients(self.privacy, estimator, walk.losses, eps)
         gradients = tuple(to_float32(g) for g in found)
-        followed = self._learn(estimator, losses, gradients, eps)
+        followed = self._learn(estimator, losses, gradients, eps, spectrum)
         updates = tuple(
             coefficients(g, learning_rate(group))
             for g, group in zip(followed, self.param_groups, strict=True)
@@ -315,7 +316,7 @@ class SPZO(Optimizer):
             rounding_seed=(
                 step_rounding_seed(self.seed, self.steps) if self.rounding == "stochastic" else None
             ),
-            forwards=forwards,
+            forwards=walk.forwards,
             skipped=skipped,
             lr=tuple(learning_rate(group) for group in self.param_groups),
         )
@@ -339,13 +340,11 @@ class SPZO(Optimizer):
         losses: Losses,
         gradients: tuple[Sequence[float], ...],
         eps: Sequence[float],
+        spectrum: Spectrum | None,
     ) -> tuple[Sequence[float], ...]:
         """With lr="auto", set the rates; what the update follows: the gradients, or Newton's."""
         if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
-        spectrum = None
-        if estimator.solved is not None:
-            spectrum = Spectrum.of(estimator.hessian(losses, eps))
         shares = (1.0, *(self.cost_shares or ()))
         sides = 2 if self.sides == "two" else 1
         counts = [sides * group["perturbations"] for group in self.param_groups]
@@ -433,6 +432,20 @@ class SPZO(Optimizer):
         self.auto = state["auto"] and AutoRate.from_dict(state["auto"])
         for name in _STATE:
             setattr(self, name, state[name])
+
+
+def _spectrum(estimator: Estimator, walk: Walk, eps: Sequence[float]) -> Spectrum:
+    """The solved block's, whose points are visited for it."""
+    walk.visit(estimator.bending_points())
+    losses, block = walk.means(), len(eps) - 1
+
+    def product(pivot: Sequence[float]) -> list[float]:
+        walk.visit(estimator.bending_points(pivot))
+        return estimator.product(walk.means(), eps, pivot)
+
+    trace = estimator.curvature(losses, eps, block)
+    assert trace is not None  # it is evaluated on both sides
+    return Spectrum.of(estimator.gradient(losses, eps, block), trace, product)
 
 
 def _shares(

@@ -14,24 +14,26 @@ FIRST_OF_MANY = 1
 MOST_PERTURBATIONS, MOST_OF_MANY = 32, 8
 """The most that a rule gives a block; and one of several clients, which sends a scalar for each: as
 their labels differ, 32 made them part on the demo's task (docs/estimators.md)."""
-MOST_SOLVED, FEWEST_SOLVED = 12, 8
-"""Of the last block with lr="auto", the most directions that it is solved along
-(`fedspzo.subspace`), as time counts too; and the fewest that a rule gives it for that."""
+PIVOTS = 2
+"""Products with a block's Hessian in a step that solves for its curvature (`fedspzo.subspace`)."""
+MOST_SOLVED, FEWEST_SOLVED = 32, 8
+"""Of the last block with lr="auto", the most directions that it is solved along, as time counts
+too; and the fewest that a rule gives it for that."""
 
 
 def evaluations_to_solve(count: int) -> int:
-    """Both sides of `count` directions, and every pair."""
-    return count * (count + 3) // 2
+    """Both sides of `count` directions, and the Hessian's products with the pivots."""
+    return 2 * count + PIVOTS * (count + 1)
 
 
 def is_solved(count: int, share: float) -> bool:
-    """Whether a block's second derivatives along `count` directions cost at most a forward pass.
+    """Whether solving for a block's curvature along `count` directions costs at most a pass.
 
     Args:
         count: directions in a step.
         share: what an evaluation of the block costs, in full forward passes.
     """
-    return 1 < count <= MOST_SOLVED and evaluations_to_solve(count) * share <= 1
+    return 2 * PIVOTS <= count <= MOST_SOLVED and evaluations_to_solve(count) * share <= 1
 
 
 def solved_perturbations(share: float) -> int | None:

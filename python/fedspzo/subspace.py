@@ -2,52 +2,88 @@
 
 A head's loss is badly conditioned: along the mean of the features, which is no more than a bias, it
 bends far more than along what tells the classes apart, and the one limits the rate of the other.
-Along P random directions all second derivatives take P (P + 3) / 2 evaluations, and what solves for
-them is again a coefficient a direction, a term like others. The subspace is that of randomized
-subspace Newton (Gower et al., arXiv 1905.10874); eigenvalues count by their size, so that a saddle
-is left (Dauphin et al., arXiv 1406.2572).
+Along P random directions the Hessian times any combination of them takes P + 1 evaluations. From
+their projected gradients on, `PIVOTS` such products span the ways in which the loss bends where a
+step would go (Lanczos, 1950); what damps the step along these is again a coefficient a direction, a
+term like others. The subspace is that of randomized subspace Newton (Gower et al., arXiv
+1905.10874); eigenvalues count by their size, so that a saddle is left (Dauphin et al., arXiv
+1406.2572).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LEAST = 1 / 32
+from .rules import PIVOTS
+
+LEAST = 1 / 8
 """Of the mean size of eigenvalues, the least that damps a step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The eigenvalues, by size, and eigenvectors of second derivatives along P directions.
+    """What is known of the Hessian along P directions.
 
     Attributes:
-        sizes: (P,), float64.
-        vectors: (P, P), one a column.
+        values: (K,), float64: its Ritz values in the Krylov space of the gradient.
+        vectors: (P, K): theirs, one a column. Their span holds the gradient.
+        trace: the mean second derivative along a direction.
     """
 
-    sizes: Tensor
+    values: Tensor
     vectors: Tensor
+    trace: float
 
     @classmethod
-    def of(cls, hessian: Sequence[Sequence[float]]) -> Spectrum:
-        """Of a symmetric matrix of finite numbers."""
-        values, vectors = torch.linalg.eigh(torch.tensor(hessian, dtype=torch.float64))
-        return cls(values.abs(), vectors)
+    def of(
+        cls,
+        gradient: Sequence[float],
+        trace: float,
+        product: Callable[[Sequence[float]], Sequence[float]],
+    ) -> Spectrum:
+        """By Lanczos' method, from the gradient on; fewer than `PIVOTS` where these span it all.
+
+        Args:
+            gradient: the projected gradients.
+            trace: the mean second derivative along a direction.
+            product: the Hessian, (P, P), times a vector of norm 1.
+        """
+        g = torch.tensor(gradient, dtype=torch.float64)
+        pivots, products = g.new_zeros(len(g), 0), g.new_zeros(len(g), 0)
+        following = g
+        for _ in range(min(PIVOTS, len(g))):
+            size = following.norm()
+            for _ in range(2):  # once more: rounding
+                following = following - pivots @ (pivots.T @ following)
+            if not math.isfinite(size) or following.norm() <= 1e-9 * size:
+                break
+            pivot = following / following.norm()
+            pivots = torch.column_stack([pivots, pivot])
+            following = torch.tensor(product(pivot.tolist()), dtype=torch.float64)
+            products = torch.column_stack([products, following])
+        if not products.isfinite().all():
+            products = torch.zeros_like(products)
+        within = pivots.T @ products
+        values, rotation = torch.linalg.eigh((within + within.T) / 2)
+        return cls(values, pivots @ rotation, trace)
 
     @property
     def typical(self) -> float:
-        """The size that half of the eigenvalues do not exceed; at least `LEAST` times their mean.
+        """The mean eigenvalue of those that are not known; at least `LEAST` times that of all.
 
         A batch of few examples bends in few ways, and what is seen of the others is rounding.
         """
-        return max(float(self.sizes.median()), LEAST * float(self.sizes.mean()))
+        count = len(self.vectors)
+        rest = (count * self.trace - float(self.values.sum())) / max(1, count - len(self.values))
+        return max(rest, LEAST * abs(self.trace), LEAST * float(self.values.abs().sum()) / count)
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
         """Projected gradients, less where the loss bends: (|H| / damping + 1)^-1 g."""
         g = torch.tensor(gradients, dtype=torch.float64)
-        damped = self.vectors @ ((self.vectors.T @ g) / (self.sizes / damping + 1))
+        damped = self.vectors @ ((self.vectors.T @ g) / (self.values.abs() / damping + 1))
         return [float(x) for x in damped]

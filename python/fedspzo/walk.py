@@ -11,19 +11,10 @@ from .displacement import Movable
 from .points import Point
 
 
-def walk(
-    points: Iterable[Point],
-    stands: Sequence[Movable],
-    seeds: Sequence[Sequence[int]],
-    eps: Sequence[float],
-    replay: Replay,
-    shares: Sequence[float],
-    evaluate: Callable[[], Tensor],
-) -> tuple[dict[Point, Tensor], float]:
-    """Move the weights from point to point, replaying the leading blocks that stay.
+class Walk:
+    """Moves the weights from point to point, replaying the leading blocks that stay.
 
     Args:
-        points: in the order in which to visit them.
         stands: what moves each block.
         seeds: a block, its directions' seeds.
         eps: a block, how far it is moved along a direction.
@@ -31,23 +22,51 @@ def walk(
         shares: for each block but the first, what an evaluation costs that replays those before it.
         evaluate: the loss where the stands are.
 
-    Returns:
-        The loss at each point, and what all of them cost, in full forward passes.
+    Attributes:
+        losses: at each point visited so far, in that order.
+        forwards: what these cost, in full forward passes.
     """
-    losses: dict[Point, Tensor] = {}
-    forwards, captured = 0.0, Point()
-    for point in points:
-        for stand, block_seeds, offset, scale in zip(stands, seeds, point, eps, strict=True):
-            stand.move({block_seeds[p]: sign * scale for p, sign in offset})
+
+    def __init__(
+        self,
+        stands: Sequence[Movable],
+        seeds: Sequence[Sequence[int]],
+        eps: Sequence[float],
+        replay: Replay,
+        shares: Sequence[float],
+        evaluate: Callable[[], Tensor],
+    ) -> None:
+        self._blocks = list(zip(stands, seeds, eps, strict=True))
+        self._replay, self._shares, self._evaluate = replay, shares, evaluate
+        self._captured = Point()
+        self.losses: dict[Point, Tensor] = {}
+        self.forwards = 0.0
+
+    def visit(self, points: Iterable[Point]) -> None:
+        """Evaluate the loss at these points, in this order, where it was not yet."""
+        for point in points:
+            if point not in self.losses:
+                self.losses[point] = self._at(point)
+
+    def means(self) -> dict[Point, float]:
+        """The losses as numbers, of several examples' losses their mean."""
+        return {
+            point: (loss.mean() if loss.dim() else loss).item()
+            for point, loss in self.losses.items()
+        }
+
+    def _at(self, point: Point) -> Tensor:
+        for (stand, seeds, scale), offset in zip(self._blocks, point, strict=True):
+            stand.move({seeds[p]: far * scale for p, far in offset})
         # the leading blocks that are where they were when last captured
-        same = next((i for i, at in enumerate(captured) if point[i] != at), 0)
+        same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:
-            replay.replay(same)
-            forwards += shares[same - 1]
+            self._replay.replay(same)
+            self.forwards += self._shares[same - 1]
         else:
-            replay.capture()
-            forwards += 1.0
-            captured = point
-        losses[point] = evaluate()
-        replay.check()
-    return losses, forwards
+            self._replay.capture()
+            self.forwards += 1.0
+            self._captured = point
+        loss = self._evaluate()
+        self._replay.check()
+        return loss
