@@ -53,7 +53,7 @@ CENTRAL = (
     Method("FedSPZO", "auto", {}, -9),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
-    Method("last block alone, lr auto", "auto", {"perturbations": (0, 12), "lr": "auto"}),
+    Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
 )
 
 FEDERATED = (

@@ -141,7 +141,7 @@ class AutoRate:
             gradients: a block, its directions' projected gradients; none where it did not move.
             curvatures: a block, its Hessian's trace as the step's losses show it, or None.
             costs: a block, what a turn of it costs; of the last one, a step of it alone.
-            spectrum: of the last block's second derivatives along its directions, if known.
+            spectrum: of the last block's Hessian along its directions, if known.
 
         Returns:
             What the update is to follow: the gradients, the last block's damped by its spectrum.

@@ -65,14 +65,14 @@ class SPZO(Optimizer):
             forward pass in every eighth step; at first the last block moves alone, and the others
             may wait for their turns (`fedspzo.auto_rate`). Where its evaluations are cheap, that
             block takes Newton steps (`fedspzo.subspace`), unless it has weight decay or more than
-            12 directions. In several processes give `cost_shares`, so that all decide alike.
+            32 directions. In several processes give `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
             or "mezo" (default for one).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
             Default by the rule (`rules.default_perturbations`): P1 = 3 and P_b = 3 / sqrt(C_b), at
-            most 32, the cost shares C_b measured in the first step; 8 to 12 for a last block that
+            most 32, the cost shares C_b measured in the first step; 8 to 32 for a last block that
             takes Newton steps.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16; 8 times as much for a block that takes Newton steps.
