@@ -10,8 +10,8 @@ on the problems of `benchmarks/compute_to_target.py`:
 * curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
   best for a single step, P / trace(H) where noise dominates.
 
-Where it costs no more than a pass to know how the loss bends along the last block's directions, that
-takes the place of all three for that block: its steps are damped Newton steps (`fedspzo.subspace`).
+Where it costs no more than a pass to know how the loss bends along the last block's directions,
+that takes the place of all three for it: its steps are damped Newton steps (`fedspzo.subspace`).
 """
 
 from __future__ import annotations
