@@ -411,7 +411,7 @@ def test_a_head_bent_a_thousand_times_as_much_one_way_is_learned_along_the_other
     draws = 0
     start = loss().item()
     newton = after(40, lr="auto", perturbations=(0, 32), cost_shares=(0.005,))
-    assert newton < 0.1 * start
+    assert newton < 0.2 * start
     plain = after(40, lr="auto", perturbations=(0, 32), cost_shares=(0.1,))  # too dear to be solved
     assert plain > 0.5 * start
 

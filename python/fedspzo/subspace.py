@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .rules import PIVOTS
 
-LEAST = 1 / 8
+LEAST = 1 / 4
 """Of the mean size of eigenvalues, the least that damps a step."""
 
 
