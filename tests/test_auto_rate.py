@@ -283,9 +283,9 @@ def known(values: list[float], *unknown: float) -> Spectrum:
 
 
 def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_step():
-    """Damped by the mean unknown eigenvalue, of the first turns or later ones, if larger."""
+    """Damped by the mean eigenvalue but the largest, of the first turns or later, if larger."""
     auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
-    spectrum = known([4.0, -1.0, 12.0], 4.0)
+    spectrum = known([4.0, -1.0, 12.0], 7.0)
     gradients = ([1.0], [8.0, 10.0, 16.0, 0.0])
     first, second = auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
     assert first == [1.0]
@@ -331,7 +331,7 @@ def test_a_newton_step_is_no_longer_than_the_blocks_weights():
 def test_a_batch_that_bends_in_few_ways_damps_by_them():
     assert known([32.0], *[0.0] * 7).typical == pytest.approx(LEAST * 32 / 8)
     assert known([-32.0], 32.0, *[0.0] * 6).typical == pytest.approx(32 / 7)
-    assert known([1.0, 30.0], 2.0, 4.0).typical == pytest.approx(3)
+    assert known([1.0, 30.0], 2.0, 3.0).typical == pytest.approx(2)
 
 
 def test_newtons_step_is_exact_where_the_gradient_lies_in_two_ways_that_bend():
@@ -351,7 +351,7 @@ def test_newtons_step_is_exact_where_the_gradient_lies_in_two_ways_that_bend():
     inside = (ways @ torch.tensor([1.0, 2.0], dtype=torch.float64)).tolist()
     spectrum = Spectrum.of(inside, trace, product)
     assert sorted(spectrum.values.tolist()) == pytest.approx([-2.5, 8.5])
-    assert spectrum.typical == pytest.approx(0.5)
+    assert spectrum.typical == pytest.approx((4 * 0.5 + 2.5) / 5)
     sizes, vectors = torch.linalg.eigh(hessian)
     exact = vectors @ ((vectors.T @ torch.tensor(inside).double()) / (sizes.abs() / 0.5 + 1))
     assert spectrum.damp(inside, 0.5) == pytest.approx(exact.tolist())
@@ -366,8 +366,9 @@ def test_newtons_step_is_exact_where_the_gradient_lies_in_two_ways_that_bend():
     assert bad.values.isfinite().all()
 
 
+@pytest.mark.parametrize("directions", [12, 32])
 @pytest.mark.parametrize("count", [2, 8])
-def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count):
+def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count, directions):
     """Newton steps of a head would fit each of them in whatever way rounding leaves open."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 2))
@@ -376,7 +377,7 @@ def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count):
     optimizer = SPZO(
         split(model, at=-1, example={"input": x}),
         lr="auto",
-        perturbations=(0, 32),
+        perturbations=(0, directions),
         cost_shares=(0.001,),
     )
     with torch.no_grad():
@@ -410,9 +411,9 @@ def test_a_head_bent_a_thousand_times_as_much_one_way_is_learned_along_the_other
 
     draws = 0
     start = loss().item()
-    newton = after(40, lr="auto", perturbations=(0, 32), cost_shares=(0.005,))
-    assert newton < 0.2 * start
-    plain = after(40, lr="auto", perturbations=(0, 32), cost_shares=(0.1,))  # too dear to be solved
+    newton = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.01,))
+    assert newton < 0.1 * start
+    plain = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.1,))  # too dear to be solved
     assert plain > 0.5 * start
 
 

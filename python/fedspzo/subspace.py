@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .rules import PIVOTS
 
-LEAST = 1 / 4
+LEAST = 1 / 32
 """Of the mean size of eigenvalues, the least that damps a step."""
 
 
@@ -74,13 +74,15 @@ class Spectrum:
 
     @property
     def typical(self) -> float:
-        """The mean eigenvalue of those that are not known; at least `LEAST` times that of all.
+        """The mean eigenvalue without the largest, by size; at least `LEAST` times that of all.
 
         A batch of few examples bends in few ways, and what is seen of the others is rounding.
         """
         count = len(self.vectors)
-        rest = (count * self.trace - float(self.values.sum())) / max(1, count - len(self.values))
-        return max(rest, LEAST * abs(self.trace), LEAST * float(self.values.abs().sum()) / count)
+        sizes = self.values.abs()
+        total = count * self.trace - float(self.values.sum()) + float(sizes.sum())
+        rest = (total - float(max(sizes, default=0.0))) / max(1, count - 1)
+        return max(rest, LEAST * abs(total) / count)
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
         """Projected gradients, less where the loss bends: (|H| / damping + 1)^-1 g."""
