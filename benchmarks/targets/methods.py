@@ -56,13 +56,17 @@ CENTRAL = (
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
 )
 
+_MORE = {"perturbations": (1, 32)}
+
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), -8, federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", "auto", {}, -8),
-    Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, P2 = 32, lr auto", "auto", {"lr": "auto", "perturbations": (1, 32)}),
     Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
+    Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
+    Method("FedSPZO, P2 = 32", "auto", _MORE, -8),
+    Method("FedSPZO, P2 = 32, shared seeds", "auto", _MORE, -8, seeds="shared"),
+    Method("FedSPZO, P2 = 32, lr auto", "auto", {**_MORE, "lr": "auto"}),
 )
 
 
