@@ -51,7 +51,7 @@ def table(loaded: Loaded) -> list[str]:
     optimizer.step(lambda: loaded.task.loss(blocks.model, batch))  # measures the cost shares
     shares = (1.0, *(optimizer.cost_shares or ()))
     parts = [
-        (f"block {number}", f"{share:.4f}", [name for name, _ in group])
+        (f"block {number}", f"{share:.2g}", [name for name, _ in group])
         for number, (share, group) in enumerate(zip(shares, blocks.groups, strict=True), 1)
     ]
     early = [name for name in parts[0][2] if not re.search(r"layers?\.[1-9]", name)]

@@ -20,7 +20,8 @@ def adapted(blocks: Blocks, config: Any = None, *, seed: int = 0) -> Blocks:
 
     Args:
         blocks: the model; the adapters are put into it.
-        config: a `peft.LoraConfig`. None: rank 8, alpha 16, in every linear layer but the head.
+        config: a `peft.LoraConfig`. None: rank 8, alpha 16, in every linear
+            layer but a language model's output layer (peft's "all-linear").
         seed: of the adapters' initial weights, so that all participants have the same.
 
     Raises:
