@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -474,8 +475,9 @@ def test_a_loss_that_is_not_finite_skips_a_solved_step(bad):
     with pytest.warns(UserWarning, match="not finite"):
         optimizer.step(lambda: (math.nan if next(calls) == bad else 1.0) * loss())
     assert optimizer.last_step.skipped
-    assert optimizer.auto == before
+    assert optimizer.auto == replace(before, lost=1)  # which counts it, and learns nothing
     assert optimizer.step(loss) < math.inf
+    assert optimizer.auto.lost == 0
     assert not optimizer.last_step.skipped
 
 

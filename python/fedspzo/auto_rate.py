@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -58,8 +58,15 @@ RISE, SLACK, EARLY = 1.1, 0.105, 0.5
 """Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
 EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
 """
+CHANCE, SLOW = 7.0, 0.98
+"""... and, centrally, CHANCE times its own standard deviation above it, as batches alone make it:
+the least of many noisy values is far below their mean. SLOW smooths the losses' variance. A round's
+loss, a median of clients', is taken as it is."""
 MEMORY = 64
 """Steps that can be taken back."""
+
+PART = 2**22
+"""Elements of which a float32 copy is made at a time."""
 
 Terms = tuple[dict[int, float], ...]
 """For each block, seed to coefficient."""
@@ -85,7 +92,12 @@ class AutoRate:
         blocks: what each block has shown; empty before the first step.
         first: the mean loss of the first `LEARN` steps.
         since: steps since the first, or since some were taken back.
+        lost: steps in a row whose losses were not finite.
         smoothed, best: the smoothed loss, now and at its best.
+        latest: the last losses, two at most.
+        variance: the smoothed variance of losses about their course, which is a sixth of the mean
+            square of l_t - 2 l_(t-1) + l_(t-2).
+        strays: the standard deviation of the smoothed loss, as it was at the best one.
         recent: the terms of the steps since the best, oldest first, the last `MEMORY` at most.
     """
 
@@ -98,9 +110,21 @@ class AutoRate:
     blocks: list[Seen] = field(default_factory=list)
     first: float = 0.0
     since: int = 0
+    lost: int = 0
     smoothed: float = 0.0
     best: float = 0.0
+    latest: list[float] = field(default_factory=list)
+    variance: float = 0.0
+    strays: float = 0.0
     recent: list[Terms] = field(default_factory=list)
+
+    def copy(self) -> AutoRate:
+        """One that goes its own way."""
+        return replace(
+            self,
+            blocks=[replace(seen) for seen in self.blocks],
+            recent=[*self.recent],
+        )
 
     def bending(self, counts: Sequence[int]) -> bool:
         """Whether a block but the first that has directions still learns its rate."""
@@ -222,15 +246,23 @@ class AutoRate:
         before, self.since = self.since, self.since + self.added
         if self.steps <= LEARN:  # one batch's loss alone may be far off
             self.first += (loss - self.first) / self.steps
+        if len(self.latest) == 2:
+            first, second = self.latest
+            bend = loss - 2 * second + first
+            self.variance += max(1 - SLOW, 1 / (self.steps - 2)) * (bend**2 / 6 - self.variance)
+        self.latest = [*self.latest[-1:], loss]
         news = max(1 - SMOOTHING**self.added, self.added / self.since)
         self.smoothed += news * (loss - self.smoothed)
         slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
         if not before or before < LEARN <= self.since or self.smoothed <= self.best:
             self.best = self.smoothed
+            self.strays = math.sqrt(self.variance * news / (2 - news))
             self.recent.clear()
         del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
-        most = self.best + (RISE - 1) * abs(self.best) + slack
-        return self.smoothed > most
+        slack += (RISE - 1) * abs(self.best)
+        if self.central:
+            slack = max(slack, CHANCE * self.strays)
+        return self.smoothed > self.best + slack
 
     def begin_anew(self) -> None:
         """Compare losses with those to come: the best of many noisy ones flatters its weights."""
@@ -276,7 +308,8 @@ class AutoRate:
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:
     """Of all elements."""
-    total = sum(float(tensor.float().square().sum()) for tensor in tensors)
+    parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
+    total = sum(float(part.float().square().sum()) for part in parts)
     return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 
 

@@ -7,9 +7,10 @@ In *capture* the layers run and a copy of the output before every cut is kept, c
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -202,6 +203,12 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
                 setattr(owner, flag, True)
 
 
+def eager() -> AbstractContextManager[Any]:
+    """Compiled code runs as it was written: under a dispatch mode it would for ever after."""
+    compiled = "torch._dynamo" in sys.modules  # which takes seconds to import
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
 class _NoModules(ModuleTracker):
     """Counts for the whole alone.
 
@@ -242,6 +249,7 @@ def measure(
     """
     replay.capture()
     with ExitStack() as stack:
+        stack.enter_context(eager())
         early = [
             stack.enter_context(Touched(block, until=replay.layers[start - 1]))
             for block, start in zip(blocks, replay.starts, strict=True)
@@ -259,7 +267,7 @@ def measure(
     shares = []
     for number in range(1, len(replay.starts) + 1):
         replay.replay(number)
-        with _flop_counter() as part:
+        with eager(), _flop_counter() as part:
             again = evaluate()
         replay.check()
         # On a CPU forward passes repeat to the bit; other devices may add in another order.

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from .blocks import storage
-from .capture import Touched
+from .capture import Touched, eager
 from .scratch import Scratch, footprint
 from .stack import find_stack
 from .stand_in import Perturbation, StandIn
@@ -76,7 +76,7 @@ class Layerwise:
         stray = _Stray({name: tensor for group in self._groups for name, tensor in group})
         self._scratch.aside = stray.aside
         try:
-            with stray:
+            with eager(), stray:
                 loss = evaluate()
         finally:
             self._scratch.aside = nullcontext

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ def private_gradients(
     return tuple([next(released) for _ in block] for block in by_block)
 
 
+@contextmanager
+def backward_explained() -> Iterator[None]:
+    """Say what is wrong where a closure calls `loss.backward()`, as other optimizers' do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            error.add_note("SPZO's closure returns the loss and calls no backward(): remove it")
+        raise
+
+
 def read_losses(loss: object, *, single: bool) -> Tensor:
     """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
     if not isinstance(loss, Tensor | int | float):
@@ -33,7 +45,11 @@ def read_losses(loss: object, *, single: bool) -> Tensor:
             f"the closure returned a {type(loss).__name__}; return the loss, e.g."
             " lambda: model(**batch).loss"
         )
-    value = torch.as_tensor(loss).detach().clone()
+    if isinstance(loss, Tensor):
+        value = loss.detach().clone()
+        value = value if value.is_floating_point() else value.float()  # a count of errors
+    else:  # not in torch's default dtype, which may be a low one
+        value = torch.tensor(loss, dtype=torch.float64)
     if not single:
         if value.dim() != 1:
             raise ValueError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from .capture import Replay, evaluating, measure
 from .displacement import Displacement, HeldInterrupts, Movable, Rounding
 from .estimator import Estimator, coefficients, to_float32
 from .layerwise import Evaluation, Layerwise, default_scratch
-from .losses import Closure, private_gradients, read_losses
+from .losses import Closure, backward_explained, private_gradients, read_losses
 from .param_groups import (
     apply_rules,
     as_groups,
@@ -32,12 +32,12 @@ from .param_groups import (
 from .points import Losses
 from .privacy import NOT_PRIVATE, Mechanism
 from .rate_bounds import START
-from .rules import evaluations_to_solve, is_solved
+from .rules import evaluations_to_solve, is_solved, known_shares
 from .seeds import SEED_LIMIT, step_rounding_seed
 from .step_report import StepReport, terms_of
 from .subspace import Spectrum
-from .trust import judge
-from .walk import Walk
+from .trust import judge, lost
+from .walk import Walk, spectrum_along
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -58,7 +58,8 @@ class SPZO(Optimizer):
     Args:
         params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
             control (call `model.eval()` yourself), named parameters, parameters (addressed by
-            their index) or param groups. Frozen parameters are left alone, tied ones taken once.
+            their index) or param groups. What is frozen now is left alone, tied weights are
+            taken once. A group with an `lr` of its own has an `lr_scale` of 1.
         lr: one learning rate, for block 1, where block b gets `P_b / P1` times it (kept as
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             one a block, found from losses and backed off when training diverges, for one more
@@ -129,7 +130,11 @@ class SPZO(Optimizer):
         if scratch_bytes is not None and scratch_bytes < 1:
             raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
         blocks = params if isinstance(params, Blocks) else None
-        groups = as_groups(params) if isinstance(params, Iterable) else params.param_groups()
+        if not isinstance(params, Blocks | Iterable):
+            raise TypeError(
+                f"params is a {type(params).__name__}; pass split(model) or Blocks.single(model)"
+            )
+        groups = params.param_groups() if isinstance(params, Blocks) else as_groups(params)
         if estimator is None:
             estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
         mezo = estimator == "mezo"
@@ -147,12 +152,12 @@ class SPZO(Optimizer):
         self.auto = AutoRate(cut=blocks is not None) if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
-        for name, value in settings.items():
-            distribute(groups, name, value)
+        own = mezo or self.auto is not None or isinstance(lr, Sequence)
         for group in groups:
             # None: by the rule, once P is known. Not folded into lr, which schedulers own.
-            own = mezo or self.auto is not None or isinstance(lr, Sequence)
-            group.setdefault("lr_scale", 1.0 if own else None)
+            group.setdefault("lr_scale", 1.0 if own or "lr" in group else None)
+        for name, value in settings.items():
+            distribute(groups, name, value)
 
         self.reseed(seed)
         self.skipped = 0
@@ -163,7 +168,9 @@ class SPZO(Optimizer):
         self._model = blocks.model if blocks else None
         self._replay = Replay(blocks.layers, blocks.starts) if blocks and not mezo else Replay(())
         # without layers to replay every evaluation is a full forward
-        self.cost_shares = _shares(cost_shares, len(groups), replayed=bool(self._replay.layers))
+        self.cost_shares = known_shares(
+            cost_shares, len(groups), replayed=bool(self._replay.layers)
+        )
         self._indexed = 0
         super().__init__(groups, {"weight_decay": weight_decay})
 
@@ -191,12 +198,25 @@ class SPZO(Optimizer):
                 "a param group is added after lr='auto' has measured the others; add it before the"
                 " first step, or pass rates"
             )
+        cuts = len(self._replay.starts)
+        if cuts and len(self.param_groups) == cuts + 1:
+            raise ValueError(
+                "a param group is added to a network's blocks, which it is no part of; unfreeze its"
+                " parameters first, and split the model then"
+            )
         members = as_groups(param_group["params"])[0]["params"]
         group = {**self.defaults, **param_group, "params": members}
+        if self.estimator == "mezo" and self.param_groups:  # whose directions all blocks share
+            count = self.param_groups[0]["perturbations"]
+            if group.setdefault("perturbations", count) != count:
+                raise ValueError(
+                    f"perturbations is {group['perturbations']!r}, but the other groups have"
+                    f" {count}, and 'mezo' moves all along the same directions; leave it out"
+                )
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
         self._indexed += len(members)
         if not self._replay.layers:
-            self.cost_shares = _shares(None, len(self.param_groups), replayed=False)
+            self.cost_shares = known_shares(None, len(self.param_groups), replayed=False)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
@@ -209,7 +229,7 @@ class SPZO(Optimizer):
                 micro-batches, return their mean.
 
         Returns:
-            The step's loss; not finite if the step was skipped. Details: `last_step`.
+            The step's loss. Details, such as whether the step was skipped: `last_step`.
 
         Raises:
             ValueError: no closure.
@@ -229,10 +249,12 @@ class SPZO(Optimizer):
                 ways_back.callback(stand.restore)
 
             def evaluate() -> Tensor:
-                with interrupts.released():
+                # autocast keeps copies of the weights, and would not see them move
+                torch.clear_autocast_cache()
+                with interrupts.released(), backward_explained():
                     return read_losses(closure(), single=self.privacy is None)
 
-            with evaluating(self._model), self._replay:
+            with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
                 if self.cost_shares is None:
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
@@ -265,6 +287,19 @@ class SPZO(Optimizer):
             self._count_skip(report)
         return report.loss
 
+    @contextmanager
+    def _unlearned_if_it_fails(self) -> Iterator[None]:
+        """Put back what lr="auto" has learned in a step that an exception ends."""
+        known = self.auto and self.auto.copy()
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            yield
+        except BaseException:
+            self.auto = known
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+            raise
+
     def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
         """As `_estimate`, with stand-ins that are moved in the weights' place."""
         if self._layerwise is None:
@@ -289,7 +324,7 @@ class SPZO(Optimizer):
         walk = Walk(stands, seeds, eps, self._replay, shares, evaluate)
         spectrum = None
         if estimator.solved is not None:
-            spectrum = _spectrum(estimator, walk, eps)
+            spectrum = spectrum_along(walk, estimator, eps)
         walk.visit(estimator.points())
         losses = walk.means()
         if self.privacy is None:
@@ -320,8 +355,10 @@ class SPZO(Optimizer):
             skipped=skipped,
             lr=tuple(learning_rate(group) for group in self.param_groups),
         )
-        if self.auto is None or skipped:
+        if self.auto is None:
             return report
+        if skipped:
+            return lost(self.auto, self.param_groups, report)
         moved = next(block for block, found in enumerate(gradients) if found)
 
         def look() -> Tensor:
@@ -398,6 +435,13 @@ class SPZO(Optimizer):
         self.seed = seed
         self.steps = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """It holds the model's layers: a copy would move others."""
+        raise TypeError(
+            "SPZO is bound to its model and is not copied or pickled; keep its state_dict(), and"
+            " load that into one that is built for the other model"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """torch's state, and under "spzo" what it takes to continue bit for bit: plain values."""
         state = {name: getattr(self, name) for name in ("estimator", *_STATE)}
@@ -427,35 +471,11 @@ class SPZO(Optimizer):
                 "state_dict names other parameters than this optimizer's; build SPZO from the same"
                 " model, split at the same layer"
             )
+        auto = state["auto"] and AutoRate.from_dict(state["auto"])
+        if auto and self.privacy is not None:
+            raise ValueError(NOT_PRIVATE)
         super().load_state_dict(state_dict)
         self._layerwise = None
-        self.auto = state["auto"] and AutoRate.from_dict(state["auto"])
+        self.auto = auto
         for name in _STATE:
             setattr(self, name, state[name])
-
-
-def _spectrum(estimator: Estimator, walk: Walk, eps: Sequence[float]) -> Spectrum:
-    """The solved block's, whose points are visited for it."""
-    walk.visit(estimator.bending_points())
-    losses, block = walk.means(), len(eps) - 1
-
-    def product(pivot: Sequence[float]) -> list[float]:
-        walk.visit(estimator.bending_points(pivot))
-        return estimator.product(walk.means(), eps, pivot)
-
-    trace = estimator.curvature(losses, eps, block)
-    assert trace is not None  # it is evaluated on both sides
-    return Spectrum.of(estimator.gradient(losses, eps, block), trace, product)
-
-
-def _shares(
-    given: Sequence[float] | None, blocks: int, *, replayed: bool
-) -> tuple[float, ...] | None:
-    """The cost shares as given, checked; all 1 where nothing is replayed; else to be measured."""
-    if given is not None:
-        if len(given) != blocks - 1 or not all(0 < share <= 1 for share in given):
-            raise ValueError(
-                f"cost_shares is {given!r}; pass a number in (0, 1] for each block but the first"
-            )
-        return tuple(given) if replayed else (1.0,) * (blocks - 1)
-    return None if replayed else (1.0,) * (blocks - 1)

@@ -84,3 +84,16 @@ def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
     """
     first, *later = (max(1, count) for count in directions)
     return (1.0, *(count / first for count in later))
+
+
+def known_shares(
+    given: Sequence[float] | None, blocks: int, *, replayed: bool
+) -> tuple[float, ...] | None:
+    """The cost shares as given, checked; all 1 where nothing is replayed; else to be measured."""
+    if given is not None:
+        if len(given) != blocks - 1 or not all(0 < share <= 1 for share in given):
+            raise ValueError(
+                f"cost_shares is {given!r}; pass a number in (0, 1] for each block but the first"
+            )
+        return tuple(given) if replayed else (1.0,) * (blocks - 1)
+    return None if replayed else (1.0,) * (blocks - 1)

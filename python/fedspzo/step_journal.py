@@ -12,7 +12,7 @@ from .journal import Record, Terms, digest
 from .journal_file import TERMS
 from .journal_header import Header
 from .journal_writer import JournalWriter
-from .step_report import StepReport
+from .step_report import StepReport, terms_of
 
 
 class StepJournal(Closing):
@@ -57,15 +57,15 @@ class StepJournal(Closing):
 
 
 def step_record(report: StepReport, round: int) -> Record:
-    """What a step added to the weights; a skipped one has no terms."""
+    """What a step added to the weights; a term of 0 is none, as adding it turns -0 into 0."""
     return Record(
         round,
         tuple(
             Terms(
-                np.array([] if report.skipped else seeds, dtype=np.uint64),
-                np.array([] if report.skipped else coefficients, dtype=np.float32),
+                np.array([*terms], dtype=np.uint64),
+                np.array([*terms.values()], dtype=np.float32),
             )
-            for seeds, coefficients in zip(report.seeds, report.coefficients, strict=True)
+            for terms in map(terms_of, report.seeds, report.coefficients)
         ),
         report.rounding_seed,
     )

@@ -25,6 +25,11 @@ HALVINGS = 32
 RESOLVED = 4
 """Units in the last place of the loss: of a smaller promise nothing can be seen."""
 
+AVERAGED = 1 / 8
+"""What is left of a low precision's unit in a loss: many values are rounded, it is their mean."""
+LOST = 4
+"""Steps in a row without finite losses after which the last ones are taken back."""
+
 
 def predicted(
     gradients: Sequence[Sequence[float]], coefficients: Sequence[Sequence[float]]
@@ -61,9 +66,9 @@ def judge(
     Returns:
         The step as it is to be made.
     """
+    auto.lost = 0
     if auto.diverged(report.loss) and auto.recent:
-        auto.scale(groups, HALVE)
-        return _back(auto.take_back(), report)
+        return _back(auto, groups, report)
     if auto.due() and predicted(report.gradients, report.coefficients) < 0:
 
         def look(step: StepReport) -> float | None:
@@ -71,14 +76,32 @@ def judge(
                 stand.move(block)
             promise = predicted(step.gradients, step.coefficients)
             value = evaluate()
-            unit = torch.finfo(value.dtype).eps * abs(step.loss)
-            seen = abs(promise) > RESOLVED * unit
+            seen = abs(promise) > RESOLVED * resolution(value, groups) * abs(step.loss)
             return (value.item() - step.loss) / promise if seen else None
 
         report = _halved_until_trusted(auto, groups, report, look, cost)
     if report.undone is None:
         auto.recent.append(_terms(report))
     return report
+
+
+def resolution(value: Tensor, groups: Sequence[dict[str, Any]]) -> float:
+    """How far a loss is off, relatively: by its own dtype, and by what its weights' makes of it."""
+    weights = {parameter.dtype for group in groups for parameter in group["params"]}
+    low = weights - {torch.float32}
+    return max(torch.finfo(value.dtype).eps, *(AVERAGED * torch.finfo(d).eps for d in low), 0.0)
+
+
+def lost(auto: AutoRate, groups: Sequence[dict[str, Any]], report: StepReport) -> StepReport:
+    """What is made of a step whose losses are not finite: nothing, or after some the way back.
+
+    A batch may have such losses. Where one after another has, it is the weights.
+    """
+    auto.lost += 1
+    if auto.lost < LOST or not auto.recent:
+        return report
+    auto.lost = 0
+    return replace(_back(auto, groups, report), skipped=False)
 
 
 def _halved_until_trusted(
@@ -113,8 +136,10 @@ def _terms(report: StepReport) -> Terms:
     return tuple(map(terms_of, report.seeds, report.coefficients))
 
 
-def _back(terms: Terms, report: StepReport) -> StepReport:
-    """The step whose update is `terms`, which undo others."""
+def _back(auto: AutoRate, groups: Sequence[dict[str, Any]], report: StepReport) -> StepReport:
+    """The step that takes the last ones back; from now on the rates are half."""
+    auto.scale(groups, HALVE)
+    terms = auto.take_back()
     return replace(
         report,
         seeds=tuple(tuple(block) for block in terms),

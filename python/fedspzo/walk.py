@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .capture import Replay
 from .displacement import Movable
+from .estimator import Estimator
 from .points import Point
+from .subspace import Spectrum
 
 
 class Walk:
@@ -40,6 +42,7 @@ class Walk:
         self._replay, self._shares, self._evaluate = replay, shares, evaluate
         self._captured = Point()
         self.losses: dict[Point, Tensor] = {}
+        self._means: dict[Point, float] = {}
         self.forwards = 0.0
 
     def visit(self, points: Iterable[Point]) -> None:
@@ -50,10 +53,10 @@ class Walk:
 
     def means(self) -> dict[Point, float]:
         """The losses as numbers, of several examples' losses their mean."""
-        return {
-            point: (loss.mean() if loss.dim() else loss).item()
-            for point, loss in self.losses.items()
-        }
+        for point, loss in self.losses.items():
+            if point not in self._means:  # each is a wait for the device
+                self._means[point] = (loss.mean() if loss.dim() else loss).item()
+        return dict(self._means)
 
     def _at(self, point: Point) -> Tensor:
         for (stand, seeds, scale), offset in zip(self._blocks, point, strict=True):
@@ -70,3 +73,17 @@ class Walk:
         loss = self._evaluate()
         self._replay.check()
         return loss
+
+
+def spectrum_along(walk: Walk, estimator: Estimator, eps: Sequence[float]) -> Spectrum:
+    """Of the solved block's Hessian along its directions, whose points are visited for it."""
+    walk.visit(estimator.bending_points())
+    losses, block = walk.means(), len(eps) - 1
+
+    def product(pivot: Sequence[float]) -> list[float]:
+        walk.visit(estimator.bending_points(pivot))
+        return estimator.product(walk.means(), eps, pivot)
+
+    trace = estimator.curvature(losses, eps, block)
+    assert trace is not None  # it is evaluated on both sides
+    return Spectrum.of(estimator.gradient(losses, eps, block), trace, product)
