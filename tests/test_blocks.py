@@ -409,6 +409,13 @@ def test_wrappers_are_taken_off():
     assert split(nn.DataParallel(model)).groups[0][0][0] == "model.embed_tokens.weight"
 
 
+def test_a_model_spread_over_devices_is_refused():
+    spread = nn.DataParallel(FAMILIES["llama"]())
+    spread.device_ids = [0, 1]  # as it has on a machine with two GPUs
+    with pytest.raises(ValueError, match=r"devices \[0, 1\].*pass model\.module"):
+        split(spread)
+
+
 def test_splitting_leaves_the_model_as_it_was():
     model = FAMILIES["llama"]().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

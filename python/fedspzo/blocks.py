@@ -122,6 +122,11 @@ def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DataParallel's, DistributedDataParallel's and torch.compile's wrappers."""
     while True:
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"model is a DataParallel over devices {model.device_ids}, whose replicas would run"
+                " the first one's layers; pass model.module, and compute the loss with that"
+            )
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
