@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from .capture import Replay
@@ -53,9 +54,11 @@ class Walk:
 
     def means(self) -> dict[Point, float]:
         """The losses as numbers, of several examples' losses their mean."""
-        for point, loss in self.losses.items():
-            if point not in self._means:  # each is a wait for the device
-                self._means[point] = (loss.mean() if loss.dim() else loss).item()
+        new = [point for point in self.losses if point not in self._means]
+        if new:
+            # one wait for the device, not one a loss
+            means = torch.stack([self.losses[point].mean() for point in new])
+            self._means |= zip(new, means.tolist(), strict=True)
         return dict(self._means)
 
     def _at(self, point: Point) -> Tensor:
