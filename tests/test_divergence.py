@@ -36,6 +36,14 @@ def test_losses_about_zero_that_vary_are_no_divergence():
     assert not any(auto.diverged(draw.gauss(0.0, 1.0)) for _ in range(1000))
 
 
+def test_absurd_losses_are_divergence_and_no_error():
+    auto = AutoRate()
+    assert not any(auto.diverged(loss) for loss in [0.7] * 20)
+    assert any(auto.diverged(loss) for loss in (1e200, 1e307, 0.7))
+    for _ in range(40):
+        auto.diverged(0.7)
+
+
 @pytest.mark.parametrize("spread", [0.01, 0.1, 0.3])
 def test_divergence_is_told_from_noise(spread):
     """Losses that grow by 3 % a step are noticed before they have tripled, for all the noise."""

@@ -249,7 +249,8 @@ class AutoRate:
         if len(self.latest) == 2:
             first, second = self.latest
             bend = loss - 2 * second + first
-            self.variance += max(1 - SLOW, 1 / (self.steps - 2)) * (bend**2 / 6 - self.variance)
+            news = max(1 - SLOW, 1 / (self.steps - 2))
+            self.variance += news * (bend * bend / 6 - self.variance)  # ** would raise if too large
         self.latest = [*self.latest[-1:], loss]
         news = max(1 - SMOOTHING**self.added, self.added / self.since)
         self.smoothed += news * (loss - self.smoothed)
