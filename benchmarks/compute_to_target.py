@@ -115,7 +115,7 @@ def main() -> None:
             methods = [
                 method
                 for method in (FEDERATED if federated else CENTRAL)
-                if method.name in options.methods
+                if method.name in options.methods and method.races_on(problem.name)
             ]
             race_all(Results(file), problem, which, methods)
     report.write(options.results)

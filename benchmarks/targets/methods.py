@@ -23,6 +23,7 @@ class Method:
         first: where on the grid of learning rates to look first, a power of two.
         federated: runs a federation; None: central only.
         seeds: directions common to all clients, or each client's own.
+        problems: the names of those that it races on; none: all.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Method:
     first: int = -10
     federated: Callable[..., Any] = run
     seeds: str = "per-client"
+    problems: tuple[str, ...] = ()
+
+    def races_on(self, problem: str) -> bool:
+        """Whether it takes part in the problem of that name."""
+        return problem in (self.problems or (problem,))
 
     def optimizer(self, lr: float) -> OptimizerConfig:
         """The settings at a learning rate."""
@@ -56,16 +62,17 @@ CENTRAL = (
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
 )
 
+# MiniLM's head is new: as many as `examples/real` names, where the rule has 8
 _MORE = {"perturbations": (1, 32)}
+_RULE, _NEW = ("decoder", "encoder"), ("minilm",)
 
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), -8, federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
-    Method("FedSPZO", "auto", {}, -8),
-    Method("FedSPZO, shared seeds", "auto", {}, -8, seeds="shared"),
+    Method("FedSPZO", "auto", {}, -8, problems=_RULE),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, P2 = 32", "auto", _MORE, -8),
-    Method("FedSPZO, P2 = 32, shared seeds", "auto", _MORE, -8, seeds="shared"),
+    Method("FedSPZO, P2 = 32", "auto", _MORE, -8, problems=_NEW),
+    Method("FedSPZO, P2 = 32, shared seeds", "auto", _MORE, -8, seeds="shared", problems=_NEW),
     Method("FedSPZO, P2 = 32, lr auto", "auto", {**_MORE, "lr": "auto"}),
 )
 
