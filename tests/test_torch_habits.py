@@ -92,6 +92,26 @@ def test_a_compiled_model_stays_compiled(shares):
     assert len(runs) == 2 * len(other.last_step.losses) + 1
 
 
+def test_layerwise_evaluation_runs_a_compiled_model_as_it_was_written():
+    """A compiler cannot trace stand-ins; outside the steps the model is compiled as before."""
+    runs = []
+
+    def backend(graph: Any, _: Any) -> Callable[..., Any]:
+        return lambda *args: runs.append(1) or graph.forward(*args)
+
+    torch._dynamo.reset()
+    model, plain = torch.compile(Net(), backend=backend), Net()
+    settings: dict[str, Any] = {"lr": 1e-3, "perturbations": (2, 4), "evaluation": "layerwise"}
+    optimizer, other = SPZO(split(model), **settings), SPZO(split(plain), **settings)
+    for number in range(1, 3):
+        optimizer.step(loss_of(model))
+        other.step(loss_of(plain))
+        assert optimizer.last_step.losses == other.last_step.losses
+        with torch.no_grad():
+            model(IDS)
+        assert len(runs) == number
+
+
 def test_a_number_is_a_loss_whatever_torchs_default_dtype_is():
     model = Net()
     optimizer = SPZO(split(model), lr=1e-3, perturbations=(2, 4), cost_shares=(0.02,))

@@ -59,7 +59,7 @@ RISE, SLACK, EARLY = 1.1, 0.105, 0.5
 EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
 """
 CHANCE, SLOW = 7.0, 0.98
-"""... and, centrally, CHANCE times its own standard deviation above it, as batches alone make it:
+"""Centrally the smoothed loss has to be above its best by CHANCE of its standard deviations too:
 the least of many noisy values is far below their mean. SLOW smooths the losses' variance. A round's
 loss, a median of clients', is taken as it is."""
 MEMORY = 64
@@ -247,10 +247,10 @@ class AutoRate:
         if self.steps <= LEARN:  # one batch's loss alone may be far off
             self.first += (loss - self.first) / self.steps
         if len(self.latest) == 2:
-            first, second = self.latest
-            bend = loss - 2 * second + first
-            news = max(1 - SLOW, 1 / (self.steps - 2))
-            self.variance += news * (bend * bend / 6 - self.variance)  # ** would raise if too large
+            before_last, last = self.latest
+            bend = loss - 2 * last + before_last
+            square = bend * bend  # ** would raise where it is too large
+            self.variance += max(1 - SLOW, 1 / (self.steps - 2)) * (square / 6 - self.variance)
         self.latest = [*self.latest[-1:], loss]
         news = max(1 - SMOOTHING**self.added, self.added / self.since)
         self.smoothed += news * (loss - self.smoothed)

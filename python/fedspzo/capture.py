@@ -204,7 +204,7 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Compiled code runs as it was written: under a dispatch mode it would for ever after."""
+    """Run a compiled model's own code: called under a dispatch mode, it would never be compiled."""
     compiled = "torch._dynamo" in sys.modules  # which takes seconds to import
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 

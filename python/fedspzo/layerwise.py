@@ -57,7 +57,8 @@ class Layerwise:
             for group in groups:
                 self._blocks.append(Perturbation(self._scratch, self._copied(group)))
             self._put()
-            yield self._blocks
+            with eager():  # stand-ins are not what a compiler can trace
+                yield self._blocks
         finally:
             self._take_away()
             for block in self._blocks:
@@ -76,7 +77,7 @@ class Layerwise:
         stray = _Stray({name: tensor for group in self._groups for name, tensor in group})
         self._scratch.aside = stray.aside
         try:
-            with eager(), stray:
+            with stray:
                 loss = evaluate()
         finally:
             self._scratch.aside = nullcontext

@@ -87,9 +87,9 @@ def judge(
 
 def resolution(value: Tensor, groups: Sequence[dict[str, Any]]) -> float:
     """How far a loss is off, relatively: by its own dtype, and by what its weights' makes of it."""
-    weights = {parameter.dtype for group in groups for parameter in group["params"]}
-    low = weights - {torch.float32}
-    return max(torch.finfo(value.dtype).eps, *(AVERAGED * torch.finfo(d).eps for d in low), 0.0)
+    dtypes = {parameter.dtype for group in groups for parameter in group["params"]}
+    low = [AVERAGED * torch.finfo(dtype).eps for dtype in dtypes - {torch.float32}]
+    return max([torch.finfo(value.dtype).eps, *low])
 
 
 def lost(auto: AutoRate, groups: Sequence[dict[str, Any]], report: StepReport) -> StepReport:
