@@ -437,6 +437,16 @@ def test_other_rates_than_the_reports_lead_to_are_found_out(tmp_path: Path) -> N
         federate(other, rounds=30)
 
 
+def test_rates_read_from_a_header_back_off_like_those_that_were_found() -> None:
+    rates = found()
+    read = FoundRates.from_dict(rates.to_dict(), rates.lr)
+    for loss in [1.0, 0.4] * 10 + [1.5] * 4:  # these vary so much that a rise could be chance
+        for either in (rates, read):
+            either.learn(reports(size=1e-3, loss=loss), DIRECTIONS, "examples")
+        assert read.lr == rates.lr
+    assert read.to_dict()["factor"] < 1
+
+
 @pytest.mark.parametrize("perturbations", [(0, 2), (1, 0)])
 def test_a_block_that_stays_has_no_rate_to_find(
     tmp_path: Path, perturbations: tuple[int, int]

@@ -101,6 +101,7 @@ class FoundRates:
         if not isinstance(_field(values, "cut"), bool):
             raise ValueError(f"auto.cut is {values['cut']!r}; it has to be true or false")
         auto = AutoRate(
+            central=False,
             **{name: values[name] for name in _AUTO},
             blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in blocks],
         )
