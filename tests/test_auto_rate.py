@@ -14,6 +14,7 @@ from torch import nn
 from fedspzo import SPZO, split
 from fedspzo.auto_rate import (
     EVERY,
+    FALL,
     HALVE,
     LEAD,
     LONGEST,
@@ -160,7 +161,7 @@ def test_rates_are_learned_from_the_first_turns_means_and_then_kept():
     assert [g["lr"] for g in groups] == [g["lr"] for g in before]
 
 
-def test_in_the_long_run_a_led_blocks_rate_falls_so_that_noise_adds_up_ever_slower():
+def test_in_the_long_run_a_led_blocks_rate_falls_so_that_all_its_noise_has_a_bound():
     auto, groups = AutoRate(), groups_of(TWOS, HALVES)
     only, alone = AutoRate(), groups_of(TWOS)
     rates = []
@@ -170,10 +171,11 @@ def test_in_the_long_run_a_led_blocks_rate_falls_so_that_noise_adds_up_ever_slow
         rates.append([group["lr"] for group in (*groups, *alone)])
     first = [LARGEST * 0.2, STIFF / 64, LARGEST_ONLY * 0.2]
     assert rates[LEARN - 1] == rates[STEADY - 1] == pytest.approx(first)
-    assert rates[-1] == pytest.approx([first[0] / 2, *first[1:]])
+    assert rates[-1] == pytest.approx([first[0] / 4**FALL, *first[1:]])
     for _ in range(5):  # it does not fall while it waits
         auto.learn(groups, [[], [1.0]], (None, 64.0), COSTS)
     assert groups[0]["lr"] == rates[-1][0]
+    assert FALL <= 1 < 2 * FALL  # their sum has no bound, that of their squares has one
 
 
 def test_a_rate_stays_within_its_size_when_gradients_grow():
@@ -187,6 +189,25 @@ def test_a_rate_stays_within_its_size_when_gradients_grow():
     for _ in range(60):
         auto.learn(groups, [[1.0]], (None,), (1.0,))
     assert groups[0]["lr"] == pytest.approx(LARGEST_ONLY * 2 / 10)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_one_batch_with_an_outlier_moves_no_block_farther_than_any_step_may(cut):
+    """Its own gradient, not only the mean with those before it, bounds the step."""
+    auto, groups = AutoRate(cut=cut), groups_of(TWOS, HALVES)
+    usual, outlier = [[10.0, -10.0], [1.0, 1.0]], [[-300.0, 400.0], [40.0, 30.0]]
+    for _ in range(STEADY):
+        assert auto.learn(groups, usual, (None, None), COSTS) == tuple(usual)
+    followed = auto.learn(groups, outlier, (None, None), COSTS)
+    largest = (LARGEST, LARGEST_LAST) if cut else (LARGEST_ONLY,) * 2
+    falls = ((STEADY / (STEADY + 1)) ** FALL if cut else 1.0, 1.0)
+    for block, size in enumerate((2.0, 0.5)):
+        along = coefficients(followed[block], groups[block]["lr"])
+        assert math.hypot(*along) == pytest.approx(largest[block] * falls[block] * size)
+        assert along[0] / along[1] == pytest.approx(outlier[block][0] / outlier[block][1])
+    rounds = AutoRate(central=False)  # whose rate is for the round to come
+    rounds.learn(groups, usual, (None, None), COSTS)
+    assert rounds.learn(groups, outlier, (None, None), COSTS) == tuple(outlier)
 
 
 def test_at_first_the_last_of_several_blocks_moves_alone():
@@ -298,21 +319,21 @@ def test_where_its_curvature_is_known_the_last_block_takes_half_a_damped_newton_
     full = groups[1]["lr"]
     for turn in range(2, 4 * STEADY + 1):
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
-        assert groups[1]["lr"] == pytest.approx(full * min(1.0, math.sqrt(STEADY / turn)))
+        assert groups[1]["lr"] == pytest.approx(full * min(1.0, STEADY / turn) ** FALL)
     auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
     auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
     steeper = known([100.0] * 3, 100.0)
     for _ in range(3 * LEARN):
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), steeper)
-    fall = math.sqrt(STEADY / (1 + 3 * LEARN))
+    fall = (STEADY / (1 + 3 * LEARN)) ** FALL
     assert groups[1]["lr"] == pytest.approx(fall * NEWTON * 4 / 100, rel=1e-2)
     for _ in range(3 * LEARN):  # flatter than it was at first: that is not forgotten
         auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), spectrum)
-    fall = math.sqrt(STEADY / (1 + 6 * LEARN))
+    fall = (STEADY / (1 + 6 * LEARN)) ** FALL
     assert groups[1]["lr"] == pytest.approx(fall * NEWTON * 4 / ((4 + 7 * 100) / 8))
     flat = known([0.0] * 3, 0.0)
     auto, groups = AutoRate(steps=LEAD), groups_of(TWOS, FIVES)
-    assert auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), flat)[1] == gradients[1]
+    assert list(auto.learn(groups, gradients, (None, 0.0), (1.0, 2.0), flat)[1]) == gradients[1]
 
 
 def test_a_newton_step_is_no_longer_than_the_blocks_weights():

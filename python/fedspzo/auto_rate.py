@@ -2,7 +2,7 @@
 
 `SPZO(lr="auto")`. A block's first turns set its rate, as large as some bounds let it be, or it
 takes Newton steps (`fedspzo.rate_bounds`). In the long run the rate of a block that others lead
-falls, with the square root of its turns, so that its noise adds up ever slower; so do Newton steps.
+falls, so that all its noise adds up to so much and no more; so do Newton steps.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little; the others join it
@@ -45,9 +45,10 @@ LEAD = 16
 """Steps in which not all blocks move yet: each joins the later ones, the first one after these."""
 LONGEST = 8
 """The most steps from one turn of a block to its next."""
-STEADY = 20
+STEADY, FALL = 20, 0.75
 """Turns from which on the rate of a block that others lead falls, or that takes Newton steps: as
-sqrt(STEADY / turns)."""
+(STEADY / turns)**FALL. The sum of such rates has no bound, that of their squares, as noise adds up,
+has one (Robbins and Monro, 1951). A round's noise is a mean's: there it is the square root."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
@@ -189,34 +190,55 @@ class AutoRate:
                 seen.add(squares[block], curvatures[block])
                 group["lr"] = self.rate(block, len(found))
         self._pace([group["lr"] for group in groups], costs)
-        if self.blocks[-1].bend:
-            followed = (*followed[:-1], self._not_too_far(followed[-1], groups[-1]["lr"]))
-        return followed
+        if not self.central:
+            return followed
+        return tuple(
+            self._not_too_far(block, along, group["lr"])
+            for block, (group, along) in enumerate(zip(groups, followed, strict=True))
+        )
 
-    def _not_too_far(self, damped: Sequence[float], rate: float) -> Sequence[float]:
-        """The last block's damped gradients, less where their step would be too long."""
-        size = FARTHEST * self.factor * self.blocks[-1].size
+    def _not_too_far(self, block: int, along: Sequence[float], rate: float) -> Sequence[float]:
+        """What a block's update follows, less where one step would be longer than any may be.
+
+        Where losses are small a batch with an outlier has a gradient many times the usual one; to
+        clip it is what such noise asks for (Gorbunov et al., arXiv 2005.10785).
+        """
+        seen = self.blocks[block]
+        share = FARTHEST if seen.bend else self._largest(block)
+        size = self.factor * self._fall(block) * share * seen.size
         # the root mean square change of a weight, of random directions
-        length = rate * math.sqrt(_mean_dot(damped, damped) / max(1, len(damped)))
+        length = rate * math.sqrt(_mean_dot(along, along) / max(1, len(along)))
         if not length > size > 0:
-            return damped
-        return to_float32([size / length * g for g in damped])
+            return along
+        return to_float32([size / length * g for g in along])
+
+    def _leads(self, block: int) -> bool | None:
+        """Whether it is the last of a network's blocks, or one that is led; None: there is one."""
+        several = self.cut and len(self.blocks) > 1
+        return block == len(self.blocks) - 1 if several else None
+
+    def _largest(self, block: int) -> float:
+        return {True: LARGEST_LAST, False: LARGEST, None: LARGEST_ONLY}[self._leads(block)]
+
+    def _fall(self, block: int) -> float:
+        """What the number of its turns makes of a block's rate."""
+        seen = self.blocks[block]
+        if self._leads(block) is not False and not seen.bend:
+            return 1.0
+        more = max(0.0, 1 / (self.averaged / self.added) - 1)  # turns that a round counts for
+        turns = seen.turns + max(0, seen.turns - LEARN) * more
+        left: float = min(1.0, STEADY / max(1, turns))
+        return math.pow(left, FALL) if self.central else math.sqrt(left)
 
     def rate(self, block: int, count: int) -> float:
         """What a block's turns so far make of its rate, for `count` directions a step."""
         seen = self.blocks[block]
         if not seen.turns:
             return self.factor * START
-        several = self.cut and len(self.blocks) > 1
-        leads = several and block == len(self.blocks) - 1
-        led = several and not leads
-        largest = LARGEST if led else LARGEST_LAST if leads else LARGEST_ONLY
-        ratio = self.averaged / self.added
-        turns = seen.turns + max(0, seen.turns - LEARN) * max(0.0, 1 / ratio - 1)
-        fall = min(1.0, math.sqrt(STEADY / turns)) if led or seen.bend else 1.0
-        gain = max(1.0, math.sqrt(ratio))
-        worth = 0.0 if leads else WORTH * self.averaged
-        return self.factor * fall * seen.rate(count, gain * largest, worth, gain * STIFF)
+        gain = max(1.0, math.sqrt(self.averaged / self.added))
+        worth = 0.0 if self._leads(block) else WORTH * self.averaged
+        bound = seen.rate(count, gain * self._largest(block), worth, gain * STIFF)
+        return self.factor * self._fall(block) * bound
 
     def _pace(self, rates: Sequence[float], costs: Sequence[float]) -> None:
         """Set how long each block waits for its turn.
