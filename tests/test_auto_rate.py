@@ -18,12 +18,10 @@ from fedspzo.auto_rate import (
     HALVE,
     LEAD,
     LONGEST,
-    MEMORY,
-    RISE,
-    SLACK,
     STEADY,
     AutoRate,
 )
+from fedspzo.divergence import MEMORY, RISE, SLACK
 from fedspzo.estimator import coefficients
 from fedspzo.journal import apply
 from fedspzo.rate_bounds import (

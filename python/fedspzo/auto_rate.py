@@ -12,8 +12,8 @@ are not worth their computation each time (`AutoRate.turns`).
 
 Every few steps the *trust ratio* is looked at (`fedspzo.trust`): a step that keeps too little of
 its promise is halved until it keeps it, and the rates with it. Where the smoothed loss has left its
-best value behind, the steps since then are taken back, by the negative of their terms, and the
-rates are halved; of a slow drift only the last steps are, and it is the rates that end it.
+best value behind, the steps since then are taken back and the rates are halved
+(`fedspzo.divergence`); of a slow drift only the last steps are, and it is the rates that end it.
 Everything follows from losses and weights, so it repeats; the terms that take steps back are terms
 like others.
 """
@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .divergence import Course
 from .estimator import to_float32
 from .rate_bounds import (
     FARTHEST,
@@ -53,71 +54,33 @@ EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
 """What a step that breaks its promise is multiplied by, and all rates where training diverges."""
-SMOOTHING = 0.9
-"""Of the losses, a step."""
-RISE, SLACK, EARLY = 1.1, 0.105, 0.5
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
-EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
-"""
-CHANCE, SLOW = 7.0, 0.98
-"""Centrally the smoothed loss has to be above its best by CHANCE of its standard deviations too:
-the least of many noisy values is far below their mean. SLOW smooths the losses' variance. A round's
-loss, a median of clients', is taken as it is."""
-MEMORY = 64
-"""Steps that can be taken back."""
-
 PART = 2**22
 """Elements of which a float32 copy is made at a time."""
 
-Terms = tuple[dict[int, float], ...]
-"""For each block, seed to coefficient."""
-
 
 @dataclass
-class AutoRate:
-    """What `lr="auto"` remembers. Plain values, which a state_dict holds.
+class AutoRate(Course):
+    """What `lr="auto"` remembers: the losses' course, and what follows from it for the rates.
+
+    Plain values, which a state_dict holds.
 
     Attributes:
-        steps: steps seen.
         cut: whether the param groups are a network's blocks, the last one what comes last in it;
             else they are just groups, each bounded like an only block.
-        central: whether such blocks take turns, and the last one Newton steps; else, as in a
-            federation, every step moves all of them along their gradients.
         averaged: of how many steps' own directions an update is the mean: a round's clients.
-        added: how many such means an update is the sum of: their steps in a round, whose noise
-            adds up to added / averaged times the squared norm of one step's. Where that is less
-            than 1, the bounds on size and curvature allow as much more (the latter no more than
-            what is stable, 1 / trace); what noise is worth grows with `averaged`, as with P. Where
-            it is more, a round counts for as many turns.
+            It is the sum of `added` such means, and noise adds up to added / averaged times the
+            squared norm of one step's. Where that is less than 1, the bounds on size and curvature
+            allow as much more (the latter no more than what is stable, 1 / trace); what noise is
+            worth grows with `averaged`, as with P. Where it is more, a round counts for as many
+            turns.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
-        first: the mean loss of the first `LEARN` steps.
-        since: steps since the first, or since some were taken back.
-        lost: steps in a row whose losses were not finite.
-        smoothed, best: the smoothed loss, now and at its best.
-        latest: the last losses, two at most.
-        variance: the smoothed variance of losses about their course, which is a sixth of the mean
-            square of l_t - 2 l_(t-1) + l_(t-2).
-        strays: the standard deviation of the smoothed loss, as it was at the best one.
-        recent: the terms of the steps since the best, oldest first, the last `MEMORY` at most.
     """
 
-    steps: int = 0
     cut: bool = True
-    central: bool = True
     averaged: float = 1.0
-    added: int = 1
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
-    first: float = 0.0
-    since: int = 0
-    lost: int = 0
-    smoothed: float = 0.0
-    best: float = 0.0
-    latest: list[float] = field(default_factory=list)
-    variance: float = 0.0
-    strays: float = 0.0
-    recent: list[Terms] = field(default_factory=list)
 
     def copy(self) -> AutoRate:
         """One that goes its own way."""
@@ -261,46 +224,6 @@ class AutoRate:
         self.factor *= factor
         for group in groups:
             group["lr"] *= factor
-
-    def diverged(self, loss: float) -> bool:
-        """Take note of a step's loss, or a round's; whether the best one was left behind."""
-        self.steps += 1
-        before, self.since = self.since, self.since + self.added
-        if self.steps <= LEARN:  # one batch's loss alone may be far off
-            self.first += (loss - self.first) / self.steps
-        if len(self.latest) == 2:
-            before_last, last = self.latest
-            bend = loss - 2 * last + before_last
-            square = bend * bend  # ** would raise where it is too large
-            self.variance += max(1 - SLOW, 1 / (self.steps - 2)) * (square / 6 - self.variance)
-        self.latest = [*self.latest[-1:], loss]
-        news = max(1 - SMOOTHING**self.added, self.added / self.since)
-        self.smoothed += news * (loss - self.smoothed)
-        slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
-        if not before or before < LEARN <= self.since or self.smoothed <= self.best:
-            self.best = self.smoothed
-            self.strays = math.sqrt(self.variance * news / (2 - news))
-            self.recent.clear()
-        del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
-        slack += (RISE - 1) * abs(self.best)
-        if self.central:
-            slack = max(slack, CHANCE * self.strays)
-        return self.smoothed > self.best + slack
-
-    def begin_anew(self) -> None:
-        """Compare losses with those to come: the best of many noisy ones flatters its weights."""
-        self.recent.clear()
-        self.since, self.smoothed = 0, 0.0
-
-    def take_back(self) -> Terms:
-        """The terms that undo the steps since the best loss, the last `MEMORY` at most."""
-        undone: Terms = tuple({} for _ in self.recent[0])
-        for step in self.recent:
-            for total, terms in zip(undone, step, strict=True):
-                for seed, coefficient in terms.items():
-                    total[seed] = -coefficient
-        self.begin_anew()
-        return undone
 
     def due(self) -> bool:
         """Whether the step at hand is to be looked at: each block's first is, and then some."""

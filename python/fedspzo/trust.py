@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .auto_rate import HALVE, AutoRate, Terms
+from .auto_rate import HALVE, AutoRate
 from .displacement import Movable
+from .divergence import Terms
 from .estimator import to_float32
 from .step_report import StepReport, terms_of
 
