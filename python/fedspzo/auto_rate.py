@@ -132,7 +132,8 @@ class AutoRate(Course):
             spectrum: of the last block's Hessian along its directions, if known.
 
         Returns:
-            What the update is to follow: the gradients, the last block's damped by its spectrum.
+            What the update is to follow: the gradients, the last block's damped by its spectrum;
+            centrally no longer than one step may be.
         """
         followed = tuple(gradients)
         if not all(math.isfinite(_mean_dot(block, block)) for block in gradients):
