@@ -2,7 +2,7 @@
 
 `SPZO(lr="auto")`. A block's first turns set its rate, as large as some bounds let it be, or it
 takes Newton steps (`fedspzo.rate_bounds`). In the long run the rate of a block that others lead
-falls, so that all its noise adds up to so much and no more; so do Newton steps.
+falls, centrally so that all its noise adds up to so much and no more; so do Newton steps.
 
 The last of several blocks moves alone at first, as a new head that is learned first spares the
 features below it (Kumar et al., arXiv 2202.10054), and its steps cost little; the others join it
@@ -49,7 +49,7 @@ LONGEST = 8
 STEADY, FALL = 20, 0.75
 """Turns from which on the rate of a block that others lead falls, or that takes Newton steps: as
 (STEADY / turns)**FALL. The sum of such rates has no bound, that of their squares, as noise adds up,
-has one (Robbins and Monro, 1951). A round's noise is a mean's: there it is the square root."""
+has one (Robbins and Monro, 1951). In a federation the rate falls with the square root instead."""
 EVERY = 8
 """Steps between looks at the trust ratio."""
 HALVE = 0.5
@@ -68,11 +68,11 @@ class AutoRate(Course):
         cut: whether the param groups are a network's blocks, the last one what comes last in it;
             else they are just groups, each bounded like an only block.
         averaged: of how many steps' own directions an update is the mean: a round's clients.
-            It is the sum of `added` such means, and noise adds up to added / averaged times the
-            squared norm of one step's. Where that is less than 1, the bounds on size and curvature
-            allow as much more (the latter no more than what is stable, 1 / trace); what noise is
-            worth grows with `averaged`, as with P. Where it is more, a round counts for as many
-            turns.
+            The update is the sum of `added` such means, and its noise adds up to added / averaged
+            times the squared norm of one step's. Where that is less than 1, the bounds on size and
+            curvature allow as much more (the latter no more than what is stable, 1 / trace); what
+            noise is worth grows with `averaged`, as with P. Where it is more, a round counts for as
+            many turns.
         factor: what looks and divergence have made of the rates that the bounds allow.
         blocks: what each block has shown; empty before the first step.
     """
@@ -164,8 +164,9 @@ class AutoRate(Course):
     def _not_too_far(self, block: int, along: Sequence[float], rate: float) -> Sequence[float]:
         """What a block's update follows, less where one step would be longer than any may be.
 
-        Where losses are small a batch with an outlier has a gradient many times the usual one; to
-        clip it is what such noise asks for (Gorbunov et al., arXiv 2005.10785).
+        The rate is by the mean gradient, and where losses are small that of a batch with an outlier
+        is many times as large; to clip is what such noise asks for (Gorbunov et al., arXiv
+        2005.10785).
         """
         seen = self.blocks[block]
         share = FARTHEST if seen.bend else self._largest(block)
@@ -177,7 +178,7 @@ class AutoRate(Course):
         return to_float32([size / length * g for g in along])
 
     def _leads(self, block: int) -> bool | None:
-        """Whether it is the last of a network's blocks, or one that is led; None: there is one."""
+        """True: the last of a network's blocks; False: one that it leads; None: there is none."""
         several = self.cut and len(self.blocks) > 1
         return block == len(self.blocks) - 1 if several else None
 

@@ -52,8 +52,8 @@ class SPZO(Optimizer):
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
     `weight_decay`; a block's learning rate is `lr * lr_scale`. A step evaluates the closure's loss
     at perturbed weights (formulas: `fedspzo.estimator`), then adds `-lr g / P` along each
-    direction. The noise is addressed by (seed, parameter name, element), so nothing is drawn from
-    torch's generators.
+    direction (with lr="auto" at most that, or a Newton step). The noise is addressed by (seed,
+    parameter name, element), so nothing is drawn from torch's generators.
 
     Args:
         params: a `Blocks` from `blocks.split(model)`; or, as one block without replay or dropout
@@ -379,7 +379,7 @@ class SPZO(Optimizer):
         eps: Sequence[float],
         spectrum: Spectrum | None,
     ) -> tuple[Sequence[float], ...]:
-        """With lr="auto", set the rates; what the update follows: the gradients, or Newton's."""
+        """With lr="auto", set the rates; what the update follows: gradients, Newton's, clipped."""
         if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
         shares = (1.0, *(self.cost_shares or ()))
