@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,11 @@ def clients_of(sizes: list[int]) -> list[Client]:
     return [Client(n, replica, own, ToyTask()) for n, own in enumerate(toy_data(sizes))]
 
 
-def found(steps: int = 1) -> FoundRates:
+def found(steps: int = 1, participation: float = 1.0) -> FoundRates:
     clients = clients_of([5, 5, 5, 5])
     settings = replace(resolve(AUTO, clients, batch_size=4), perturbations=DIRECTIONS)
-    return find(settings, clients, replace(FEDERATION, local_steps=steps))
+    federation = replace(FEDERATION, local_steps=steps, participation=participation)
+    return find(settings, clients, federation)
 
 
 def report(client: int, *, size: float = 0.1, loss: float = 1.0, steps: int = 2) -> Report:
@@ -419,7 +421,7 @@ def test_rates_from_any_header_are_numbers_above_0(
     for seen in values["blocks"]:
         seen.update(size=size, squares=squares, lately=squares, traces=traces)
     values["factor"] = 2.0**-64
-    rates = FoundRates.from_dict(values, (1.0, 1.0))
+    rates = FoundRates.from_dict(values, FEDERATION, (1.0, 1.0))
     for gradient in (0.0, 1e-38, 1e38):
         rates.learn(reports(size=gradient, loss=3e38), DIRECTIONS, "examples")
         assert replace(AUTO, perturbations=DIRECTIONS, lr=rates.lr).learning_rates == rates.lr
@@ -437,14 +439,28 @@ def test_other_rates_than_the_reports_lead_to_are_found_out(tmp_path: Path) -> N
         federate(other, rounds=30)
 
 
-def test_rates_read_from_a_header_back_off_like_those_that_were_found() -> None:
-    rates = found()
-    read = FoundRates.from_dict(rates.to_dict(), rates.lr)
+@pytest.mark.parametrize("participation", [1.0, 0.5])
+def test_rates_read_from_a_header_back_off_like_those_that_were_found(participation: float) -> None:
+    rates = found(participation=participation)
+    federation = replace(FEDERATION, participation=participation)
+    read = FoundRates.from_dict(rates.to_dict(), federation, rates.lr)
     for loss in [1.0, 0.4] * 10 + [1.5] * 4:  # these vary so much that a rise could be chance
         for either in (rates, read):
             either.learn(reports(size=1e-3, loss=loss), DIRECTIONS, "examples")
         assert read.lr == rates.lr
-    assert read.to_dict()["factor"] < 1
+        assert read._auto.strays == rates._auto.strays
+    assert (read.to_dict()["factor"] < 1) == (participation == 1)
+
+
+def test_that_rounds_are_of_other_clients_each_is_no_divergence() -> None:
+    """Their labels differ, and so do their losses: rates would be halved for nothing, for ever."""
+    draw, rates = random.Random(0), found(participation=0.5)
+    for _ in range(500):
+        rates.learn(reports(size=1e-3, loss=draw.choice([0.2, 1.5])), DIRECTIONS, "examples")
+    assert rates.to_dict()["factor"] == 1
+    for _ in range(60):
+        rates.learn(reports(size=1e-3, loss=9.0), DIRECTIONS, "examples")
+    assert rates.to_dict()["factor"] < 1
 
 
 @pytest.mark.parametrize("perturbations", [(0, 2), (1, 0)])

@@ -21,9 +21,9 @@ RISE, SLACK, EARLY = 1.1, 0.105, 0.5
 EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
 """
 CHANCE, SLOW = 7.0, 0.98
-"""Centrally the smoothed loss has to be above its best by CHANCE of its standard deviations too:
-the least of many noisy values is far below their mean. SLOW smooths the losses' variance. A round's
-loss, a median of clients', is taken as it is."""
+"""Where losses vary by chance the smoothed one has to be above its best by CHANCE of its standard
+deviations too: the least of many noisy values is far below their mean. SLOW smooths the losses'
+variance. Of a round of all clients, the median of their losses is taken as it is."""
 MEMORY = 64
 """Steps that can be taken back."""
 
@@ -36,6 +36,8 @@ class Course:
         steps: steps seen.
         central: whether it is one model's, whose blocks take turns, and the last one Newton steps;
             else a federation's, whose steps are rounds, of all blocks along their gradients.
+        varies: whether losses are of other examples from step to step, a batch's or a few clients',
+            and so vary by chance.
         added: how many local steps a round adds up.
         first: the mean loss of the first `LEARN` steps.
         since: steps since the first, or since some were taken back.
@@ -44,12 +46,14 @@ class Course:
         latest: the last losses, two at most.
         variance: the smoothed variance of losses about their course, which is a sixth of the mean
             square of l_t - 2 l_(t-1) + l_(t-2).
+        bends: how many of these there were.
         strays: the standard deviation of the smoothed loss, as it was at the best one.
         recent: the terms of the steps since the best, oldest first, the last `MEMORY` at most.
     """
 
     steps: int = 0
     central: bool = True
+    varies: bool = True
     added: int = 1
     first: float = 0.0
     since: int = 0
@@ -58,6 +62,7 @@ class Course:
     best: float = 0.0
     latest: list[float] = field(default_factory=list)
     variance: float = 0.0
+    bends: int = 0
     strays: float = 0.0
     recent: list[Terms] = field(default_factory=list)
 
@@ -71,7 +76,8 @@ class Course:
             before_last, last = self.latest
             bend = loss - 2 * last + before_last
             square = bend * bend  # ** would raise where it is too large
-            self.variance += max(1 - SLOW, 1 / (self.steps - 2)) * (square / 6 - self.variance)
+            self.bends += 1
+            self.variance += max(1 - SLOW, 1 / self.bends) * (square / 6 - self.variance)
         self.latest = [*self.latest[-1:], loss]
         news = max(1 - SMOOTHING**self.added, self.added / self.since)
         self.smoothed += news * (loss - self.smoothed)
@@ -82,7 +88,7 @@ class Course:
             self.recent.clear()
         del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
         slack += (RISE - 1) * abs(self.best)
-        if self.central:
+        if self.varies:
             slack = max(slack, CHANCE * self.strays)
         return self.smoothed > self.best + slack
 

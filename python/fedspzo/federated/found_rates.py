@@ -78,8 +78,10 @@ class FoundRates:
         return {**{name: asdict(auto)[name] for name in _AUTO}, "blocks": blocks}
 
     @classmethod
-    def from_dict(cls, values: Any, lr: Sequence[float]) -> FoundRates:
-        """What `to_dict` returned, for a first round of these rates.
+    def from_dict(
+        cls, values: Any, federation: FederationConfig, lr: Sequence[float]
+    ) -> FoundRates:
+        """What `to_dict` returned, for a federation's first round at these rates.
 
         Raises:
             ValueError: it returned another thing.
@@ -102,6 +104,7 @@ class FoundRates:
             raise ValueError(f"auto.cut is {values['cut']!r}; it has to be true or false")
         auto = AutoRate(
             central=False,
+            varies=varies(federation),
             **{name: values[name] for name in _AUTO},
             blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in blocks],
         )
@@ -136,6 +139,7 @@ def find(
     auto = optimizer.auto
     assert auto is not None
     auto.central = False  # a plan has every block's directions in every step
+    auto.varies = varies(federation)
     sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
         for step, client in enumerate(stand_ins(sizes, federation.counting)):
@@ -144,6 +148,7 @@ def find(
     auto.averaged = averaged(sizes, federation)
     auto.added = federation.local_steps
     auto.begin_anew()
+    auto.latest, auto.variance, auto.bends = [], 0.0, 0  # a round's losses vary less than a batch's
     directions = enumerate(settings.directions)
     return FoundRates(auto, [auto.rate(block, count) for block, count in directions])
 
@@ -158,6 +163,11 @@ def stand_ins(sizes: Sequence[int], weighting: Weighting) -> list[int]:
     ends = np.cumsum(sizes if weighting == "examples" else [1] * len(sizes))
     places = [(3 * step % LEARN + 0.5) / LEARN for step in range(LEARN)]
     return [int(np.searchsorted(ends, place * ends[-1], side="right")) for place in places]
+
+
+def varies(federation: FederationConfig) -> bool:
+    """Whether rounds' losses are of other clients each, and so vary by chance."""
+    return federation.participants < federation.clients
 
 
 def averaged(sizes: Sequence[int], federation: FederationConfig) -> float:

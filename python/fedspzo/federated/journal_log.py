@@ -49,18 +49,22 @@ def privacy(header: Header) -> Privacy | None:
     return _build(Privacy, settings)
 
 
-def found_rates(header: Header, optimizer: OptimizerConfig) -> FoundRates | None:
+def found_rates(
+    header: Header, federation: FederationConfig, optimizer: OptimizerConfig
+) -> FoundRates | None:
     """With lr = "auto" the learning rates of a journal's run, as before its first round; else None.
 
     Args:
         header: the journal's.
-        optimizer: the settings in it.
+        federation, optimizer: the settings in it.
 
     Raises:
         ValueError: what the header says of them is not what this release knows.
     """
     values = (header.run or {}).get("auto")
-    return None if values is None else FoundRates.from_dict(values, optimizer.learning_rates)
+    if values is None:
+        return None
+    return FoundRates.from_dict(values, federation, optimizer.learning_rates)
 
 
 def first_round(header: Header) -> int:
@@ -129,7 +133,7 @@ class JournalLog:
             self.settings = None if self.header.run is None else settings(self.header)
             self.privacy = privacy(self.header)
             if self.settings is not None:
-                found_rates(self.header, self.settings[1])
+                found_rates(self.header, *self.settings)
             self.first = first_round(self.header)
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: header: {one_line(error)}") from None

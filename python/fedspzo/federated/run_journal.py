@@ -92,7 +92,7 @@ class RunJournal(Closing):
 
     def found_rates(self) -> FoundRates | None:
         """With lr = "auto" the rates before the first round on disk, made anew; else None."""
-        return None if self.optimizer is None else found_rates(self.header, self.optimizer)
+        return None if self._settings is None else found_rates(self.header, *self._settings)
 
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
         """Write the header of a new run, whose server is at its base weights."""
