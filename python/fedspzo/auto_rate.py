@@ -67,6 +67,8 @@ class AutoRate(Course):
     Attributes:
         cut: whether the param groups are a network's blocks, the last one what comes last in it;
             else they are just groups, each bounded like an only block.
+        central: whether such blocks take turns, and the last one Newton steps; else, as in a
+            federation, whose rounds are steps, every one moves all of them along their gradients.
         averaged: of how many steps' own directions an update is the mean: a round's clients.
             The update is the sum of `added` such means, and its noise adds up to added / averaged
             times the squared norm of one step's. Where that is less than 1, the bounds on size and
@@ -78,6 +80,7 @@ class AutoRate(Course):
     """
 
     cut: bool = True
+    central: bool = True
     averaged: float = 1.0
     factor: float = 1.0
     blocks: list[Seen] = field(default_factory=list)
@@ -177,6 +180,11 @@ class AutoRate(Course):
             return along
         return to_float32([size / length * g for g in along])
 
+    @property
+    def _calm(self) -> float:
+        """How many times less noise an update has than one step, in squared norm."""
+        return self.averaged / self.added
+
     def _leads(self, block: int) -> bool | None:
         """True: the last of a network's blocks; False: one that it leads; None: there is none."""
         several = self.cut and len(self.blocks) > 1
@@ -190,7 +198,7 @@ class AutoRate(Course):
         seen = self.blocks[block]
         if self._leads(block) is not False and not seen.bend:
             return 1.0
-        more = max(0.0, 1 / (self.averaged / self.added) - 1)  # turns that a round counts for
+        more = max(0.0, 1 / self._calm - 1)  # turns that a round counts for
         turns = seen.turns + max(0, seen.turns - LEARN) * more
         left: float = min(1.0, STEADY / max(1, turns))
         return math.pow(left, FALL) if self.central else math.sqrt(left)
@@ -200,7 +208,7 @@ class AutoRate(Course):
         seen = self.blocks[block]
         if not seen.turns:
             return self.factor * START
-        gain = max(1.0, math.sqrt(self.averaged / self.added))
+        gain = max(1.0, math.sqrt(self._calm))
         worth = 0.0 if self._leads(block) else WORTH * self.averaged
         bound = seen.rate(count, gain * self._largest(block), worth, gain * STIFF)
         return self.factor * self._fall(block) * bound

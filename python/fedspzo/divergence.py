@@ -34,8 +34,6 @@ class Course:
 
     Attributes:
         steps: steps seen.
-        central: whether it is one model's, whose blocks take turns, and the last one Newton steps;
-            else a federation's, whose steps are rounds, of all blocks along their gradients.
         varies: whether losses are of other examples from step to step, a batch's or a few clients',
             and so vary by chance.
         added: how many local steps a round adds up.
@@ -52,7 +50,6 @@ class Course:
     """
 
     steps: int = 0
-    central: bool = True
     varies: bool = True
     added: int = 1
     first: float = 0.0

@@ -102,13 +102,7 @@ class FoundRates:
         _check("auto.first", _field(values, "first"))
         if not isinstance(_field(values, "cut"), bool):
             raise ValueError(f"auto.cut is {values['cut']!r}; it has to be true or false")
-        auto = AutoRate(
-            central=False,
-            varies=varies(federation),
-            **{name: values[name] for name in _AUTO},
-            blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in blocks],
-        )
-        return cls(auto, lr)
+        return cls(for_rounds(values, federation), lr)
 
 
 _AUTO = ("steps", "cut", "averaged", "added", "factor", "first")
@@ -147,10 +141,9 @@ def find(
             optimizer.step(partial(task.loss, replica.blocks.model, batch))
     auto.averaged = averaged(sizes, federation)
     auto.added = federation.local_steps
-    auto.begin_anew()
-    auto.latest, auto.variance, auto.bends = [], 0.0, 0  # a round's losses vary less than a batch's
-    directions = enumerate(settings.directions)
-    return FoundRates(auto, [auto.rate(block, count) for block, count in directions])
+    lr = [auto.rate(block, count) for block, count in enumerate(settings.directions)]
+    # through the header's values, so that a run which is resumed has no more and no less
+    return FoundRates(for_rounds(FoundRates(auto, lr).to_dict(), federation), lr)
 
 
 def stand_ins(sizes: Sequence[int], weighting: Weighting) -> list[int]:
@@ -163,6 +156,16 @@ def stand_ins(sizes: Sequence[int], weighting: Weighting) -> list[int]:
     ends = np.cumsum(sizes if weighting == "examples" else [1] * len(sizes))
     places = [(3 * step % LEARN + 0.5) / LEARN for step in range(LEARN)]
     return [int(np.searchsorted(ends, place * ends[-1], side="right")) for place in places]
+
+
+def for_rounds(values: dict[str, Any], federation: FederationConfig) -> AutoRate:
+    """What the first round begins with, from `FoundRates.to_dict`: rounds are its steps."""
+    return AutoRate(
+        central=False,
+        varies=varies(federation),
+        **{name: values[name] for name in _AUTO},
+        blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in values["blocks"]],
+    )
 
 
 def varies(federation: FederationConfig) -> bool:
