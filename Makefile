@@ -27,6 +27,7 @@ lint: .venv/tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: .venv/tools
 	$(BIN)/pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedspzo import config as configuration
-from fedspzo.cli import DEMO_CONFIG
-from fedspzo.data import read_splits
-from fedspzo.experiment import run
+from fedspzo.app import config as configuration
+from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.data import read_splits
+from fedspzo.app.run import run
+from fedspzo.app.run_folder import RunFolder
 from fedspzo.federated.settings import OptimizerConfig
-from fedspzo.output import OutputFolder
 
 MEZO = [1e-3, 1.5e-3, 2e-3, 3e-3]
 MEZO_ROUNDS = 43  # cost what the demo's rounds cost
@@ -30,7 +30,7 @@ def train(optimizer: OptimizerConfig, seed: int, rounds: int | None) -> dict[str
     config = DEMO.with_overrides(output=None, seed=seed, rounds=rounds)
     config = replace(config, optimizer=optimizer, mezo=None)
     splits = read_splits(config.data, config.task)
-    with tempfile.TemporaryDirectory() as name, OutputFolder(Path(name)) as folder:
+    with tempfile.TemporaryDirectory() as name, RunFolder(Path(name)) as folder:
         return dict(run(config, splits, folder, quiet=True))
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from machine import machine
 
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.rounds import Round
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import Round
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def run(seed: int) -> dict[str, Any]:
 
 def largest(journal: Path) -> list[float]:
     """Of each round and block: the largest client's scalars, times the usual size (`clip`)."""
-    log = JournalLog(journal)
+    log = DecodedJournal(journal)
     assert log.settings is not None
     counts = log.settings[1].directions
     found = []

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from machine import machine
 
-from fedspzo import config as configuration
-from fedspzo import models
-from fedspzo.blocks import split
-from fedspzo.cli import DEMO_CONFIG
-from fedspzo.data import read_splits
+from fedspzo.app import config as configuration
+from fedspzo.app import models
+from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.data import read_splits
+from fedspzo.blocks.cut import split
 from fedspzo.federated import FederationConfig, Link, OptimizerConfig, Report, iid, run
+from fedspzo.federated.protocol.updates import Scalars
 from fedspzo.federated.settings import Aggregation
-from fedspzo.federated.updates import Scalars
 
 CLIENTS, LIARS = 10, (1, 4, 8)
 KINDS = ("none", "flipped", "random")

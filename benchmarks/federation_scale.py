@@ -28,11 +28,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fedspzo.blocks import split
+from fedspzo.blocks.cut import split
 from fedspzo.federated import Client, FederationConfig, Link, OptimizerConfig, Report, Server
 from fedspzo.federated.exchange import InProcess, play
-from fedspzo.federated.updates import Scalars
-from fedspzo.replica import Replica
+from fedspzo.federated.protocol.updates import Scalars
+from fedspzo.journal.replica import Replica
 
 RESULTS = Path(__file__).parent / "results"
 CROWDS = (100, 1_000, 10_000)

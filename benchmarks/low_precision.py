@@ -17,11 +17,12 @@ from functools import partial
 import torch
 from machine import machine
 
-from fedspzo import SPZO, models, split
-from fedspzo import config as configuration
-from fedspzo.cli import DEMO_CONFIG
-from fedspzo.data import read_splits
-from fedspzo.displacement import Rounding
+from fedspzo import SPZO, split
+from fedspzo.app import config as configuration
+from fedspzo.app import models
+from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.data import read_splits
+from fedspzo.evaluation.in_place import Rounding
 from fedspzo_kernels import noise, perturb_
 
 ELEMENTS, CYCLES, EPS = 1 << 18, 1000, 1e-3

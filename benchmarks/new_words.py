@@ -22,9 +22,9 @@ from targets.problems import PROBLEMS, Loaded, load
 from targets.runs import Point, Setting, race
 from tqdm.auto import tqdm
 
+from fedspzo.auto_lr.block_statistics import START
 from fedspzo.demo.writer import grammar
 from fedspzo.federated.partition import draw
-from fedspzo.rate_bounds import START
 from fedspzo.seeds import derive
 
 RESULTS = Path(__file__).parent / "results/new_words.md"

@@ -57,15 +57,15 @@ def child(arguments: list[str], fatal: int | None, answer: str) -> int:
     """What the forked process does: the command line, with its events watched."""
     import torch
 
-    from fedspzo.cli import main
-    from fedspzo.output import OutputFolder
+    from fedspzo.app.cli import main
+    from fedspzo.app.run_folder import RunFolder
 
     real_write = os.write
     events = Events(fatal)
     events.watch(os, "write", lambda handle, data: real_write(handle, data[: len(data) // 2]))
     for name in CALLS[1:]:
         events.watch(os, name)
-    events.watch(OutputFolder, "append", half_a_row)
+    events.watch(RunFolder, "append", half_a_row)
     events.watch(torch.ops.fedspzo, "perturb_")
     status = main(arguments)
     with open(answer, "w") as file:
@@ -109,10 +109,10 @@ def serve(request: dict[str, Any], scratch: str) -> dict[str, Any]:
 
 def warm_up(scratch: str) -> None:
     """One run in this process: what is slow only once is done before the first fork."""
-    import fedspzo.experiment
-    from fedspzo.cli import main
+    import fedspzo.app.run
+    from fedspzo.app.cli import main
 
-    fedspzo.experiment.figure_png = lambda *_: b"a figure"  # half of a run's time is its drawing
+    fedspzo.app.run.figure_png = lambda *_: b"a figure"  # half of a run's time is its drawing
     out = os.path.join(scratch, "out")
     if main(["run", "run.toml", "--quiet", "--output", out]) != 0:
         sys.exit("the run fails even if it is left alone")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedspzo.federated import Link, Plan, Report
-from fedspzo.federated.updates import Scalars
+from fedspzo.federated.protocol.updates import Scalars
 
 Answer = Callable[[Report, list[Report]], list[bytes]]
 """What arrives, of a client's report now and those it made before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedspzo.blocks import Blocks, split
+from fedspzo.blocks.cut import Blocks, split
 
 FEATURES, CLASSES = 8, 3
 

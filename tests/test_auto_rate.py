@@ -12,19 +12,8 @@ import torch
 from torch import nn
 
 from fedspzo import SPZO, split
-from fedspzo.auto_rate import (
-    EVERY,
-    FALL,
-    HALVE,
-    LEAD,
-    LONGEST,
-    STEADY,
-    AutoRate,
-)
-from fedspzo.divergence import MEMORY, RISE, SLACK
-from fedspzo.estimator import coefficients
-from fedspzo.journal import apply
-from fedspzo.rate_bounds import (
+from fedspzo.auto_lr.auto_rate import EVERY, FALL, HALVE, LEAD, LONGEST, STEADY, AutoRate
+from fedspzo.auto_lr.block_statistics import (
     FARTHEST,
     LARGEST,
     LARGEST_LAST,
@@ -34,12 +23,15 @@ from fedspzo.rate_bounds import (
     START,
     STIFF,
     WORTH,
-    Seen,
+    BlockStatistics,
 )
-from fedspzo.rules import PIVOTS, evaluations_to_solve
-from fedspzo.step_journal import step_record
-from fedspzo.subspace import LEAST, Spectrum
-from fedspzo.trust import DOUBTED, HALVINGS, predicted
+from fedspzo.auto_lr.loss_monitor import MEMORY, RISE, SLACK
+from fedspzo.auto_lr.newton import LEAST, Spectrum
+from fedspzo.auto_lr.trust_ratio import DOUBTED, HALVINGS, predicted
+from fedspzo.estimators.defaults import PIVOTS, evaluations_to_solve
+from fedspzo.estimators.estimator import coefficients
+from fedspzo.journal.records import apply
+from fedspzo.journal.steps import step_record
 from fedspzo_kernels import noise
 
 DIM = 12
@@ -228,7 +220,14 @@ def test_at_first_the_last_of_several_blocks_moves_alone():
 
 
 def test_the_others_join_the_last_block_one_by_one_from_the_back():
-    auto = AutoRate(blocks=[Seen(1.0), Seen(1.0), Seen(1.0), Seen(1.0)])
+    auto = AutoRate(
+        blocks=[
+            BlockStatistics(1.0),
+            BlockStatistics(1.0),
+            BlockStatistics(1.0),
+            BlockStatistics(1.0),
+        ]
+    )
     joined = []
     for auto.steps in range(2 * LEAD):
         joined.append(auto.turns((1, 3, 2, 5)))
@@ -240,7 +239,7 @@ def test_the_others_join_the_last_block_one_by_one_from_the_back():
 
 
 def test_each_blocks_first_step_is_looked_at():
-    auto = AutoRate(blocks=[Seen(1.0) for _ in range(4)])
+    auto = AutoRate(blocks=[BlockStatistics(1.0) for _ in range(4)])
     first_steps = 0
     for step in range(2 * LEAD):
         auto.steps = step

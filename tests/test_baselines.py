@@ -15,7 +15,6 @@ import transformers as hf
 from federated_toys import ToyTask, toy, toy_data
 from torch import Tensor, nn
 
-from fedspzo import journal
 from fedspzo.baselines import (
     METHODS,
     decomfl,
@@ -29,10 +28,11 @@ from fedspzo.baselines import (
 )
 from fedspzo.baselines.pool import Pool
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.partition import draw
-from fedspzo.federated.updates import batch_seed, client_seed
+from fedspzo.federated.protocol.updates import batch_seed, client_seed
+from fedspzo.journal import records as journal
 from fedspzo.seeds import step_seeds
 from fedspzo_kernels import noise, parameter_key
 

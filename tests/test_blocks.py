@@ -12,9 +12,10 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from fedspzo.blocks import Blocks, split, storage
-from fedspzo.capture import Replay, evaluating
-from fedspzo.optimizer import SPZO
+from fedspzo.blocks.activation_replay import ActivationReplay, evaluating
+from fedspzo.blocks.cut import Blocks, split
+from fedspzo.blocks.parameters import storage
+from fedspzo.optim.spzo import SPZO
 from fedspzo_kernels import parameter_key, perturb_
 
 VOCAB, WIDTH, LAYERS = 48, 16, 4
@@ -120,7 +121,7 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
     hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layer_of]
     with torch.no_grad(), evaluating(blocks.model):
         full = loss()
-        with Replay(blocks.layers, blocks.starts) as replay:
+        with ActivationReplay(blocks.layers, blocks.starts) as replay:
             replay.capture()
             assert torch.equal(loss(), full)
             replay.check()

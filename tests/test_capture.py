@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedspzo.capture import Replay, Touched, evaluating, measure
+from fedspzo.blocks.activation_replay import ActivationReplay, Touched, evaluating, measure
 
 
 class Layer(nn.Module):
@@ -53,7 +53,7 @@ def run(net: Net, *inputs: Tensor) -> Tensor:
 def test_replay_returns_the_whole_output_and_runs_no_layer(net):
     x = torch.randn(2, 4)
     full = net(x)
-    with Replay(net.layers) as replay:
+    with ActivationReplay(net.layers) as replay:
         replay.capture()
         assert torch.equal(net(x), full)
         for layer in net.layers:
@@ -70,7 +70,7 @@ def test_replay_from_each_of_several_cuts(net):
     """One capture serves all cuts, in any order; layers after the cut run."""
     x = torch.randn(2, 4)
     full = net(x)
-    with Replay(net.layers, (1, 3)) as replay:
+    with ActivationReplay(net.layers, (1, 3)) as replay:
         replay.capture()
         assert torch.equal(net(x), full)
         replay.check()
@@ -93,7 +93,7 @@ def test_replay_from_each_of_several_cuts(net):
 def test_micro_batches_are_replayed_from_each_of_several_cuts(net):
     inputs = [torch.randn(2, 4) for _ in range(3)]
     full = run(net, *inputs)
-    with Replay(net.layers, (1, 2)) as replay:
+    with ActivationReplay(net.layers, (1, 2)) as replay:
         replay.capture()
         assert torch.equal(run(net, *inputs), full)
         for blocks in (1, 2):
@@ -111,7 +111,7 @@ def test_calls_are_replayed_in_order(net):
     """Gradient accumulation: the closure runs the model once a micro-batch."""
     inputs = [torch.randn(2, 4) for _ in range(3)]
     full = run(net, *inputs)
-    with Replay(net.layers[:2]) as replay:
+    with ActivationReplay(net.layers[:2]) as replay:
         replay.capture()
         assert torch.equal(run(net, *inputs), full)
         replay.replay()
@@ -128,7 +128,7 @@ def test_calls_are_replayed_in_order(net):
 
 @torch.no_grad()
 def test_a_closure_of_another_model_is_told(net):
-    with Replay(net.layers) as replay:
+    with ActivationReplay(net.layers) as replay:
         replay.capture()
         Net()(torch.randn(2, 4))
         with pytest.raises(RuntimeError, match="did not run the first block's layers"):
@@ -146,7 +146,7 @@ def test_an_instances_own_forward_is_kept_and_put_back(net):
     full = net(x)
 
     def broken() -> None:
-        with Replay(net.layers) as replay:
+        with ActivationReplay(net.layers) as replay:
             replay.capture()
             assert torch.equal(net(x), full)
             assert layer.forward is not own
@@ -212,7 +212,7 @@ def test_touched_sees_parameters_used_outside_their_modules_forward():
 def test_measure_gives_the_share_of_the_flops(net):
     x = torch.randn(8, 4)
     second = dict(net.layers[2].named_parameters())
-    with Replay(net.layers[:2]) as replay:
+    with ActivationReplay(net.layers[:2]) as replay:
         assert measure(replay, [second], lambda: net(x)) == pytest.approx((1 / 3,))
 
 
@@ -220,7 +220,7 @@ def test_measure_gives_the_share_of_the_flops(net):
 def test_measure_gives_a_share_for_every_cut():
     net, x = Net(depth=4), torch.randn(8, 4)
     blocks = [dict(net.layers[n].named_parameters(prefix=str(n))) for n in (1, 3)]
-    with Replay(net.layers, (1, 3)) as replay:
+    with ActivationReplay(net.layers, (1, 3)) as replay:
         assert measure(replay, blocks, lambda: net(x)) == pytest.approx((3 / 4, 1 / 4))
         # the second block's parameters, said to be the third's, are used before its cut
         with pytest.raises(RuntimeError, match=r"block 3's parameters \['1.linear.bias', "):
@@ -231,7 +231,7 @@ def test_measure_gives_a_share_for_every_cut():
 def test_measure_refuses_a_parameter_used_on_both_sides(net):
     second = {**dict(net.layers[2].named_parameters()), "stray": net.layers[0].linear.weight}
     with (
-        Replay(net.layers[:2]) as replay,
+        ActivationReplay(net.layers[:2]) as replay,
         pytest.raises(RuntimeError, match=r"\['stray'\].*example"),
     ):
         measure(replay, [second], lambda: net(torch.ones(2, 4)))
@@ -252,14 +252,23 @@ class Skip(Net):
 def test_measure_refuses_losses_that_replay_does_not_reproduce():
     net, x = Skip(), torch.randn(2, 4)
     second = dict(net.layers[2].named_parameters())
-    with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="block 2 uses more"):
+    with (
+        ActivationReplay(net.layers[:2]) as replay,
+        pytest.raises(RuntimeError, match="block 2 uses more"),
+    ):
         measure(replay, [second], lambda: net(x))
     net = Skip()
     blocks = [dict(net.layers[n].named_parameters(prefix=str(n))) for n in (1, 2)]
     # after its first layer it can be cut
-    with Replay(net.layers[:2], (1, 2)) as replay, pytest.raises(RuntimeError, match="block 3 use"):
+    with (
+        ActivationReplay(net.layers[:2], (1, 2)) as replay,
+        pytest.raises(RuntimeError, match="block 3 use"),
+    ):
         measure(replay, blocks, lambda: net(x))
     net = Net()
     second = dict(net.layers[2].named_parameters())
-    with Replay(net.layers[:2]) as replay, pytest.raises(RuntimeError, match="closure's data"):
+    with (
+        ActivationReplay(net.layers[:2]) as replay,
+        pytest.raises(RuntimeError, match="closure's data"),
+    ):
         measure(replay, [second], lambda: net(x) + torch.rand(()))

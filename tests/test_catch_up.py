@@ -15,14 +15,14 @@ import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
 
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Plan, Server, run
 from fedspzo.federated.client import resolve
-from fedspzo.federated.download import encode, load
-from fedspzo.federated.history import History
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.federated.updates import Scalars, Update
-from fedspzo.replica import Replica
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.download import encode, load
+from fedspzo.federated.protocol.updates import Scalars, Update
+from fedspzo.federated.update_cache import UpdateCache
+from fedspzo.journal.replica import Replica
 
 SIZES = [5, 9, 16, 30]
 OPTIMIZER = OptimizerConfig(lr=1e-2, perturbations=(1, 4))
@@ -97,7 +97,7 @@ def test_a_catch_up_never_costs_more_than_a_download() -> None:
 
 
 def test_the_history_keeps_what_fits() -> None:
-    history = History(100)
+    history = UpdateCache(100)
 
     def update(round: int, terms: int) -> Update:
         return Update(round, ((0, Scalars(1, (0,), np.ones((1, terms), np.float32))),))

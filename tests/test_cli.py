@@ -43,7 +43,7 @@ class Refuse(MetaPathFinder):
         if name.partition(".")[0] in ("torch", "transformers", "numpy", "matplotlib"):
             raise RuntimeError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
-from fedspzo.cli import main
+from fedspzo.app.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

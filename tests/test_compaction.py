@@ -22,23 +22,24 @@ from safetensors.torch import load_file
 from test_replay import federate, save_base
 from tiny_run import write_run
 
-from fedspzo import replay
-from fedspzo.cli import main
-from fedspzo.compaction import compact
-from fedspzo.federated import FederationConfig, OptimizerConfig, round_record, run
-from fedspzo.federated import merged_rounds as merging
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.merged_rounds import MergedRounds, merge, update_bytes
+from fedspzo.app import replay
+from fedspzo.app.cli import main
+from fedspzo.app.show import lines
+from fedspzo.errors import InputError
+from fedspzo.federated import FederationConfig, OptimizerConfig, run
+from fedspzo.federated.journal import merged_rounds as merging
+from fedspzo.federated.journal import round_codec
+from fedspzo.federated.journal.compaction import compact
+from fedspzo.federated.journal.merged_rounds import MergedRounds, merge, update_bytes
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import EvaluationResult, Round
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.updates import EVERYBODY, Scalars, Update
 from fedspzo.federated.rejections import Rejection
-from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.federated.updates import EVERYBODY, Scalars, Update
-from fedspzo.journal import digest
-from fedspzo.journal_file import OVERHEAD, ROUND, ROUNDS, JournalError, JournalReader
-from fedspzo.journal_view import lines
-from fedspzo.journal_writer import JournalWriter, write_whole
-from fedspzo.step_journal import StepJournal
-from fedspzo.tables import InputError
+from fedspzo.journal.reader import OVERHEAD, ROUND, ROUNDS, JournalError, JournalReader
+from fedspzo.journal.records import digest
+from fedspzo.journal.steps import StepJournal
+from fedspzo.journal.writer import JournalWriter, write_whole
 
 DIGEST = "00112233445566778899aabbccddeeff"
 REASON = "its loss is 7.25 and it is Zacharias's telephone"
@@ -59,13 +60,13 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, lis
 
 
 def contents(path: Path) -> list[MergedRounds]:
-    found = [content for _, content in JournalLog(path).entries()]
+    found = [content for _, content in DecodedJournal(path).entries()]
     assert all(isinstance(content, MergedRounds) for content in found)
     return found  # type: ignore[return-value]
 
 
 def two_rounds_a_record(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    _, first, second, *_ = [c for _, c in JournalLog(path).entries() if isinstance(c, Round)]
+    _, first, second, *_ = [c for _, c in DecodedJournal(path).entries() if isinstance(c, Round)]
     size = MergedRounds((first.update, second.update), DIGEST).size
     monkeypatch.setattr(merging, "BODY_BYTES", size)
 
@@ -82,7 +83,7 @@ def test_every_round_is_rebuilt_to_the_bit(made: tuple[str, Path, list[str]]) ->
     for number, expected in enumerate(digests):
         again = replay.replay(base, new, round=number)
         assert (again.digest, again.checked) == (expected, number in (0, 5))
-    assert list(JournalLog(new).digests()) == [digests[0], *[None] * 4, digests[5]]
+    assert list(DecodedJournal(new).digests()) == [digests[0], *[None] * 4, digests[5]]
 
 
 def test_several_records_and_their_digests(
@@ -94,7 +95,7 @@ def test_several_records_and_their_digests(
     compact(path, new)
     assert [len(part.updates) for part in contents(new)] == [2, 2, 1]
     known = [digests[0], None, digests[2], None, digests[4], digests[5]]
-    assert list(JournalLog(new).digests()) == known
+    assert list(DecodedJournal(new).digests()) == known
     for number, expected in enumerate(digests):
         assert replay.replay(base, new, round=number).digest == expected
     compact(new, again)
@@ -119,12 +120,12 @@ def test_a_wrong_digest_is_found_at_the_end_of_a_record(
 
 
 def rounds_of(path: Path) -> Iterator[Round]:
-    for _, content in JournalLog(path).entries():
+    for _, content in DecodedJournal(path).entries():
         if isinstance(content, Round):
             yield content
 
 
-def settings_of(log: JournalLog) -> tuple[FederationConfig, OptimizerConfig]:
+def settings_of(log: DecodedJournal) -> tuple[FederationConfig, OptimizerConfig]:
     assert log.settings is not None
     return log.settings
 
@@ -132,7 +133,7 @@ def settings_of(log: JournalLog) -> tuple[FederationConfig, OptimizerConfig]:
 def test_no_report_is_in_it(tmp_path: Path) -> None:
     path, new, third = (tmp_path / name for name in ("journal.fspz", "new.fspz", "third.fspz"))
     federate(path, toy(), participation=1.0, lr=0.037)
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     whole = list(rounds_of(path))
     private = {"config": "[data]\ntrain = '/home/z/secret.csv'\n", "data": {"train": DIGEST}}
     header = {**log.reader.header, "run": {**log.reader.header["run"], **private}}
@@ -143,7 +144,7 @@ def test_no_report_is_in_it(tmp_path: Path) -> None:
             entries = tuple(entry for entry in done.update.entries if entry[0] != 2)
             update = replace(done.update, entries=entries)
             changed = replace(done, reports=kept, rejected=(gone,), update=update)
-            writer.append(ROUND, round_record.encode(changed, *settings_of(log)))
+            writer.append(ROUND, round_codec.encode(changed, *settings_of(log)))
     compact(third, new)
     data = new.read_bytes()
     assert REASON.encode() in third.read_bytes()
@@ -158,7 +159,7 @@ def test_no_report_is_in_it(tmp_path: Path) -> None:
     for part in contents(new):
         clients = {client for update in part.updates for client, _ in update.entries}
         assert clients == {0, 1, 3}
-    assert JournalLog(new).settings == log.settings
+    assert DecodedJournal(new).settings == log.settings
 
 
 def test_with_shared_seeds_no_client_is_named(tmp_path: Path) -> None:
@@ -173,10 +174,10 @@ def test_a_round_without_a_step_stays_a_round(tmp_path: Path) -> None:
     path, new = tmp_path / "journal.fspz", tmp_path / "new.fspz"
     base = save_base(tmp_path, toy())
     federate(path, toy(), rounds=3)
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     with JournalWriter.create(path.with_name("idle.fspz"), log.reader.header) as writer:
         nothing = replace(next(rounds_of(path)), update=Update(0, ()), reports=())
-        writer.append(ROUND, round_record.encode(nothing, *settings_of(log)))
+        writer.append(ROUND, round_codec.encode(nothing, *settings_of(log)))
     idle = path.with_name("idle.fspz")
     done = compact(idle, new)
     assert (done.rounds, done.terms, done.term_after) == (1, 0, None)
@@ -196,7 +197,7 @@ def test_old_terms_are_merged_into_the_weights(
     new, middle = path.with_name("new.fspz"), path.with_name("middle")
     replay.save(replay.replay(base, path, round=after), middle)
     done = compact(path, new, after=after)
-    log = JournalLog(new)
+    log = DecodedJournal(new)
     assert (log.first, log.header.base) == (after, digests[after])
     assert (done.rounds, replay.rounds(log)) == (5 - after, 5)
     assert done.terms < done.terms_before == compact(path, path.with_name("all.fspz")).terms
@@ -224,7 +225,7 @@ def test_what_was_merged_is_merged_further(
     compact(first, second, after=4)
     compact(path, direct, after=4)
     assert second.read_bytes() == direct.read_bytes()
-    assert list(JournalLog(second).digests()) == [digests[4], digests[5]]
+    assert list(DecodedJournal(second).digests()) == [digests[4], digests[5]]
     compact(second, same)
     assert same.read_bytes() == second.read_bytes()
 
@@ -268,7 +269,7 @@ def test_a_header_with_another_first_round_is_refused(tmp_path: Path, first: obj
     run = {**header["run"], "first": first}
     write_whole(new, {**header, "run": run}, [])
     with pytest.raises(JournalError, match="header: first of the journal's run is"):
-        JournalLog(new)
+        DecodedJournal(new)
 
 
 # What a term costs
@@ -393,7 +394,7 @@ def test_rounds_that_do_not_follow_each_other_are_found(tmp_path: Path) -> None:
     records = [(ROUNDS, whole[place].encode()) for place in (0, 2)]
     write_whole(new, JournalReader(path).header, records)
     with pytest.raises(JournalError, match=r"record 2 .*is damaged: it is of round 2, not 1"):
-        list(JournalLog(new).records())
+        list(DecodedJournal(new).records())
 
 
 def test_damage_is_found_and_a_torn_end_passed_over(
@@ -482,7 +483,9 @@ def test_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["run", "run.toml", "--quiet", "--output", "out"]) == 0
     capsys.readouterr()
-    mezo = sum(isinstance(done, Round) for _, done in JournalLog(Path("out/mezo.fspz")).entries())
+    mezo = sum(
+        isinstance(done, Round) for _, done in DecodedJournal(Path("out/mezo.fspz")).entries()
+    )
     for name, rounds in (("journal", 4), ("mezo", mezo)):  # MeZO's: what 4 of ours cost
         assert main(["journal", "compact", f"out/{name}.fspz", "-o", f"{name}.fspz"]) == 0
         assert f"{name}.fspz holds {rounds} rounds, " in capsys.readouterr().out
@@ -492,7 +495,7 @@ def test_on_the_command_line(
     assert capsys.readouterr().out == (f"new holds the weights of round 4, digest {part.digest}\n")
     assert main(["replay", "net", "journal.fspz", "-o", "two", "--round", "2"]) == 0
     assert "which journal.fspz does not have to compare" in capsys.readouterr().out
-    known = list(JournalLog(Path("out/journal.fspz")).digests())
+    known = list(DecodedJournal(Path("out/journal.fspz")).digests())
     assert digest(load_file("two/model.safetensors").items()) == known[2]
     assert main(["verify", "new", "journal.fspz"]) == 0
     assert main(["verify", "two", "journal.fspz"]) == 1
@@ -532,7 +535,7 @@ def test_the_account_of_a_private_run_is_not_made_up(tmp_path: Path) -> None:
     header["run"]["privacy"] = private
     write_whole(new, header, [(e.kind, e.body) for e in JournalReader(path)])
     compact(new, tmp_path / "short.fspz")
-    log = JournalLog(tmp_path / "short.fspz")
+    log = DecodedJournal(tmp_path / "short.fspz")
     assert log.reader.header["run"]["privacy"] == private
     assert set(log.reader.header["run"]) == {"federation", "optimizer", "privacy"}
     shown = list(lines(tmp_path / "short.fspz"))
@@ -543,8 +546,8 @@ def test_the_account_of_a_private_run_is_not_made_up(tmp_path: Path) -> None:
 def test_evaluations_are_left_out(tmp_path: Path) -> None:
     path, new = tmp_path / "journal.fspz", tmp_path / "new.fspz"
     federate(path, toy())
-    *live, end = (content for _, content in JournalLog(path).entries())
-    assert isinstance(end, Evaluation)
+    *live, end = (content for _, content in DecodedJournal(path).entries())
+    assert isinstance(end, EvaluationResult)
     assert any(done.evaluation for done in live if isinstance(done, Round))
     compact(path, new)
     assert contents(new)

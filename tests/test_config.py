@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedspzo import config
-from fedspzo.tables import InputError
+from fedspzo.app import config
+from fedspzo.errors import InputError
 
 MINIMAL = """
 [model]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedspzo.config import DataConfig, TaskConfig
-from fedspzo.data import Example, read, read_splits
-from fedspzo.tables import InputError
+from fedspzo.app.config import DataConfig, TaskConfig
+from fedspzo.app.data import Example, read, read_splits
+from fedspzo.errors import InputError
 
 PROMPT = TaskConfig(type="prompt", verbalizers={"good": "great", "bad": "awful"})
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedspzo.config import load
-from fedspzo.data import Example
+from fedspzo.app.config import load
+from fedspzo.app.data import Example
+from fedspzo.app.tasks import PromptClassification
 from fedspzo.demo import build, corpus
-from fedspzo.tasks import PromptClassification
 
 DEMO = Path(corpus.__file__).parent
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedspzo import SPZO, Blocks
-from fedspzo.auto_rate import AutoRate, root_mean_square
-from fedspzo.trust import LOST
+from fedspzo.auto_lr.auto_rate import AutoRate, root_mean_square
+from fedspzo.auto_lr.trust_ratio import LOST
 
 
 def alarms(spread: float, steps: int, seed: int) -> int:
@@ -170,7 +170,7 @@ def test_low_precisions_rounding_is_no_broken_promise():
 def test_the_size_of_large_weights_is_taken_in_parts(monkeypatch):
     tensors = [torch.randn(37, 3), torch.randn(5, 2).t(), torch.tensor(2.0), torch.empty(0)]
     whole = root_mean_square(tensors)
-    monkeypatch.setattr("fedspzo.auto_rate.PART", 7)
+    monkeypatch.setattr("fedspzo.auto_lr.auto_rate.PART", 7)
     assert root_mean_square(tensors) == pytest.approx(whole, rel=1e-6)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     assert whole == pytest.approx(flat.square().mean().sqrt().item(), rel=1e-6)

@@ -16,9 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedspzo.estimator import WIDER, Estimator, coefficients, to_float32
-from fedspzo.points import HERE, Point, along
-from fedspzo.rules import (
+from fedspzo.estimators.defaults import (
     FIRST_OF_MANY,
     MOST_OF_MANY,
     MOST_PERTURBATIONS,
@@ -29,6 +27,8 @@ from fedspzo.rules import (
     is_solved,
     solved_perturbations,
 )
+from fedspzo.estimators.estimator import WIDER, Estimator, coefficients, to_float32
+from fedspzo.estimators.points import HERE, Point, along
 
 D1, D2, DRAWS, EPS = 24, 12, 10_000, (0.01, 0.02)
 

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedspzo.cli import main
+from fedspzo.app.cli import main
 
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]"]
 WORDS = [*SPECIAL, "a", "fine", "bad", "dull", "film", "it", "was", "great", "awful"]
@@ -141,7 +141,7 @@ def test_a_run_leaves_model_metrics_config_and_figure(
     assert "round 6/6" in shown.err
 
     # The saved model is the one whose digest was reported.
-    from fedspzo.journal import digest
+    from fedspzo.journal.records import digest
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert digest(model.named_parameters()) == summary["digest"]
@@ -326,7 +326,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_line(
 def test_the_demo_runs_its_config_again_and_again(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedspzo.cli.DEMO_CONFIG", write(end="[mezo]\nlr = 1e-4\n"))
+    monkeypatch.setattr("fedspzo.app.cli.DEMO_CONFIG", write(end="[mezo]\nlr = 1e-4\n"))
     for _ in range(2):
         assert main(["demo", "--quiet", "--rounds", "2"]) == 0
     summary = rows_of(Path("runs/mine/metrics.jsonl"))[-1]

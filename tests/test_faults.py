@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from tiny_run import write_run
 
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.rounds import Round
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import Round
 
 ENVIRONMENT = {
     **os.environ,
@@ -90,7 +90,7 @@ class Machine:
                 (content.update, content.reports, content.digest, content.bytes_down)
                 if isinstance(content, Round)
                 else content
-                for _, content in JournalLog(self.out / name).entries()
+                for _, content in DecodedJournal(self.out / name).entries()
             ]
         for path in sorted((self.out / "model").iterdir()):
             left[path.name] = path.read_bytes()

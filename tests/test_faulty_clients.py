@@ -14,7 +14,7 @@ import torch
 from faulty_links import HARMLESS, LOST, Answer, Faulty, forged, raises
 from federated_toys import ToyTask, toy, toy_data
 
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import (
     Client,
     FederationConfig,
@@ -27,11 +27,11 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve
-from fedspzo.federated.journal_log import JournalLog
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.rejections import REASON_BYTES
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.journal_file import JournalError
-from fedspzo.replica import Replica
+from fedspzo.journal.reader import JournalError
+from fedspzo.journal.replica import Replica
 
 SIZES = [5, 9, 16, 30]
 OPTIMIZER = OptimizerConfig(lr=(1e-2, 4e-2), perturbations=(1, 4))
@@ -257,7 +257,7 @@ def test_the_journal_keeps_who_failed_and_a_run_that_stopped_has_the_same_result
         resumed = train(answer, federation, journal=journal, **options)
     for mine, theirs in zip(resumed.rounds, whole.rounds, strict=True):
         assert asdict(replace(mine, seconds=0)) == asdict(replace(theirs, seconds=0))
-    kept = [content for _, content in JournalLog(path).entries()]
+    kept = [content for _, content in DecodedJournal(path).entries()]
     assert [done.rejected for done in kept] == [done.rejected for done in whole.rounds[1:]]
 
 

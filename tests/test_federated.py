@@ -24,9 +24,9 @@ from fedspzo.federated import (
 )
 from fedspzo.federated.client import resolve, spzo
 from fedspzo.federated.coefficients import weights
-from fedspzo.federated.updates import EVERYBODY, client_seed
-from fedspzo.journal import digest
-from fedspzo.replica import Replica
+from fedspzo.federated.protocol.updates import EVERYBODY, client_seed
+from fedspzo.journal.records import digest
+from fedspzo.journal.replica import Replica
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ import torch
 from federated_toys import ToyTask, toy, toy_data
 
 from fedspzo import SPZO
-from fedspzo.auto_rate import HALVE, STEADY
+from fedspzo.app.show import lines
+from fedspzo.auto_lr.auto_rate import HALVE, STEADY
+from fedspzo.auto_lr.block_statistics import LEARN, START
 from fedspzo.federated import (
     Client,
     DigestError,
@@ -28,16 +30,14 @@ from fedspzo.federated import (
     run,
 )
 from fedspzo.federated.client import resolve
-from fedspzo.federated.found_rates import FoundRates, averaged, find, median, stand_ins
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.rounds import Round
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.federated.updates import Scalars
-from fedspzo.journal_file import JournalError, JournalReader
-from fedspzo.journal_view import lines
-from fedspzo.journal_writer import write_whole
-from fedspzo.rate_bounds import LEARN, START
-from fedspzo.replica import Replica
+from fedspzo.federated.found_rates import FoundRates, averaged, find, median, probe_clients
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import Round
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.updates import Scalars
+from fedspzo.journal.reader import JournalError, JournalReader
+from fedspzo.journal.replica import Replica
+from fedspzo.journal.writer import write_whole
 
 AUTO = OptimizerConfig(lr="auto")
 FEDERATION = FederationConfig(clients=4, rounds=6, local_steps=2, batch_size=4, seed=11)
@@ -128,9 +128,11 @@ def test_they_are_for_the_directions_of_a_whole_round(
         rates = find(settings, clients, many).lr, find(settings, clients, alone).lr
         return list(np.divide(*rates))
 
-    monkeypatch.setattr("fedspzo.auto_rate.WORTH", 1e9)  # the bound on a step's size is lower
+    monkeypatch.setattr(
+        "fedspzo.auto_lr.auto_rate.WORTH", 1e9
+    )  # the bound on a step's size is lower
     assert gained() == pytest.approx([size, size])
-    monkeypatch.setattr("fedspzo.auto_rate.WORTH", 1e-9)  # what noise is worth is lower
+    monkeypatch.setattr("fedspzo.auto_lr.auto_rate.WORTH", 1e-9)  # what noise is worth is lower
     assert gained() == pytest.approx([worth, size])  # it does not bound the last block
 
 
@@ -261,13 +263,13 @@ def test_the_median_is_by_shares(values: list[float], shares: list[float], expec
 
 
 def test_the_steps_before_the_first_round_are_on_the_clients_by_their_shares() -> None:
-    assert sorted(stand_ins([5] * 8, "examples")) == list(range(8))
-    assert sorted(stand_ins([5] * 4, "examples")) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert stand_ins([5] * 4, "examples") == [0, 1, 3, 0, 2, 3, 1, 2]
-    assert sorted(stand_ins([1, 1, 1, 13], "examples")) == [1, *[3] * 7]
-    assert sorted(stand_ins([1, 1, 1, 13], "uniform")) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert stand_ins([7], "examples") == [0] * 8
-    assert len(set(stand_ins([3] * 10_000, "examples"))) == 8
+    assert sorted(probe_clients([5] * 8, "examples")) == list(range(8))
+    assert sorted(probe_clients([5] * 4, "examples")) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert probe_clients([5] * 4, "examples") == [0, 1, 3, 0, 2, 3, 1, 2]
+    assert sorted(probe_clients([1, 1, 1, 13], "examples")) == [1, *[3] * 7]
+    assert sorted(probe_clients([1, 1, 1, 13], "uniform")) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert probe_clients([7], "examples") == [0] * 8
+    assert len(set(probe_clients([3] * 10_000, "examples"))) == 8
 
 
 def test_who_took_no_step_tells_nothing() -> None:
@@ -286,7 +288,7 @@ def test_who_took_no_step_tells_nothing() -> None:
 def test_every_step_of_a_round_has_the_rates_that_the_journal_tells(tmp_path: Path) -> None:
     path = tmp_path / "journal.fspz"
     result = federate(path, rounds=40)
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     assert log.settings is not None
     _, optimizer = log.settings
     rounds = [done for _, done in log.entries() if isinstance(done, Round)]
@@ -408,7 +410,7 @@ def test_a_header_that_does_not_tell_them_is_refused(
     header["run"]["auto"] = change(header["run"]["auto"])
     write_whole(tmp_path / "other.fspz", json.loads(json.dumps(header)), [])
     with pytest.raises(JournalError, match=f"header: {message}"):
-        JournalLog(tmp_path / "other.fspz")
+        DecodedJournal(tmp_path / "other.fspz")
 
 
 @pytest.mark.parametrize("size", [0, 1e-100, 1e100])

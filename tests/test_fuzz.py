@@ -20,24 +20,26 @@ from fuzzing import PLANNED, accidents, damage, damaged, fuzz, limited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedspzo import compaction, config, data, journal_view, resuming
+from fedspzo.app import config, data
+from fedspzo.app import resume as resuming
+from fedspzo.app import show as journal_view
+from fedspzo.app.run_folder import JOURNAL, RunFolder
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
-from fedspzo.federated import round_record
+from fedspzo.errors import InputError
 from fedspzo.federated.coefficients import averaged
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.merged_rounds import MergedRounds
-from fedspzo.federated.messages import Plan, Report
+from fedspzo.federated.journal import compaction, round_codec
+from fedspzo.federated.journal.merged_rounds import MergedRounds
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import EvaluationResult, Round
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.framing import frame
+from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.federated.rejections import Rejection
-from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.run_journal import RunJournal
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
-from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
-from fedspzo.federated.wire import frame
-from fedspzo.journal import Record, Terms
-from fedspzo.journal_file import EVALUATION, MAGIC, ROUND, ROUNDS, TERMS, JournalError
-from fedspzo.journal_header import Header, Parameter
-from fedspzo.output import JOURNAL, OutputFolder
-from fedspzo.tables import InputError
+from fedspzo.journal.header import Header, Parameter
+from fedspzo.journal.reader import EVALUATION, MAGIC, ROUND, ROUNDS, TERMS, JournalError
+from fedspzo.journal.records import Record, Terms
 from fedspzo_kernels import parameter_key
 
 DIGEST = "00112233445566778899aabbccddeeff"
@@ -262,17 +264,19 @@ def a_round(number: int) -> Round:
         bytes_up=50,
         seconds=1.5 * number,
         lr=(0.5, 0.25) if number else OPTIMIZER.learning_rates,
-        evaluation=Evaluation(round=number, loss=0.5, accuracy=1.0) if number % 4 == 2 else None,
+        evaluation=EvaluationResult(round=number, loss=0.5, accuracy=1.0)
+        if number % 4 == 2
+        else None,
     )
 
 
 def encoded(number: int) -> bytes:
-    return round_record.encode(a_round(number), FEDERATION, OPTIMIZER)
+    return round_codec.encode(a_round(number), FEDERATION, OPTIMIZER)
 
 
 TERMS_OF_A_STEP = tuple(Terms(np.arange(2, dtype=np.uint64), np.ones(2, np.float32)) for _ in "ab")
 BODIES = [
-    (EVALUATION, Evaluation(round=0, loss=1.0, accuracy=None).encode()),
+    (EVALUATION, EvaluationResult(round=0, loss=1.0, accuracy=None).encode()),
     (ROUND, encoded(0)),
     (TERMS, Record(1, TERMS_OF_A_STEP, rounding_seed=4).encode(DIGEST)),
     (ROUND, encoded(2)),
@@ -310,11 +314,11 @@ def read_journal(content: bytes, scratch: Path) -> None:
     path = scratch / JOURNAL
     path.write_bytes(content)
     readers = (
-        lambda: list(JournalLog(path).records()),
+        lambda: list(DecodedJournal(path).records()),
         lambda: list(journal_view.lines(path)),
         lambda: list(journal_view.lines(path, round=1)),
         lambda: compaction.compact(path, scratch / "short.fspz"),
-        lambda: resuming.check_same_run(OutputFolder(scratch), run_config(scratch)),
+        lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch)),
     )
     for read in readers:
         try:

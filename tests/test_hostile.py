@@ -25,18 +25,19 @@ from safetensors.torch import save, save_file
 from test_fuzz import BODIES, HEADER, MAGIC, journal, odd, places, planted, text
 from tiny_run import write_run
 
-from fedspzo import journal_view, models, replay, weights
-from fedspzo.cli import main
+from fedspzo.app import models, replay, weights
+from fedspzo.app import show as journal_view
+from fedspzo.app.cli import main
+from fedspzo.app.run_folder import JOURNAL
+from fedspzo.errors import InputError
 from fedspzo.federated import FederationConfig, OptimizerConfig, Plan, Report, run
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.merged_rounds import MergedRounds
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.federated.wire import PLAN, REPORT, frame
-from fedspzo.journal import Record
-from fedspzo.journal_file import JournalError, JournalReader
-from fedspzo.journal_header import Header
-from fedspzo.output import JOURNAL
-from fedspzo.tables import InputError
+from fedspzo.federated.journal.merged_rounds import MergedRounds
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.framing import PLAN, REPORT, frame
+from fedspzo.journal.header import Header
+from fedspzo.journal.reader import JournalError, JournalReader
+from fedspzo.journal.records import Record
 
 PACKAGES = [Path(__file__).parents[1] / name for name in ("python/fedspzo", "fedspzo_kernels")]
 
@@ -260,7 +261,7 @@ def test_a_journals_length_of_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         tracemalloc.start()
         try:
             with limited(), pytest.raises(JournalError, match="length or kind"):
-                list(JournalLog(path).records())
+                list(DecodedJournal(path).records())
             assert tracemalloc.get_traced_memory()[1] < 2_000_000
         finally:
             tracemalloc.stop()
@@ -272,7 +273,7 @@ def test_a_journals_length_of_gigabytes_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with limited(), pytest.raises(JournalError, match="ends inside its header"):
-            JournalLog(path)
+            DecodedJournal(path)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -313,7 +314,7 @@ def test_nothing_in_the_package_could_run_data_as_code() -> None:
     assert len(files) > 50
     found = {str(f): list(unsafe(ast.parse(f.read_text(encoding="utf-8")))) for f in files}
     assert {f: names for f, names in found.items() if names} == {}
-    options = (PACKAGES[0] / "models.py").read_text()
+    options = (PACKAGES[0] / "app" / "models.py").read_text()
     assert '"trust_remote_code": False' in options
     assert '"use_safetensors": True' in options
 

@@ -9,10 +9,10 @@ import torch
 from federated_toys import toy
 from torch import nn
 
-from fedspzo import journal
-from fedspzo.blocks import Blocks
-from fedspzo.journal import Record, Terms, apply, digest
-from fedspzo.replica import Replica
+from fedspzo.blocks.cut import Blocks
+from fedspzo.journal import records as journal
+from fedspzo.journal.records import Record, Terms, apply, digest
+from fedspzo.journal.replica import Replica
 from fedspzo_kernels import parameter_key, perturb_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

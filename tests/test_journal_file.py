@@ -13,16 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedspzo.journal import Record, Terms
-from fedspzo.journal_file import (
-    EVALUATION,
-    OVERHEAD,
-    ROUND,
-    TERMS,
-    JournalError,
-    JournalReader,
-)
-from fedspzo.journal_writer import JournalWriter
+from fedspzo.journal.reader import EVALUATION, OVERHEAD, ROUND, TERMS, JournalError, JournalReader
+from fedspzo.journal.records import Record, Terms
+from fedspzo.journal.writer import JournalWriter
 
 HEADER = {"base": "ä", "rounds": [1, 2.5, None]}
 BODIES = [(ROUND, b"first"), (TERMS, b""), (EVALUATION, bytes(40)), (ROUND, b"\xff" * 7)]
@@ -208,8 +201,8 @@ def test_what_cannot_be_taken_back_is_cut_off_later(
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from fedspzo.journal_file import ROUND, JournalError
-from fedspzo.journal_writer import JournalWriter
+from fedspzo.journal.reader import ROUND, JournalError
+from fedspzo.journal.writer import JournalWriter
 path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with JournalWriter.resume(path) as writer:

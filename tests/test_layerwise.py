@@ -15,11 +15,11 @@ from test_blocks import FAMILIES, loss_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedspzo.blocks import Blocks, split
-from fedspzo.displacement import Displacement
-from fedspzo.estimator import Estimator
-from fedspzo.optimizer import SPZO
-from fedspzo.param_groups import named
+from fedspzo.blocks.cut import Blocks, split
+from fedspzo.estimators.estimator import Estimator
+from fedspzo.evaluation.in_place import InPlaceBlock
+from fedspzo.optim.param_groups import named
+from fedspzo.optim.spzo import SPZO
 
 LOW = torch.bfloat16
 
@@ -50,7 +50,7 @@ def by_copies(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]) -> 
         sides=optimizer.sides,
         perturbations=tuple(group["perturbations"] for group in groups),
     )
-    stands = [Displacement(named(group), snapshot=True) for group in groups]
+    stands = [InPlaceBlock(named(group), snapshot=True) for group in groups]
     model.eval()
     values = []
     for point in estimator.points():
@@ -293,7 +293,7 @@ def test_views_and_foreign_use_of_weights_are_perturbed():
         warnings.simplefilter("error")
         optimizer = step_at_no_rate(Blocks.single(model), loss)
     assert unchanged(model, before)
-    # its fast path, which sees no stand-ins, adds in another order
+    # its fast path, which sees no virtual parameters, adds in another order
     assert list(optimizer.last_step.losses) == pytest.approx(
         by_copies(optimizer, model, loss), rel=1e-5
     )

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedspzo.blocks import Blocks
-from fedspzo.optimizer import SPZO
+from fedspzo.blocks.cut import Blocks
+from fedspzo.optim.spzo import SPZO
 
 STEPS = 800
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedspzo.federated.messages import Plan, Report
+from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.federated.settings import OptimizerConfig
-from fedspzo.federated.updates import EVERYBODY, Scalars, Update, record
 from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 DIGEST = "00112233445566778899aabbccddeeff"

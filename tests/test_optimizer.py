@@ -17,8 +17,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 import fedspzo_kernels
-from fedspzo.blocks import Blocks, split
-from fedspzo.optimizer import SPZO
+from fedspzo.blocks.cut import Blocks, split
+from fedspzo.optim.spzo import SPZO
 from fedspzo_kernels import noise, parameter_key, perturb_
 
 VOCAB = 32

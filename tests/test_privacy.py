@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedspzo import journal_view, privacy
+from fedspzo import privacy
+from fedspzo.app import show as journal_view
 from fedspzo.federated import FederationConfig, OptimizerConfig, Plan, Report, RunResult, run
 from fedspzo.federated.client import Client
-from fedspzo.federated.run_journal import RunJournal
+from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.server import Server
-from fedspzo.journal_file import JournalError
-from fedspzo.optimizer import SPZO
+from fedspzo.journal.reader import JournalError
+from fedspzo.journal.replica import Replica
+from fedspzo.optim.spzo import SPZO
 from fedspzo.privacy import Mechanism, Privacy
-from fedspzo.replica import Replica
 
 MODERATE = Privacy(clip=1.0, noise_multiplier=0.5)
 NOISELESS = 1e-9  # a noise multiplier: the noise is below the tests' tolerance

@@ -12,17 +12,18 @@ from federated_toys import ToyTask, toy, toy_data
 from kernel_backends import CAPABILITIES, REFERENCE, why_not
 from safetensors.torch import load_file, save_file
 
-from fedspzo import SPZO, replay
-from fedspzo.blocks import Blocks
+from fedspzo import SPZO
+from fedspzo.app import replay
+from fedspzo.app.show import lines
+from fedspzo.blocks.cut import Blocks
+from fedspzo.errors import InputError
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
-from fedspzo.federated.journal_log import JournalLog
-from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.journal import digest, merged
-from fedspzo.journal_file import JournalError
-from fedspzo.journal_view import lines
-from fedspzo.step_journal import StepJournal
-from fedspzo.tables import InputError
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.rounds import EvaluationResult, Round
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.journal.reader import JournalError
+from fedspzo.journal.records import digest, merged
+from fedspzo.journal.steps import StepJournal
 from fedspzo_kernels import parameter_key, perturb_
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -111,7 +112,7 @@ def test_every_backend_instruction_set_and_thread_count_agrees(
 def test_shards_put_together_agree(made: tuple[str, Path, RunResult]) -> None:
     base, path, result = made
     tensors = load_file(base)
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     for record, _ in log.records():
         for terms, group in zip(record.terms, log.header.groups(tensors), strict=True):
             for name, tensor in group:
@@ -133,7 +134,7 @@ def test_shards_put_together_agree(made: tuple[str, Path, RunResult]) -> None:
 
 def test_passes_are_merged_where_that_changes_no_bit(made: tuple[str, Path, RunResult]) -> None:
     base, path, result = made
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     records = [record for record, _ in log.records()]
     groups = log.header.groups(load_file(base))
     float32 = groups[0][0][1].dtype == torch.float32
@@ -221,7 +222,7 @@ def test_tied_parameters_follow_their_owner(tmp_path: Path, missing: str) -> Non
             journal.log(optimizer.last_step)
     done = replay.replay(str(tmp_path / "base.safetensors"), tmp_path / "steps")
     assert done.digest == digest(model.named_parameters())
-    rows = {p.name: p for p in JournalLog(tmp_path / "steps").header.parameters}
+    rows = {p.name: p for p in DecodedJournal(tmp_path / "steps").header.parameters}
     assert (rows["twin"].block, rows["twin"].tied) == (1, None)
     assert (rows["head.weight"].block, rows["head.weight"].tied) == (0, "twin")
     assert (rows["layers.0.weight"].block, rows["layers.0.weight"].tied) == (0, None)
@@ -245,7 +246,7 @@ def test_central_training_is_logged_and_replayed(tmp_path: Path, dtype: torch.dt
             assert optimizer.last_step is not None
             journal.log(optimizer.last_step)
             digests.append(digest(blocks.model.named_parameters()))
-    known = [known for _, known in JournalLog(path).records()]
+    known = [known for _, known in DecodedJournal(path).records()]
     assert known == [None, digests[2], None, digests[4], None]
     for number, expected in enumerate(digests):
         assert replay.replay(base, path, round=number).digest == expected
@@ -306,7 +307,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
         federate(path, toy(dtype), seeds=seeds, p=None, stop_after=after)
     blocks = toy(dtype)
     done = federate(path, blocks, seeds=seeds, p=None)
-    assert len(JournalLog(path).settings or ()) == 2
+    assert len(DecodedJournal(path).settings or ()) == 2
     for mine, theirs in zip(done.rounds, straight.rounds, strict=True):
         for field in vars(theirs):
             if field != "seconds":  # forwards, bytes, losses, evaluations, digests, clients
@@ -346,7 +347,7 @@ def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
     for p, steps in (((1, 6), 1), ((1, 2), 2), ((1, 60), 1)):
         path = tmp_path / str(p)
         federate(path, toy(), p=p, local_steps=steps, rounds=4, participation=1.0)
-        log = JournalLog(path)
+        log = DecodedJournal(path)
         entries = [(e, c) for e, c in log.entries() if e.kind == 2]
         entry, done = entries[-1]
         clients, terms = len(done.reports), done.terms
@@ -375,12 +376,12 @@ def test_one_direction_of_eight_clients_costs_at_most_sixteen_bytes_with_evaluat
             evaluate_every=2,
             journal=journal,
         )
-    log = JournalLog(path)
+    log = DecodedJournal(path)
     contents = [content for _, content in log.entries()]
     rounds = [content for content in contents if isinstance(content, Round)]
     evaluated = [done.round for done in rounds if done.evaluation is not None]
     assert evaluated == list(range(0, 40, 2))
-    assert contents[-1] == Evaluation(round=40, loss=0.5, accuracy=0.5)
+    assert contents[-1] == EvaluationResult(round=40, loss=0.5, accuracy=0.5)
     terms = sum(done.terms for done in rounds)
     assert terms == 40 * 8
     assert path.stat().st_size - log.reader.start <= 16 * terms

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from fedspzo.output import OutputFolder, write_atomic
-from fedspzo.report import ProgressReport, figure_png, human_bytes, print_table
-from fedspzo.tables import InputError
+from fedspzo.app.report import ProgressReport, figure_png, human_bytes, print_table
+from fedspzo.app.run_folder import RunFolder
+from fedspzo.errors import InputError
+from fedspzo.files import write_atomic
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def test_write_atomic_replaces_whole_files_and_leaves_no_other(tmp_path: Path) -
 
 def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    with OutputFolder(folder) as first:
+    with RunFolder(folder) as first:
         assert not folder.exists()
         first.create()
         first.append("metrics.jsonl", {"round": 0})
@@ -108,8 +109,8 @@ def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Pa
         (folder / mine).write_text("mine")
     (folder / ".metrics.jsonl.x7").write_text("left by a process that was killed")
     with pytest.raises(InputError, match="--overwrite"):
-        OutputFolder(folder)
-    with OutputFolder(folder, overwrite=True) as second:
+        RunFolder(folder)
+    with RunFolder(folder, overwrite=True) as second:
         second.create()
     left = [".lock", ".notes.txt.old", "metrics.jsonl", "notes.txt"]
     assert sorted(path.name for path in folder.iterdir()) == left
@@ -122,7 +123,7 @@ def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:
             (path / "part").write_text("half")
             raise OSError("disk full")
 
-    with OutputFolder(tmp_path) as folder:
+    with RunFolder(tmp_path) as folder:
         folder.create()
         with pytest.raises(InputError, match=r"cannot be written \(disk full\); name another"):
             folder.save_model(Broken(), Broken())
@@ -130,9 +131,12 @@ def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    with OutputFolder(tmp_path) as folder:
+    with RunFolder(tmp_path) as folder:
         folder.create()
-        code = "import sys, fedspzo.output as o, pathlib; o.OutputFolder(pathlib.Path(sys.argv[1]))"
+        code = (
+            "import sys, fedspzo.app.run_folder as o, pathlib;"
+            " o.RunFolder(pathlib.Path(sys.argv[1]))"
+        )
         other = [sys.executable, "-c", code, str(tmp_path)]
         done = subprocess.run(other, capture_output=True, text=True, check=False)
         assert f"is being written by process {os.getpid()}; wait" in done.stderr
@@ -140,7 +144,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
 
 
 def test_a_run_that_appears_before_the_lock_is_taken_is_left_alone(tmp_path: Path) -> None:
-    with OutputFolder(tmp_path) as folder:
+    with RunFolder(tmp_path) as folder:
         (tmp_path / "journal.fspz").write_bytes(b"another's")
         with pytest.raises(InputError, match="was begun by another process just now"):
             folder.create()
@@ -150,4 +154,4 @@ def test_a_run_that_appears_before_the_lock_is_taken_is_left_alone(tmp_path: Pat
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        OutputFolder(tmp_path / "file" / "sub").create()
+        RunFolder(tmp_path / "file" / "sub").create()

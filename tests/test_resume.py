@@ -15,10 +15,10 @@ import pytest
 import torch
 from tiny_run import write_run
 
-from fedspzo.cli import main
+from fedspzo.app.cli import main
+from fedspzo.app.run_folder import RunFolder
 from fedspzo.federated.exchange import InProcess
-from fedspzo.federated.run_journal import RunJournal
-from fedspzo.output import OutputFolder
+from fedspzo.federated.journal.writer import RunJournal
 
 OUT, DONE = Path("out"), Path("done")
 RUN = ["run", "run.toml", "--quiet", "--output", "out"]
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.set_num_threads(1)
         assert main(RUN) == 0
         OUT.rename(DONE)
-        patch.setattr("fedspzo.output.OutputFolder.append", stop_at(2))
+        patch.setattr("fedspzo.app.run_folder.RunFolder.append", stop_at(2))
         assert main(RUN) == 130
         OUT.rename("stopped")
     return folder
@@ -53,9 +53,9 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def stop_at(round: int) -> Any:
-    append = OutputFolder.append
+    append = RunFolder.append
 
-    def stopping(self: OutputFolder, name: str, row: dict[str, Any]) -> None:
+    def stopping(self: RunFolder, name: str, row: dict[str, Any]) -> None:
         append(self, name, row)
         if row["round"] == round:
             raise KeyboardInterrupt
@@ -111,7 +111,7 @@ def test_a_run_that_finds_its_rates_goes_on_and_repeats(
     run = ["run", "auto.toml", "--quiet", "--output"]
     assert main([*run, "whole"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("fedspzo.output.OutputFolder.append", stop_at(2))
+        patch.setattr("fedspzo.app.run_folder.RunFolder.append", stop_at(2))
         assert main([*run, "halted"]) == 130
     assert main(["run", "--resume", "halted", "--quiet"]) == 0
     Path("whole", "config.toml").rename("again.toml")
@@ -218,7 +218,7 @@ def test_wrong_use_of_resume_is_one_line(here: Path, capsys: pytest.CaptureFixtu
 def test_two_processes_do_not_write_one_folder(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with OutputFolder(OUT):
+    with RunFolder(OUT):
         for command in (RUN, [*RUN, "--overwrite"], ["run", "--resume", "out"]):
             refused(command, capsys, f"is being written by process {os.getpid()}; wait")
     assert main(RUN) == 0
@@ -237,13 +237,13 @@ def test_a_full_disk_loses_nothing(
     with monkeypatch.context() as patch:
         if name == "journal":
             patch.setattr(os, "write", full)
-            patch.setattr(OutputFolder, "_acquire", lambda self: None)
+            patch.setattr(RunFolder, "_acquire", lambda self: None)
             remedy = "journal.fspz: cannot be written (No space left on device)"
         elif name == "metrics":
-            patch.setattr("fedspzo.output.json", SimpleNamespace(dumps=full))
+            patch.setattr("fedspzo.app.run_folder.json", SimpleNamespace(dumps=full))
             remedy = "the journal's rounds are safe"
         else:
-            patch.setattr("fedspzo.output.os.replace", full)
+            patch.setattr("fedspzo.app.run_folder.os.replace", full)
             remedy = "the journal's rounds are safe"
         refused(RUN, capsys, "No space left on device", remedy)
     assert main(RUN) == 0
@@ -303,8 +303,8 @@ def test_replay_verify_and_show(
 def test_a_journal_without_a_run_is_not_gone_on_with(tmp_path: Path) -> None:
     from federated_toys import toy
 
-    from fedspzo.journal_file import JournalError
-    from fedspzo.step_journal import StepJournal
+    from fedspzo.journal.reader import JournalError
+    from fedspzo.journal.steps import StepJournal
 
     path = tmp_path / "journal.fspz"
     StepJournal(path, toy(), source="toy").close()

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedspzo.byte_reader import Reader, encode_whole
 from fedspzo.federated import FederationConfig, OptimizerConfig, Report
 from fedspzo.federated.coefficients import averaged, combined
+from fedspzo.federated.journal.round_codec import decode, encode
+from fedspzo.federated.journal.rounds import EvaluationResult, Round
+from fedspzo.federated.protocol.updates import EVERYBODY, Scalars, Update
 from fedspzo.federated.rejections import Rejection
-from fedspzo.federated.round_record import decode, encode
-from fedspzo.federated.rounds import Evaluation, Round
-from fedspzo.federated.updates import EVERYBODY, Scalars, Update
-from fedspzo.journal_file import OVERHEAD
-from fedspzo.reader import Reader, encode_whole
+from fedspzo.journal.reader import OVERHEAD
 
 BEFORE, AFTER = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
 FEDERATION = FederationConfig(clients=300, rounds=900, local_steps=3)
@@ -89,7 +89,7 @@ def test_the_bytes_are_those_of_the_documentation() -> None:
         a_round(reports, FEDERATION, follows=False),
         downloads=(1,),
         rejected=(Rejection(7, "gone"),),
-        evaluation=Evaluation(round=700, loss=0.75, accuracy=None),
+        evaluation=EvaluationResult(round=700, loss=0.75, accuracy=None),
     )
     kept = odd.reports[1].gradients.values.tobytes()
     added = [scalars.values.tobytes() for _, scalars in odd.update.entries]
@@ -122,7 +122,7 @@ FORMS = list(
         (True, False),
         [(), (Rejection(4, "no report came"), Rejection(9, "ä"))],
         ("examples", "uniform"),
-        (None, Evaluation(round=700, loss=None, accuracy=0.5)),
+        (None, EvaluationResult(round=700, loss=None, accuracy=0.5)),
     )
 )
 

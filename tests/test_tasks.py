@@ -25,11 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedspzo.blocks import split
-from fedspzo.data import Example
-from fedspzo.optimizer import SPZO
-from fedspzo.tables import InputError
-from fedspzo.tasks import HeadClassification, LanguageModelling, PromptClassification
+from fedspzo.app.data import Example
+from fedspzo.app.tasks import HeadClassification, LanguageModelling, PromptClassification
+from fedspzo.blocks.cut import split
+from fedspzo.errors import InputError
+from fedspzo.optim.spzo import SPZO
 
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
 TEXT = ["a", "fine", "bad", "dull", "film", "was", "it", "great", "awful", "un", "##known"]

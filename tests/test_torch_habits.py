@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedspzo import SPZO, Blocks, split
-from fedspzo.journal import apply
+from fedspzo.journal.records import apply
+from fedspzo.journal.steps import step_record
 from fedspzo.privacy import Mechanism, Privacy
-from fedspzo.step_journal import step_record
 
 IDS = torch.arange(48).reshape(8, 6) % 32
 LABELS = IDS.sum(1) % 4

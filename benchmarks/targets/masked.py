@@ -16,7 +16,7 @@ from transformers import (
 
 from fedspzo.demo import corpus
 from fedspzo.demo.build import BOS, EOS, MODEL, PAD, POSITIONS, padded, train
-from fedspzo.output import folder_atomic
+from fedspzo.files import folder_atomic
 
 MASK = "<mask>"
 DOCUMENTS = 400_000

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from fedspzo import Blocks, models, split
-from fedspzo import config as configuration
-from fedspzo.cli import DEMO_CONFIG
-from fedspzo.config import Config, ModelConfig
-from fedspzo.data import read_splits
-from fedspzo.tasks import Encoded, Task
+from fedspzo import Blocks, split
+from fedspzo.app import config as configuration
+from fedspzo.app import models
+from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.config import Config, ModelConfig
+from fedspzo.app.data import read_splits
+from fedspzo.app.tasks import Encoded, Task
 
 from . import masked
 

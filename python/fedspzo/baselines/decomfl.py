@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from fedspzo import federated
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task
 

@@ -7,11 +7,11 @@ from typing import Any, Unpack
 
 import torch
 
-from fedspzo.blocks import Blocks
-from fedspzo.capture import evaluating
+from fedspzo.blocks.activation_replay import evaluating
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task
-from fedspzo.replica import Replica
+from fedspzo.journal.replica import Replica
 
 from .loop import Options, Tally, make_clients, sample, shares
 

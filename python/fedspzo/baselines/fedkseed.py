@@ -9,12 +9,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
+from fedspzo.checks import check_whole
 from fedspzo.federated import Client, DigestError, FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task, resolve, spzo
 from fedspzo.federated.found_rates import find
-from fedspzo.federated.settings import check_whole
-from fedspzo.optimizer import SPZO
+from fedspzo.optim.spzo import SPZO
 
 from . import mezo
 from .loop import Options, Tally, make_clients, sample, shares

@@ -8,12 +8,12 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 from torch import nn
 
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, RoundResult, RunResult
 from fedspzo.federated.client import Task
 from fedspzo.federated.partition import draw
-from fedspzo.federated.updates import sample_seed
-from fedspzo.replica import Replica
+from fedspzo.federated.protocol.updates import sample_seed
+from fedspzo.journal.replica import Replica
 
 
 class Options(TypedDict, total=False):

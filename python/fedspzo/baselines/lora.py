@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import torch
 
-from fedspzo.blocks import Blocks
+from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedspzo.blocks import Blocks
-from fedspzo.displacement import HeldInterrupts
-from fedspzo.journal import Record, Terms, apply
-from fedspzo.replica import Replica
+from fedspzo.blocks.cut import Blocks
+from fedspzo.interrupts import HeldInterrupts
+from fedspzo.journal.records import Record, Terms, apply
+from fedspzo.journal.replica import Replica
 from fedspzo.seeds import derive, step_seeds
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
-# First elements of a seed's path, beside those of fedspzo.federated.updates.
+# First elements of a seed's path, beside those of fedspzo.federated.protocol.updates.
 _POOL, _MEMBER = 101, 102
 
 

@@ -1,4 +1,4 @@
-"""FedKSeed's two messages, in the frame of `fedspzo.federated.wire`."""
+"""FedKSeed's two messages, in the frame of `fedspzo.federated.protocol.framing`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedspzo.federated.wire import frame, from_optional, to_optional, unframe
-from fedspzo.journal import DIGEST_BYTES
-from fedspzo.reader import Reader
+from fedspzo.byte_reader import Reader
+from fedspzo.federated.protocol.framing import frame, from_optional, to_optional, unframe
+from fedspzo.journal.records import DIGEST_BYTES
 
 from .pool import Singles
 

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedspzo.demo import corpus
-from fedspzo.demo.writer import HERE
+from . import corpus
+from .writer import HERE
 
 MODEL = HERE / "model"
 VOCABULARY = 2048

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fedspzo.demo.writer import HERE, LABELS, Writer
+from .writer import HERE, LABELS, Writer
 
 SEED = 20250210
 TOPICS = ("billing", "delivery", "technical", "other")

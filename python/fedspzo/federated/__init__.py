@@ -1,42 +1,49 @@
 """Federated fine-tuning: many devices, private text, and scalars alone between them.
 
-Names are imported when they are first used, so that `settings` can be read without torch.
+May import `optim`, `journal` and what is below them. Names are imported when they are first used,
+so that the settings can be read without torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedspzo.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fedspzo.privacy import Privacy
+
     from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
-    from .messages import Plan, Report
+    from .journal.writer import RunJournal
     from .partition import dirichlet, iid
+    from .protocol.messages import Plan, Report
     from .rejections import QuorumError, Rejection
     from .results import RoundResult, RunResult
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
     from .simulation import run
 
-_HOME = {
-    "Client": "client",
-    "DigestError": "client",
-    "FederationConfig": "settings",
-    "Link": "exchange",
-    "OptimizerConfig": "settings",
-    "Plan": "messages",
-    "PrivateTask": "client",
-    "QuorumError": "rejections",
-    "Rejection": "rejections",
-    "Report": "messages",
-    "RoundResult": "results",
-    "RunResult": "results",
-    "Server": "server",
-    "Task": "client",
-    "dirichlet": "partition",
-    "iid": "partition",
-    "run": "simulation",
+_HOMES = {
+    "Client": ".client",
+    "DigestError": ".client",
+    "FederationConfig": ".settings",
+    "Link": ".exchange",
+    "OptimizerConfig": ".settings",
+    "Plan": ".protocol.messages",
+    "Privacy": "fedspzo.privacy",
+    "PrivateTask": ".client",
+    "QuorumError": ".rejections",
+    "Rejection": ".rejections",
+    "Report": ".protocol.messages",
+    "RoundResult": ".results",
+    "RunJournal": ".journal.writer",
+    "RunResult": ".results",
+    "Server": ".server",
+    "Task": ".client",
+    "dirichlet": ".partition",
+    "iid": ".partition",
+    "run": ".simulation",
 }
 
 __all__ = [
@@ -46,11 +53,13 @@ __all__ = [
     "Link",
     "OptimizerConfig",
     "Plan",
+    "Privacy",
     "PrivateTask",
     "QuorumError",
     "Rejection",
     "Report",
     "RoundResult",
+    "RunJournal",
     "RunResult",
     "Server",
     "Task",
@@ -59,8 +68,4 @@ __all__ = [
     "run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -10,18 +10,25 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch import Tensor, nn
 
-from fedspzo.blocks import Blocks
-from fedspzo.losses import Closure
-from fedspzo.optimizer import SPZO
+from fedspzo.blocks.cut import Blocks
+from fedspzo.estimators.defaults import FIRST_OF_MANY, MOST_OF_MANY, default_perturbations
+from fedspzo.evaluation.closures import Closure
+from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.updates import (
+    EVERYBODY,
+    Scalars,
+    batch_seed,
+    client_seed,
+    first_step,
+    record,
+)
+from fedspzo.journal.replica import Replica
+from fedspzo.optim.spzo import SPZO
 from fedspzo.privacy import Mechanism
-from fedspzo.replica import Replica
-from fedspzo.rules import FIRST_OF_MANY, MOST_OF_MANY, default_perturbations
 
-from . import download
-from .messages import Plan, Report
 from .partition import draw
+from .protocol import download
 from .settings import OptimizerConfig
-from .updates import EVERYBODY, Scalars, batch_seed, client_seed, first_step, record
 
 
 class Task(Protocol):

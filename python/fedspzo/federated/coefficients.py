@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from fedspzo.federated.protocol.messages import Report
+from fedspzo.federated.protocol.updates import EVERYBODY, Scalars
+
 from .aggregation import Array, Mask, clip, combine
-from .messages import Report
 from .settings import FederationConfig, OptimizerConfig, Weighting
-from .updates import EVERYBODY, Scalars
 
 Entries = tuple[tuple[int, Scalars], ...]
 """(client, coefficients), as in `Update`."""

@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from fedspzo.federated.journal.rounds import Round
+from fedspzo.federated.protocol.messages import Plan, Report
+
 from .client import Client
-from .messages import Plan, Report
 from .rejections import QuorumError, Rejection
-from .rounds import Round
 from .server import Server
 
 logger = logging.getLogger(__name__)

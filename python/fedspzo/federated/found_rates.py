@@ -1,9 +1,9 @@
 """A federation's learning rates with `lr="auto"`: found before its first round, and kept sound.
 
-`fedspzo.auto_rate` finds them, and goes on for as long as the run does: to it a round is a turn of
-every block. What it is told are the round's reports, so that a server that goes on after a crash
-comes to the same rates, from its journal. Steps are not taken back here: a round that was applied
-stays.
+`fedspzo.auto_lr.auto_rate` finds them, and goes on for as long as the run does: to it a round is a
+turn of every block. What it is told are the round's reports, so that a server that goes on after a
+crash comes to the same rates, from its journal. Steps are not taken back here: a round that was
+applied stays.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from fedspzo.auto_rate import HALVE, AutoRate
-from fedspzo.rate_bounds import LEARN, Seen
+from fedspzo.auto_lr.auto_rate import HALVE, AutoRate
+from fedspzo.auto_lr.block_statistics import LEARN, BlockStatistics
+from fedspzo.checks import LIMIT_16, check_whole
+from fedspzo.federated.protocol.messages import Report
 
 from .client import Client, spzo
 from .coefficients import weights
-from .messages import Report
-from .settings import LIMIT_16, FederationConfig, OptimizerConfig, Weighting, check_whole
+from .settings import FederationConfig, OptimizerConfig, Weighting
 
 
 class FoundRates:
@@ -136,7 +137,7 @@ def find(
     auto.varies = varies(federation)
     sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
-        for step, client in enumerate(stand_ins(sizes, federation.counting)):
+        for step, client in enumerate(probe_clients(sizes, federation.counting)):
             batch = clients[client].batch(0, 0, step, federation.batch_size)
             optimizer.step(partial(task.loss, replica.blocks.model, batch))
     auto.averaged = averaged(sizes, federation)
@@ -146,7 +147,7 @@ def find(
     return FoundRates(for_rounds(FoundRates(auto, lr).to_dict(), federation), lr)
 
 
-def stand_ins(sizes: Sequence[int], weighting: Weighting) -> list[int]:
+def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:
     """`LEARN` clients, each for an equal part of the update, neighbours not one after another.
 
     Args:
@@ -164,7 +165,9 @@ def for_rounds(values: dict[str, Any], federation: FederationConfig) -> AutoRate
         central=False,
         varies=varies(federation),
         **{name: values[name] for name in _AUTO},
-        blocks=[Seen(**{name: seen[name] for name in _SEEN}) for seen in values["blocks"]],
+        blocks=[
+            BlockStatistics(**{name: seen[name] for name in _SEEN}) for seen in values["blocks"]
+        ],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .settings import LIMIT_64, check_positive, check_whole
+from fedspzo.checks import LIMIT_64, check_positive, check_whole
 
 Indices = npt.NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .messages import Report
+    from fedspzo.federated.protocol.messages import Report
 
 REASON_BYTES = 200
 """A longer reason is cut."""

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedspzo.journal import Record
+from fedspzo.federated.journal.rounds import Round
+from fedspzo.federated.protocol.messages import Report
+from fedspzo.journal.records import Record
 
 from .coefficients import weights
-from .messages import Report
 from .rejections import Rejection
-from .rounds import Round
 from .settings import OptimizerConfig, Weighting
 
 

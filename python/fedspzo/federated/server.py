@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedspzo.journal import Record
-from fedspzo.replica import Replica
+from fedspzo.checks import check_whole
+from fedspzo.federated.journal.rounds import Round
+from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.updates import Update, record, sample_seed
+from fedspzo.journal.records import Record
+from fedspzo.journal.replica import Replica
 
-from . import download
 from .client import DigestError
 from .coefficients import coefficients, combined
 from .found_rates import FoundRates
-from .history import History
-from .messages import Plan, Report
 from .partition import draw
+from .protocol import download
 from .rejections import QuorumError, Rejection
-from .rounds import Round
-from .settings import FederationConfig, OptimizerConfig, check_whole
-from .updates import Update, record, sample_seed
+from .settings import FederationConfig, OptimizerConfig
+from .update_cache import UpdateCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class Server:
         optimizer: the step's settings, resolved (`client.resolve`).
         found: the learning rates, where `optimizer.lr` is "auto".
 
-    It keeps nothing about a client, and of the past only what a catch-up can use (`History`), so
-    its memory grows with neither clients nor rounds; the whole run is in the journal.
+    It keeps nothing about a client, and of the past only what a catch-up can use (`UpdateCache`),
+    so its memory grows with neither clients nor rounds; the whole run is in the journal.
 
     Attributes:
         digest: of the global weights.
@@ -71,7 +72,7 @@ class Server:
         self.found = found
         self.digest = replica.digest()
         self.download_bytes = download.size(replica)
-        self._history = History(self.download_bytes)
+        self._history = UpdateCache(self.download_bytes)
 
     @property
     def round(self) -> int:

@@ -6,23 +6,26 @@ Nothing heavy is imported here, so a mistake in a configuration is reported at o
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedspzo.rules import default_lr_scales, directions
+from fedspzo.checks import (
+    LIMIT_8,
+    LIMIT_16,
+    LIMIT_32,
+    LIMIT_64,
+    check_choice,
+    check_positive,
+    check_whole,
+)
+from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.estimators.defaults import default_lr_scales, directions
 
 Estimator = Literal["anchored", "balanced", "coupled", "coupled-loo", "mezo"]
-Sides = Literal["one", "two"]
-Rounding = Literal["nearest", "stochastic"]
-Evaluation = Literal["in_place", "layerwise"]
 Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
 Aggregation = Literal["mean", "trimmed-mean", "median", "krum"]
-
-LIMIT_8, LIMIT_16, LIMIT_32, LIMIT_64 = 2**8, 2**16, 2**32, 2**64
-"""Bounds of the fields of the messages (docs/federation.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,12 @@ class OptimizerConfig:
     perturbations: int | tuple[int, ...] | None = None
     eps: float | None = None
     rounding: Rounding | None = None
-    evaluation: Evaluation | None = None
+    evaluation: EvaluationMode | None = None
     at: int | str | tuple[int | str, ...] = "auto"
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
-        optional = {"sides": Sides, "rounding": Rounding, "evaluation": Evaluation}
+        optional = {"sides": Sides, "rounding": Rounding, "evaluation": EvaluationMode}
         for name, choices in optional.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), get_args(choices))
@@ -226,22 +229,3 @@ class FederationConfig:
     def needed(self) -> int:
         """Clients that must report: the quorum's share of a round's, rounded up."""
         return max(1, math.ceil(self.quorum * self.participants - 1e-9))
-
-
-def check_whole(name: str, value: object, low: int, high: int) -> None:
-    """Raise ValueError unless `value` is an int with low <= value <= high."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; give a whole number from {low} to {high}")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is a finite number above zero."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-        raise ValueError(f"{name} is {value!r}; give a finite number above 0")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, choices))}")

@@ -8,19 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from fedspzo.blocks import Blocks
-from fedspzo.journal import Record
+from fedspzo.blocks.cut import Blocks
+from fedspzo.checks import check_whole
+from fedspzo.federated.journal.rounds import EvaluationResult, Round
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.journal.records import Record
+from fedspzo.journal.replica import Replica
 from fedspzo.privacy import NOT_PRIVATE, Mechanism, Privacy
-from fedspzo.replica import Replica
 
 from .client import Client, Task, resolve
 from .exchange import InProcess, Link, play
 from .found_rates import find
 from .results import RoundResult, RunResult, Totals, mean_loss
-from .rounds import Evaluation, Round
-from .run_journal import RunJournal
 from .server import Server
-from .settings import FederationConfig, OptimizerConfig, check_whole
+from .settings import FederationConfig, OptimizerConfig
 
 
 def run(
@@ -101,7 +102,7 @@ def run(
         measured = None if journal is None else journal.evaluations.get(number)
         if measured is None and evaluate is not None and due and number == server.round:
             values = evaluate(blocks.model)
-            measured = Evaluation(
+            measured = EvaluationResult(
                 round=number, loss=values.get("loss"), accuracy=values.get("accuracy")
             )
             if journal is not None:

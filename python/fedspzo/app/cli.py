@@ -1,0 +1,247 @@
+"""The command line: demo, run, replay, verify, journal show and compact, info.
+
+What a user can get wrong in a config is checked before torch is imported. Exit codes: 0 done,
+1 (verify) other weights, 2 wrong input (one line on stderr), 3 too few clients answered, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fedspzo.errors import InputError
+from fedspzo.federated.rejections import QuorumError
+
+from . import config as configuration
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .run_folder import RunFolder
+
+DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see '{self.prog} --help'")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        return int(options.function(options) or 0)
+    except InputError as error:
+        print(f"fedspzo: error: {error}", file=sys.stderr)
+        return 2
+    except QuorumError as error:
+        print(f"fedspzo: error: {error}; all rounds before it are kept", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("fedspzo: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _info(options: argparse.Namespace) -> None:
+    from .info import print_info
+
+    print_info()
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _run(options, DEMO_CONFIG, overwrite=True)
+
+
+def _run_or_resume(options: argparse.Namespace) -> None:
+    if options.resume is not None:
+        _resume(options)
+    elif options.config is None:
+        raise InputError("name a CONFIG.toml, or a run's folder after --resume")
+    else:
+        _run(options, options.config, overwrite=options.overwrite)
+
+
+def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> None:
+    from .run_folder import RunFolder
+
+    config = configuration.load(path).with_overrides(
+        output=options.output, seed=options.seed, rounds=options.rounds
+    )
+    with RunFolder(config.output_dir, overwrite=overwrite) as folder:
+        _train(options, config, folder)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from .run_folder import CONFIG, RunFolder
+
+    path: Path = options.resume
+    for name in ("config", "output", "seed", "rounds", "overwrite"):
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise InputError(f"{name} is given with --resume, which goes on as begun; leave it out")
+    with RunFolder(path, resume=True) as folder:
+        if folder.finished:
+            print(f"fedspzo: the run in '{path}' is finished", file=sys.stderr)
+            return
+        config = configuration.load(path / CONFIG).with_overrides(output=path)
+        _train(options, config, folder, resolved=True)
+
+
+def _train(
+    options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
+) -> None:
+    from .data import read_splits
+    from .resume import check_same_run
+
+    splits = read_splits(config.data, config.task)
+    clients = config.federation.clients
+    if clients > len(splits.train):
+        raise InputError(
+            f"{config.path}: [federation] clients is {clients}, but '{config.data.train}' has "
+            f"{len(splits.train)} examples; give each client one at least"
+        )
+    if folder.resumes:
+        check_same_run(folder, config, resolved=resolved)
+    level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
+    logging.basicConfig(format="fedspzo: %(message)s", level=level)
+    if not options.quiet:
+        print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
+
+    from .run import run  # Brings torch and transformers.
+
+    run(config, splits, folder, quiet=options.quiet)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from fedspzo.federated.journal.reader import DecodedJournal
+
+    from .replay import check_output, replay, rounds, save
+    from .report import ProgressReport
+
+    check_output(options.output)
+    total = rounds(DecodedJournal(options.journal)) if options.round is None else options.round
+    with ProgressReport("replay", total, quiet=options.quiet) as progress:
+        done = replay(
+            options.base,
+            options.journal,
+            round=options.round,
+            on_round=lambda number: progress.update({"round": number}),
+        )
+    save(done, options.output)
+    if not options.quiet:
+        known = "" if done.checked else f", which {options.journal} does not have to compare"
+        what = f"the weights of round {done.round}, digest {done.digest}"
+        print(f"{options.output} holds {what}{known}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .replay import verify
+
+    verdict = verify(str(options.folder), options.journal, round=options.round)
+    what = f"{options.folder}: digest {verdict.digest}"
+    if verdict.matches:
+        print(f"{what}, that of round {verdict.round} of {options.journal}")
+        return 0
+    if verdict.expected is None:
+        raise InputError(
+            f"{options.journal}: has no digest of round {verdict.round} to compare with; name a"
+            f" round that has one ('fedspzo journal show {options.journal}'), or replay to this one"
+            f" and compare what it prints with {what}"
+        )
+    other = "no digest" if verdict.found is None else f"that of round {verdict.found}"
+    wanted = f"round {verdict.round} has {verdict.expected}"
+    print(f"{what}, {other} of {options.journal}; {wanted}", file=sys.stderr)
+    return 1
+
+
+def _show(options: argparse.Namespace) -> None:
+    from .show import lines
+
+    for line in lines(options.journal, options.round):
+        print(line)
+
+
+def _compact(options: argparse.Namespace) -> None:
+    from fedspzo.federated.journal.compaction import compact
+
+    done = compact(options.journal, options.output, after=options.after)
+    print(f"{options.output} holds {done.rounds} rounds, {done.terms} terms, and no report")
+    if done.first:
+        print(
+            f"it starts from the weights after {done.first} rounds: 'fedspzo replay BASE"
+            f" {options.journal} --round {done.first} -o DIR' makes them"
+        )
+    print(f"{done.bytes_after} bytes, {options.journal} has {done.bytes_before}")
+    if done.term_before is not None and done.term_after is not None:
+        print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fedspzo")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fedspzo", description="Federated zeroth-order fine-tuning of language models."
+    )
+    parser.add_argument("--version", action="version", version=f"fedspzo {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="fine-tune the packaged model, beside MeZO")
+    demo.set_defaults(function=_demo)
+    run = commands.add_parser("run", help="fine-tune as a config file says")
+    run.set_defaults(function=_run_or_resume)
+    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
+    run.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
+    run.add_argument("--overwrite", action="store_true", help="replace an earlier run's folder")
+    for command in (demo, run):
+        command.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
+        command.add_argument("--seed", type=int, metavar="N", help="in place of the config's")
+        command.add_argument("--rounds", type=int, metavar="N", help="in place of the config's")
+        command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    replay = commands.add_parser("replay", help="rebuild the weights of a round from a journal")
+    replay.set_defaults(function=_replay)
+    replay.add_argument("base", metavar="BASE", help="folder, hub id, .safetensors file, or demo")
+    replay.add_argument("journal", type=Path, metavar="JOURNAL")
+    replay.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    replay.add_argument("--round", type=int, metavar="N", help="in place of the last one")
+    replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    verify = commands.add_parser("verify", help="whether a folder holds a journal's weights")
+    verify.set_defaults(function=_verify)
+    verify.add_argument("folder", type=Path, metavar="FOLDER")
+    verify.add_argument("journal", type=Path, metavar="JOURNAL")
+    verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
+    journal = commands.add_parser("journal", help="look into a journal, or make it shorter")
+    verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
+    show = verbs.add_parser("show", help="print a journal for people")
+    show.set_defaults(function=_show)
+    show.add_argument("journal", type=Path, metavar="JOURNAL")
+    show.add_argument("--round", type=int, metavar="N", help="one round in full")
+    compact = verbs.add_parser("compact", help="leave out the reports, and merge the records")
+    compact.set_defaults(function=_compact)
+    compact.add_argument("journal", type=Path, metavar="JOURNAL")
+    compact.add_argument("-o", "--output", type=Path, metavar="NEW", required=True)
+    compact.add_argument(
+        "--after", type=int, metavar="N", help="start from the weights after N rounds"
+    )
+    info = commands.add_parser("info", help="versions, backends, CPU and GPU")
+    info.set_defaults(function=_info)
+    return parser

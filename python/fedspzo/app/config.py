@@ -1,0 +1,293 @@
+"""The run's configuration: a TOML file read into frozen, validated dataclasses.
+
+Every mistake a user can make in the file becomes an `InputError` of one line that names key, value
+and remedy. This module imports nothing heavy, so such a line appears at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fedspzo.errors import InputError
+from fedspzo.federated.settings import FederationConfig, OptimizerConfig
+from fedspzo.privacy import NOT_PRIVATE, Privacy
+
+from .toml import build, check_keys, dump_value, read_toml, to_path
+
+DEMO = "demo"
+SUFFIXES = (".jsonl", ".csv")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model: a hub id, a local folder, or "demo" for the packaged one."""
+
+    name: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is learned.
+
+    `prompt` classifies by the word a language model puts after (or, with {mask}, inside) the
+    template; `classification` by a head on the model; `lm` predicts each next token.
+    """
+
+    type: Literal["prompt", "classification", "lm"]
+    template: str = "{text} It was"
+    verbalizers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.type != "prompt":
+            if self.verbalizers:
+                raise ValueError(
+                    f"verbalizers is given, but type = {self.type!r} has no use for it; "
+                    "remove it or set type = 'prompt'"
+                )
+            return
+        if len(self.verbalizers) < 2:
+            raise ValueError(
+                f"verbalizers has {len(self.verbalizers)} entries; give one word for each of two "
+                "or more labels in [task.verbalizers]"
+            )
+        for label, word in self.verbalizers.items():
+            if not word.strip():
+                raise ValueError(f"verbalizers.{label} is {word!r}; give it a word")
+        check_template(self.template)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the template asks for a masked language model."""
+        return "{mask}" in self.template
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError unless `template` has exactly one {text} and at most one {mask}."""
+    names = _PLACEHOLDER.findall(template)
+    for name in names:
+        if name not in ("text", "mask"):
+            raise ValueError(
+                f"template is {template!r}; {{{name}}} is not known, use {{text}} and {{mask}}"
+            )
+    if names.count("text") != 1 or names.count("mask") > 1:
+        raise ValueError(
+            f"template is {template!r}; it needs {{text}} exactly once and {{mask}} at most once"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the examples are: one JSONL or CSV file a split, and the names of its fields."""
+
+    train: Path
+    test: Path
+    text: str = "text"
+    label: str = "label"
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            path: Path = getattr(self, name)
+            if path.suffix not in SUFFIXES:
+                raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
+            if not path.is_file():
+                raise ValueError(f"{name} is '{path}', which is no file; correct the path")
+        if self.train.resolve() == self.test.resolve():
+            raise ValueError(
+                f"test is '{self.test}', the same file as train; give examples never trained on"
+            )
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where results go (None: runs/NAME), and every how many rounds the model is evaluated.
+
+    `evaluate_every` None means about twenty times a run.
+    """
+
+    dir: Path | None = None
+    evaluate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every is {self.evaluate_every}; give at least 1 round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MezoConfig:
+    """The comparison run: MeZO from the same start at the same computation."""
+
+    lr: float
+    eps: float | None = None
+    perturbations: int = 1
+    sides: Literal["one", "two"] = "two"
+
+    def __post_init__(self) -> None:
+        self.optimizer()
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Full forward passes of one step: two a direction, or one and the shared middle."""
+        return 2 * self.perturbations if self.sides == "two" else self.perturbations + 1
+
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer's settings of the comparison run."""
+        return OptimizerConfig(
+            estimator="mezo",
+            lr=self.lr,
+            eps=self.eps,
+            perturbations=self.perturbations,
+            sides=self.sides,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `name` names its output folder: the file's name, or NAME of NAME/config.toml."""
+
+    name: str
+    path: Path
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    federation: FederationConfig
+    optimizer: OptimizerConfig
+    mezo: MezoConfig | None = None
+    privacy: Privacy | None = None
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.task.type == "lm" and self.federation.partition == "dirichlet":
+            raise ValueError(
+                "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
+                "has none; set partition = 'iid'"
+            )
+        if self.privacy is not None and self.optimizer.lr == "auto":
+            raise ValueError(f"[optimizer] {NOT_PRIVATE}")
+        if self.privacy is not None and self.mezo is not None:
+            raise ValueError(
+                "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
+                "or [privacy]"
+            )
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder the run writes: [output] dir, or runs/NAME in the current folder."""
+        return self.output.dir if self.output.dir is not None else Path("runs") / self.name
+
+    def with_overrides(
+        self, *, output: Path | None = None, seed: int | None = None, rounds: int | None = None
+    ) -> Config:
+        """The same run with what the command line gave in place of the file's values."""
+        changes = {
+            key: value for key, value in (("seed", seed), ("rounds", rounds)) if value is not None
+        }
+        try:
+            federation = replace(self.federation, **changes)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise InputError(f"command line: {error}") from None
+        folder = self.output if output is None else replace(self.output, dir=output)
+        return replace(self, federation=federation, output=folder)
+
+
+def evaluation_interval(rounds: int) -> int:
+    """Rounds between evaluations when nothing is said: about twenty evaluations a run."""
+    return max(1, rounds // 20)
+
+
+# Section name -> (its dataclass, whether the file must have it).
+SECTIONS: dict[str, tuple[type, bool]] = {
+    "model": (ModelConfig, True),
+    "task": (TaskConfig, True),
+    "data": (DataConfig, True),
+    "federation": (FederationConfig, True),
+    "optimizer": (OptimizerConfig, False),
+    "mezo": (MezoConfig, False),
+    "privacy": (Privacy, False),
+    "output": (OutputConfig, False),
+}
+
+
+def load(path: str | Path) -> Config:
+    """Read and check the TOML file at `path`; relative paths in it start at its folder.
+
+    Raises:
+        InputError: one line naming file, key, value and remedy.
+    """
+    path = Path(path)
+    document = read_toml(path)
+    check_keys(path, "", document, SECTIONS, [n for n, (_, need) in SECTIONS.items() if need])
+    sections: dict[str, Any] = {}
+    for name, (cls, needed) in SECTIONS.items():
+        if name not in document and not (needed or name == "optimizer"):
+            continue
+        table = document.get(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{path}: {name} is {table!r}; write it as a section, [{name}]")
+        sections[name] = build(cls, path, name, table)
+    sections["model"] = _resolve_model(path, sections["model"])
+    name = path.resolve().parent.name if path.name == "config.toml" else path.stem
+    try:
+        return Config(name=name, path=path, **sections)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, NAME or OWNER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+
+
+def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
+    """A local folder becomes a checked absolute path; "demo" and hub ids stay as they are."""
+    if model.name == DEMO:
+        return model
+    try:
+        folder = to_path(model.name, path.parent)
+    except TypeError as error:
+        raise InputError(f"{path}: [model] name is {model.name!r}; give {error}") from None
+    if not folder.is_dir():
+        if is_hub_id(model.name) and not folder.exists():
+            return model
+        raise InputError(
+            f"{path}: [model] name is {model.name!r}, which is no folder and no hub id; "
+            "give a folder with config.json, a hub id, or 'demo'"
+        )
+    if not (folder / "config.json").is_file():
+        remedy = "give a folder written by save_pretrained"
+        raise InputError(f"{path}: [model] name: '{folder}' holds no config.json; {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        remedy = "save the model with safe_serialization=True"
+        raise InputError(f"{path}: [model] name: '{folder}' holds no .safetensors file; {remedy}")
+    return replace(model, name=str(folder.resolve()))
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML: every default filled in, every path absolute."""
+    lines: list[str] = []
+    for name in SECTIONS:
+        section = getattr(config, name)
+        if section is None:
+            continue
+        tables: list[tuple[str, dict[str, str]]] = []
+        lines.append(f"[{name}]")
+        for f in fields(section):
+            value = getattr(section, f.name)
+            if isinstance(value, dict):
+                tables.append((f.name, value))
+            elif value is not None:
+                lines.append(f"{f.name} = {dump_value(value)}")
+        for key, table in tables:
+            if table:
+                lines += ["", f"[{name}.{key}]"]
+                lines += [f"{dump_value(k)} = {dump_value(v)}" for k, v in table.items()]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Examples from JSONL and CSV files, each row checked as it is read.
+
+Nothing here needs torch: a broken file is reported before the model loads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedspzo.errors import InputError
+
+from .config import DataConfig, TaskConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its text, and its label (None for language modelling)."""
+
+    text: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Both splits, and the labels in the order of their class numbers (empty without labels)."""
+
+    train: list[Example]
+    test: list[Example]
+    labels: tuple[str, ...]
+
+
+def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
+    """Both files, fully checked against the task.
+
+    Labels are the verbalizers' in their order, or with a head the training file's, sorted.
+
+    Raises:
+        InputError: naming file, line, value and remedy.
+    """
+    label_field = None if task.type == "lm" else data.label
+    if task.type == "prompt":
+        labels = tuple(task.verbalizers)
+        remedy = "give it a word in [task.verbalizers]"
+        train = read(data.train, data.text, label_field, labels, remedy)
+        _check_all_used(data.train, train, labels)
+        return Splits(train, read(data.test, data.text, label_field, labels, remedy), labels)
+    train = read(data.train, data.text, label_field)
+    if label_field is None:
+        return Splits(train, read(data.test, data.text, None), ())
+    labels = tuple(sorted({example.label for example in train if example.label is not None}))
+    if len(labels) < 2:
+        raise InputError(
+            f"{data.train}: every row has the label {labels[0]!r}; give rows of two labels or more"
+        )
+    remedy = f"it is not among the labels of '{data.train}': correct it or add training rows"
+    return Splits(train, read(data.test, data.text, label_field, labels, remedy), labels)
+
+
+def _check_all_used(path: Path, examples: list[Example], labels: tuple[str, ...]) -> None:
+    seen = {example.label for example in examples}
+    for label in labels:
+        if label not in seen:
+            raise InputError(
+                f"{path}: no row has the label {label!r} of [task.verbalizers]; "
+                "add such rows or remove the verbalizer"
+            )
+
+
+def read(
+    path: Path,
+    text_field: str,
+    label_field: str | None,
+    labels: Collection[str] | None = None,
+    label_remedy: str = "",
+) -> list[Example]:
+    """The rows of one .jsonl or .csv file.
+
+    Args:
+        path: The file, UTF-8 (a byte order mark is allowed), blank lines ignored.
+        text_field: Name of the field or column with the text.
+        label_field: The same for the label (text, whole number or boolean), or None.
+        labels: If given, the labels that may occur.
+        label_remedy: What to do about another one, for the message.
+
+    Raises:
+        InputError: naming file, line, value and remedy.
+    """
+    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
+    examples = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        text = _field(where, row, text_field, "text")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{where}: {text_field!r} is {text!r}; give a non-empty text")
+        _check_characters(where, text_field, text)
+        label = None
+        if label_field is not None:
+            label = _label(where, label_field, _field(where, row, label_field, "label"))
+            _check_characters(where, label_field, label)
+            if labels is not None and label not in labels:
+                raise InputError(f"{where}: {label_field!r} is {label!r}; {label_remedy}")
+        examples.append(Example(text, label))
+    if not examples:
+        raise InputError(f"{path}: holds no examples; add at least one row")
+    return examples
+
+
+def _field(where: str, row: dict[str, Any], name: str, key: str) -> Any:
+    if name not in row:
+        has = ", ".join(repr(k) for k in row) or "none"
+        raise InputError(
+            f"{where}: field {name!r} is missing (fields: {has}); "
+            f"add it or name another one as [data] {key}"
+        )
+    return row[name]
+
+
+def _label(where: str, name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, int)) and str(value).strip():
+        return str(value).strip()
+    raise InputError(f"{where}: {name!r} is {value!r}; give a label as text or whole number")
+
+
+def _check_characters(where: str, name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: {name!r} holds half a surrogate pair; remove it")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
+            "save the file as UTF-8"
+        ) from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines: JSON texts may hold U+2028, which ends no line of the file.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error}); "
+                'write one object a line, {"text": "...", "label": "..."}'
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; "
+                'write {"text": "...", "label": "..."}'
+            )
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        start = 1
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                pass
+            elif header is None:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) < len(header):
+                    raise InputError(
+                        f"{path}, line {start}: a column occurs twice ({', '.join(header)}); "
+                        "give each its own name"
+                    )
+            elif len(cells) != len(header):
+                raise InputError(
+                    f"{path}, line {start}: {len(cells)} cells for {len(header)} columns "
+                    f"({', '.join(header)}); quote texts that hold commas"
+                )
+            else:
+                yield start, dict(zip(header, cells, strict=True))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num}: not valid CSV ({error}); "
+            "quote texts with double quotes and double those inside"
+        ) from None

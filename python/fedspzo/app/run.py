@@ -1,0 +1,284 @@
+"""One run from a checked config to a folder of results: train, compare, report, save."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedspzo.blocks.cut import Blocks, split
+from fedspzo.errors import InputError, one_line
+from fedspzo.federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
+from fedspzo.federated import run as run_federation
+from fedspzo.federated.client import spzo
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.privacy import Mechanism
+
+from . import models
+from .config import Config, evaluation_interval, to_toml
+from .data import Example, Splits
+from .models import Recipe
+from .report import ProgressReport, figure_png, print_table
+from .resume import identity
+from .run_folder import CONFIG, FIGURE, JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder
+from .tasks import Encoded, Task
+
+Row = dict[str, Any]
+
+SMALL = 4_000_000
+"""Parameters below which a run takes one thread, unless OMP_NUM_THREADS says otherwise."""
+
+COPIES = 32_000_000
+"""Parameters up to which each client has a copy of the model; else they take turns with one."""
+
+
+def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = False) -> Row:
+    """Train as the config says, and MeZO beside it if the config has [mezo].
+
+    Args:
+        config: The run.
+        splits: Its data, as `data.read_splits` gave them.
+        folder: Where the results go; nothing is written before model and task are found sound.
+        quiet: Print nothing.
+
+    Returns:
+        The summary: the last line of metrics.jsonl.
+
+    Raises:
+        InputError: the model cannot be had, or does not fit task, data or settings.
+    """
+    start = time.perf_counter()
+    model, task = models.load(config, splits)
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
+        # A small model's operations are too short to share: threads gain little on a free machine
+        # and, waiting for each other, lose a factor of twenty on a busy one.
+        torch.set_num_threads(1)
+    experiment = Experiment(config, splits, task, folder, quiet=quiet)
+    blocks = experiment.cut(model, config.optimizer)
+    folder.create()
+    if not folder.resumes:
+        folder.write(CONFIG, to_toml(config))
+
+    rounds = config.federation.rounds
+    every = config.output.evaluate_every or evaluation_interval(rounds)
+    files = (METRICS, JOURNAL)
+    result, rows = experiment.train_model(
+        blocks, config.optimizer, rounds=rounds, every=every, files=files, title="FedSPZO"
+    )
+    used = replace(result.optimizer, at=config.optimizer.at)
+    if config.optimizer.lr == "auto":  # the rates went on changing
+        used = replace(used, lr="auto")
+    folder.write(CONFIG, to_toml(replace(config, optimizer=used)))
+    folder.save_model(model, task.tokenizer)
+
+    summary = _summary(config, splits.test, rows)
+    mezo_rows = experiment.train_mezo(summary["forwards"]) if config.mezo else []
+    if mezo_rows:
+        last = mezo_rows[-1]
+        keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down")
+        summary |= {f"mezo_{key}": last[key] for key in keys}
+    summary["seconds"] = round(time.perf_counter() - start, 2)
+    title = f"{config.name}: {config.federation.clients} clients, {rounds} rounds"
+    folder.write(FIGURE, figure_png(rows, mezo_rows, title))
+    folder.finish(summary)
+    if not quiet:
+        print_table(summary, title)
+        if config.privacy is not None:
+            spent = max(value or math.inf for value in summary["epsilons"])
+            print(
+                f"No client has spent more than epsilon {spent:.3g} at delta {summary['delta']:g}."
+            )
+        print(f"Every participant holds the weights with digest {summary['digest']}.")
+        print(f"Model, metrics, config and figure are in {folder.path}")
+    return summary
+
+
+class Experiment:
+    """What FedSPZO's run and MeZO's share: model source, data, clients, reporting."""
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        task: Task,
+        folder: RunFolder,
+        *,
+        quiet: bool,
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        self.task = task
+        self.folder = folder
+        self.quiet = quiet
+        self.test = task.encode(splits.test)
+        train = task.encode(splits.train)
+        with self._naming("[federation]"):
+            self.clients = _deal(train, config)
+        with self._naming("[privacy]"):
+            if config.privacy is not None:
+                for own in self.clients:
+                    Mechanism(config.privacy, len(own))  # raises where delta does not fit
+
+    def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
+        """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
+        if optimizer.estimator == "mezo":
+            return Blocks.single(model)
+        batch = self.task.collate(self.clients[0][:1])
+        device = next(model.parameters()).device
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        with self._naming("[optimizer]"):
+            blocks = split(model, optimizer.at, example=inputs)
+            spzo(blocks, optimizer)  # raises where a setting has not one value a block
+        return blocks
+
+    def train_model(
+        self,
+        blocks: Blocks,
+        optimizer: OptimizerConfig,
+        *,
+        rounds: int,
+        every: int,
+        files: tuple[str, str],
+        title: str,
+    ) -> tuple[RunResult, list[Row]]:
+        """Fine-tune in place, evaluating `every` so many rounds.
+
+        `files` names the metrics and the journal. A journal that is there already is gone on with,
+        and the metrics are written anew from it.
+        """
+        metrics, name = files
+        rows: list[Row] = []
+        clients = self.config.federation.clients
+        parameters = sum(p.numel() for p in blocks.model.parameters())
+        with (
+            self._journal(name) as journal,
+            ProgressReport(title, rounds, quiet=self.quiet) as progress,
+        ):
+            past = len(journal.rounds)
+            if journal.optimizer is not None and not self.quiet:
+                cut = f", a torn record of {journal.torn} bytes cut off" if journal.torn else ""
+                line = f"fedspzo: going on with {title} after round {past} of {rounds}{cut}"
+                print(line, file=sys.stderr, flush=True)
+
+            def keep(result: RoundResult) -> None:
+                if result.round == 0:
+                    self.folder.write(metrics, "")
+                rows.append(as_row(result))
+                self.folder.append(metrics, rows[-1])
+                if result.round >= past:
+                    progress.update(rows[-1])
+
+            outcome = run_federation(
+                blocks,
+                self.task,
+                self.clients,
+                replace(self.config.federation, rounds=rounds),
+                optimizer,
+                evaluate=lambda model: self.task.evaluate(model, self.test),
+                evaluate_every=every,
+                on_round=keep,
+                replicas=clients if clients * parameters <= COPIES else 1,
+                journal=journal,
+                privacy=self.config.privacy,
+            )
+        return outcome, rows
+
+    def _journal(self, name: str) -> RunJournal:
+        return RunJournal(
+            self.folder.path / name,
+            source=self.config.model.name,
+            model=asdict(Recipe.of(self.config, self.splits)),
+            about=identity(self.config),
+        )
+
+    def train_mezo(self, forwards: float) -> list[Row]:
+        """MeZO's rows: from the same start, for as many rounds as cost `forwards` in all."""
+        if self.config.mezo is None:
+            raise ValueError("mezo is None; give the config a [mezo] section")
+        settings = self.config.mezo
+        optimizer = settings.optimizer()
+        federation = self.config.federation
+        steps = federation.participants * federation.local_steps
+        rounds = max(1, round(forwards / (steps * settings.forwards_per_step)))
+        model, _ = models.load(self.config, self.splits)
+        _, rows = self.train_model(
+            self.cut(model, optimizer),
+            optimizer,
+            rounds=rounds,
+            every=evaluation_interval(rounds),
+            files=(MEZO_METRICS, MEZO_JOURNAL),
+            title="MeZO",
+        )
+        return rows
+
+    @contextmanager
+    def _naming(self, section: str) -> Iterator[None]:
+        """Settings that only model and data show to be wrong become one line with their place."""
+        try:
+            yield
+        except ValueError as error:
+            raise InputError(f"{self.config.path}: {section} {one_line(error)}") from None
+
+
+def _deal(train: list[Encoded], config: Config) -> list[list[Encoded]]:
+    """Each client's examples."""
+    federation = config.federation
+    if federation.partition == "dirichlet":
+        labels = [example.label for example in train]
+        parts = dirichlet(labels, federation.clients, federation.alpha, federation.seed)
+    else:
+        parts = iid(len(train), federation.clients, federation.seed)
+    return [[train[index] for index in part] for part in parts]
+
+
+def as_row(result: RoundResult) -> Row:
+    """A line of metrics.jsonl: `loss` and `accuracy` are held-out ones, null between evaluations.
+
+    Numbers that are not finite become null: JSON has no others.
+    """
+    row = asdict(result)
+    row["train_loss"] = row.pop("loss")
+    row["loss"] = row.pop("eval_loss")
+    row["clients"] = list(result.clients)
+    if result.lr is None:
+        del row["lr"]
+    if result.epsilons is None:
+        del row["epsilons"]
+    else:
+        row["epsilons"] = [
+            epsilon if math.isfinite(epsilon) else None for epsilon in result.epsilons
+        ]
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            row[key] = None
+    return row
+
+
+def _summary(config: Config, test: list[Example], rows: list[Row]) -> Row:
+    first, last = rows[0], rows[-1]
+    keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down", "fedavg_bytes", "digest")
+    summary = {"summary": True, **{key: last[key] for key in keys}}
+    summary["skipped"] = last["skipped"]
+    if config.privacy is not None:
+        summary |= {"epsilons": last["epsilons"], "delta": config.privacy.delta}
+    summary["zero_shot_accuracy"] = first["accuracy"]
+    summary["zero_shot_loss"] = first["loss"]
+    counts = Counter(example.label for example in test if example.label is not None)
+    if counts:
+        summary["majority_accuracy"] = max(counts.values()) / len(test)
+    summary["model"] = config.model.name
+    summary["rounds"] = config.federation.rounds
+    summary["seed"] = config.federation.seed
+    summary["versions"] = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return summary

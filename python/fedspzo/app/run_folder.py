@@ -1,0 +1,195 @@
+"""The folder a run leaves. Its files are replaced whole: a crash leaves the old one or the new.
+
+One process at a time writes it, and holds its lock; a run that was cut short goes on in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fedspzo.errors import InputError
+from fedspzo.files import Closing, folder_atomic, sync, write_atomic
+
+METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
+MEZO_METRICS = "mezo.jsonl"
+JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
+LOCK = ".lock"
+
+
+class RunFolder(Closing):
+    """Where one run writes; nothing exists before `create`. A context manager: it holds a lock.
+
+    Args:
+        path: The folder.
+        overwrite: Whether an earlier run's files may be replaced.
+        resume: Whether it must hold a run, finished or not.
+
+    Attributes:
+        finished: Whether it holds a run that came to its end.
+        resumes: Whether it holds one that did not, and that goes on.
+
+    Raises:
+        InputError: another process writes there; `path` holds a finished run and `overwrite` is
+            off, or holds files that are no run's.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = path
+        self.overwrite = overwrite
+        self.resume = resume
+        self._lock: int | None = None
+        if path.exists() and not path.is_dir():
+            raise InputError(f"output '{path}' is no folder; name another with --output")
+        if (path / LOCK).exists():
+            self._acquire()
+        try:
+            self._inspect()
+        except InputError:
+            self.close()
+            raise
+
+    def _inspect(self) -> None:
+        path = self.path
+        names = (METRICS, JOURNAL, CONFIG, FIGURE, MODEL)
+        found = [name for name in names if (path / name).exists()]
+        begun = JOURNAL in found
+        self.finished = self._has_summary()
+        self.resumes = begun and not self.finished and not self.overwrite
+        if self.resume:
+            if not begun:
+                raise InputError(f"'{path}' holds no journal; name a run's folder after --resume")
+            return
+        if found and METRICS not in found and not begun:
+            raise InputError(
+                f"output '{path}' holds {found[0]!r}, but no run; name another with --output"
+            )
+        rows = METRICS in found and (path / METRICS).stat().st_size > 0
+        if self.finished or (rows and not begun):
+            if self.overwrite:
+                return
+            raise InputError(
+                f"output '{path}' holds a run; add --overwrite to replace it, or name another "
+                "with --output"
+            )
+
+    def _has_summary(self) -> bool:
+        try:
+            last = (self.path / METRICS).read_bytes().rsplit(b"\n", 2)[-2:]
+        except OSError:
+            return False
+        return len(last) == 2 and last[1] == b"" and b'"summary": true' in last[0]
+
+    def _acquire(self) -> None:
+        """Take the folder's lock; the system gives it back when the process ends, however."""
+        if self._lock is not None:
+            return
+        with self._explained():
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{os.getpid()}\n".encode())
+            except BlockingIOError:
+                other = os.read(handle, 20).decode(errors="replace").strip()
+                os.close(handle)
+                raise InputError(
+                    f"output '{self.path}' is being written by process {other}; wait until it"
+                    " ends, or name another with --output"
+                ) from None
+            except OSError:
+                os.close(handle)
+                raise
+            self._lock = handle
+
+    def create(self) -> None:
+        """Make the folder and take its lock.
+
+        Unless the run in it goes on, an earlier one's results are removed, so that none outlives
+        its config. The metrics are emptied first: a crash in here leaves no folder that could be
+        taken for a finished run.
+        """
+        with self._explained():
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                before = self.resumes
+                self._acquire()
+                self._inspect()
+                if self.resumes != before:  # what was checked before is not what is here
+                    raise InputError(
+                        f"output '{self.path}' was begun by another process just now; run the "
+                        "command again, or name another with --output"
+                    )
+            self._remove_temporary()
+            if self.resumes:
+                return
+            self.write(METRICS, "")
+            for name in (JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MEZO_METRICS):
+                (self.path / name).unlink(missing_ok=True)
+            self._remove_model()
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Create or replace one file."""
+        with self._explained():
+            write_atomic(self.path / name, content)
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one JSON line to a metrics file."""
+        with self._explained(), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Add the summary to the metrics: the run is finished when this line is on disk."""
+        self.append(METRICS, summary)
+        with self._explained():
+            sync(self.path / METRICS)
+        self.finished = True
+
+    def save_model(self, model: Any, tokenizer: Any) -> None:
+        """The model and tokenizer as `save_pretrained` writes them, under `model`."""
+        with self._explained():
+            self._remove_model()
+            with folder_atomic(self.path / MODEL) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+
+    def _remove_temporary(self) -> None:
+        """What a process that was killed had not renamed yet."""
+        names = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
+        for left in (left for name in names for left in self.path.glob(f".{name}.*")):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+    def _remove_model(self) -> None:
+        if (self.path / MODEL).exists():
+            shutil.rmtree(self.path / MODEL)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What the system refuses becomes one line with the remedy."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            remedy = "name another with --output"
+            if (self.path / JOURNAL).exists():
+                remedy = "the journal's rounds are safe: mend that and run it again, it goes on"
+            raise InputError(
+                f"output '{self.path}' cannot be written ({reason}); {remedy}"
+            ) from None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,26 @@
+"""The parameters that train, each storage once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+Named = tuple[tuple[str, nn.Parameter], ...]
+
+
+def storage(tensor: Tensor) -> tuple[Any, ...]:
+    """What tells two tensors over the same memory from two tensors: tied weights compare equal."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return (id(tensor),)
+    return (tensor.device, tensor.data_ptr(), tensor.shape)
+
+
+def trainable(named: Iterable[tuple[str, nn.Parameter]]) -> Named:
+    """The parameters that require a gradient, each storage once, under its first name."""
+    kept: dict[tuple[Any, ...], tuple[str, nn.Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            kept.setdefault(storage(parameter), (name, parameter))
+    return tuple(kept.values())

@@ -1,0 +1,64 @@
+"""What a closure returns, and with privacy each example's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedspzo.estimators.estimator import Estimator
+from fedspzo.estimators.points import Point
+from fedspzo.privacy import Mechanism
+
+Closure = Callable[[], Tensor | float]
+
+
+def private_gradients(
+    privacy: Mechanism, estimator: Estimator, losses: Mapping[Point, Tensor], eps: Sequence[float]
+) -> tuple[list[float], ...]:
+    """The private projected gradients, block by block, from each example's losses (B,)."""
+    # the estimator's formulas hold for tensors as for numbers: they give each example's gradients
+    exact: Any = {point: loss.double() for point, loss in losses.items()}
+    by_block: Any = estimator.gradients(exact, eps)
+    released = iter(privacy.release(torch.stack([g for block in by_block for g in block], dim=1)))
+    return tuple([next(released) for _ in block] for block in by_block)
+
+
+@contextmanager
+def backward_explained() -> Iterator[None]:
+    """Say what is wrong where a closure calls `loss.backward()`, as other optimizers' do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            error.add_note("SPZO's closure returns the loss and calls no backward(): remove it")
+        raise
+
+
+def read_losses(loss: object, *, single: bool) -> Tensor:
+    """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
+    if not isinstance(loss, Tensor | int | float):
+        raise TypeError(
+            f"the closure returned a {type(loss).__name__}; return the loss, e.g."
+            " lambda: model(**batch).loss"
+        )
+    if isinstance(loss, Tensor):
+        value = loss.detach().clone()
+        value = value if value.is_floating_point() else value.float()  # a count of errors
+    else:  # not in torch's default dtype, which may be a low one
+        value = torch.tensor(loss, dtype=torch.float64)
+    if not single:
+        if value.dim() != 1:
+            raise ValueError(
+                f"the closure returned losses of shape {tuple(value.shape)}; with privacy return"
+                " one an example, (B,)"
+            )
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"the closure returned a loss of shape {tuple(value.shape)}; return its mean or sum"
+        )
+    return value.reshape(())

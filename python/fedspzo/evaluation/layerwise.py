@@ -1,0 +1,178 @@
+"""Layerwise evaluation: losses at perturbed weights, without writing the weights.
+
+For the evaluations of a step every trainable parameter's place in its modules is taken by a
+`VirtualParameter`. A parameter that is used past its modules, as in a list that the model keeps
+beside them, is found in the first evaluation, named in a warning, and moved in place from a copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from fedspzo.blocks.activation_replay import Touched, eager
+from fedspzo.blocks.layer_stack import find_stack
+from fedspzo.blocks.parameters import storage
+
+from .scratch_buffer import ScratchBuffer, footprint
+from .virtual_parameter import LayerwiseBlock, VirtualParameter
+
+Named = Sequence[tuple[str, Tensor]]
+
+MIN_SCRATCH_BYTES = 1 << 20
+"""The smallest default of the scratch buffer, in bytes: smaller parts cost more than they save."""
+
+
+class Layerwise:
+    """Evaluates a model at perturbed weights that exist one operation at a time.
+
+    Args:
+        model: whose modules hold the parameters. None: all are moved in place, from a copy.
+        scratch_bytes: the size of the buffer that holds the perturbed copies.
+    """
+
+    def __init__(self, model: nn.Module | None, scratch_bytes: int) -> None:
+        self._model = model
+        self._scratch = ScratchBuffer(scratch_bytes)
+        self._stray: set[str] | None = None  # names, once known: used past their modules
+        self._groups: Sequence[Named] = ()
+        self._blocks: list[LayerwiseBlock] = []
+        self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    @contextmanager
+    def virtual_parameters(self, groups: Sequence[Named]) -> Iterator[list[LayerwiseBlock]]:
+        """Put virtual parameters into the parameters' places; yields what moves each block.
+
+        Args:
+            groups: each block's (name, parameter) pairs.
+        """
+        if self._model is None and self._stray is None:
+            self._found({name for group in groups for name, _ in group})
+        self._groups, self._blocks = groups, []
+        try:
+            for group in groups:
+                self._blocks.append(LayerwiseBlock(self._scratch, self._copied(group)))
+            self._put()
+            with eager():  # virtual parameters are not what a compiler can trace
+                yield self._blocks
+        finally:
+            self._take_away()
+            for block in self._blocks:
+                block.restore()
+            self._scratch.free()
+
+    def watched(self, evaluate: Callable[[], Tensor], again: Callable[[], None]) -> Tensor:
+        """Evaluate, and in the first evaluation of all find the parameters that stray.
+
+        Args:
+            evaluate: returns the loss.
+            again: called before a second evaluation, needed if some were found.
+        """
+        if self._stray is not None:
+            return evaluate()
+        stray = _Stray({name: tensor for group in self._groups for name, tensor in group})
+        self._scratch.aside = stray.aside
+        try:
+            with stray:
+                loss = evaluate()
+        finally:
+            self._scratch.aside = nullcontext
+        self._found(stray.names)
+        if not stray.names:
+            return loss
+        self._take_away()
+        self._put()
+        for group, block in zip(self._groups, self._blocks, strict=True):
+            block.copy(self._copied(group))
+        again()
+        return evaluate()
+
+    def _found(self, names: set[str]) -> None:
+        self._stray = names
+        if names:
+            why = (
+                "came without their model (pass Blocks.single(model))"
+                if self._model is None
+                else "are used past their modules' own places for them"
+            )
+            first = ", ".join(repr(name) for name in sorted(names)[:8])
+            rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            warnings.warn(
+                f"{first}{rest} {why}: every evaluation moves them in place, and a copy of them"
+                " is kept during a step",
+                stacklevel=2,
+            )
+
+    def _copied(self, group: Named) -> Named:
+        return [(name, tensor) for name, tensor in group if name in (self._stray or ())]
+
+    def _put(self) -> None:
+        parameters = {
+            storage(tensor): VirtualParameter.of(name, tensor, block)
+            for group, block in zip(self._groups, self._blocks, strict=True)
+            for name, tensor in group
+            if name not in (self._stray or ())
+        }
+        for module in self._model.modules() if self._model else ():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and storage(parameter) in parameters:
+                    self._places.append((module, name, parameter))
+        for module, name, parameter in self._places:
+            # straight into the dict: assigning the attribute would register a parameter anew
+            module._parameters[name] = cast(nn.Parameter, parameters[storage(parameter)])
+
+    def _take_away(self) -> None:
+        while self._places:
+            module, name, parameter = self._places.pop()
+            module._parameters[name] = parameter
+
+
+class _Stray(Touched):
+    """Finds the weights that operations are given themselves, not as virtual parameters."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if VirtualParameter in types:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Not recording: a virtual parameter reads its weight."""
+        self.done = True
+        try:
+            yield
+        finally:
+            self.done = False
+
+
+def default_scratch(
+    model: nn.Module | None, layers: Sequence[nn.Module], groups: Sequence[Named]
+) -> int:
+    """Return the bytes of the largest module in the layer stack, at least `MIN_SCRATCH_BYTES`.
+
+    Args:
+        model: the model, if there is one.
+        layers: some of its layers; empty: its stack is looked for, and without one every module
+            counts.
+        groups: each block's (name, parameter) pairs.
+    """
+    trained = {storage(tensor) for group in groups for _, tensor in group}
+    modules = [module for layer in layers or _stack(model) for module in layer.modules()]
+    own = (
+        [p for p in m._parameters.values() if p is not None and storage(p) in trained]
+        for m in modules
+    )
+    return max([MIN_SCRATCH_BYTES, *map(footprint, own)])
+
+
+def _stack(model: nn.Module | None) -> Sequence[nn.Module]:
+    if model is None:
+        return ()
+    try:
+        return find_stack(model)
+    except ValueError:  # there is none
+        return (model,)

@@ -1,0 +1,221 @@
+"""A journal read: its settings, and its records decoded one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from fedspzo.byte_reader import Reader
+from fedspzo.checks import check_whole
+from fedspzo.errors import InputError, one_line
+from fedspzo.federated.found_rates import FoundRates
+from fedspzo.federated.protocol.updates import Update, record
+from fedspzo.federated.settings import FederationConfig, OptimizerConfig
+from fedspzo.journal.header import Header
+from fedspzo.journal.reader import (
+    EVALUATION,
+    ROUND,
+    ROUNDS,
+    TERMS,
+    Entry,
+    JournalError,
+    JournalReader,
+)
+from fedspzo.journal.records import Record
+from fedspzo.privacy import Privacy
+
+from . import round_codec
+from .merged_rounds import MergedRounds
+from .rounds import EvaluationResult, Round
+
+Content: TypeAlias = Round | MergedRounds | EvaluationResult | tuple[Record, str | None]
+"""What a record holds. A pair: terms with their seeds, and the digest where it is known."""
+
+T = TypeVar("T")
+
+
+def privacy(header: Header) -> Privacy | None:
+    """How private the steps of a journal's run are; None: they are not.
+
+    Raises:
+        ValueError, TypeError: the settings are not what this release knows.
+    """
+    settings = (header.run or {}).get("privacy")
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise ValueError("the journal's run has a 'privacy' that is no JSON object")
+    return _build(Privacy, settings)
+
+
+def found_rates(
+    header: Header, federation: FederationConfig, optimizer: OptimizerConfig
+) -> FoundRates | None:
+    """With lr = "auto" the learning rates of a journal's run, as before its first round; else None.
+
+    Args:
+        header: the journal's.
+        federation, optimizer: the settings in it.
+
+    Raises:
+        ValueError: what the header says of them is not what this release knows.
+    """
+    values = (header.run or {}).get("auto")
+    if values is None:
+        return None
+    return FoundRates.from_dict(values, federation, optimizer.learning_rates)
+
+
+def first_round(header: Header) -> int:
+    """How many rounds are merged into the weights that a journal starts from.
+
+    Raises:
+        ValueError: the header says no such number.
+    """
+    first = (header.run or {}).get("first", 0)
+    check_whole("first of the journal's run", first, 0, 2**32 - 1)
+    return int(first)
+
+
+def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
+    """The settings of the run that a journal is of, as they were used.
+
+    Raises:
+        ValueError: the journal is of no federated run, or of another release's.
+    """
+    if header.run is None:
+        raise ValueError("the journal is of no federated run: its header has no 'run'")
+    for name in ("federation", "optimizer"):
+        if not isinstance(header.run.get(name), dict):
+            raise ValueError(f"the journal's run has no {name!r}, a JSON object")
+    optimizer = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in header.run["optimizer"].items()
+    }
+    used = _build(OptimizerConfig, optimizer)
+    if used.rounding is None or len(used.learning_rates) != len(used.directions):
+        raise ValueError("the journal's optimizer lacks values that were filled in for the run")
+    return _build(FederationConfig, header.run["federation"]), used
+
+
+def _build(cls: type[T], table: Mapping[str, Any]) -> T:
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise ValueError(
+            f"the journal's run has the setting {unknown[0]!r}, which this fedspzo does not know;"
+            " use the release that wrote it"
+        )
+    return cls(**table)
+
+
+class DecodedJournal:
+    """A journal's contents, decoded one after another.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        header: its header.
+        settings: of a federated run's federation and optimizer, else None.
+        privacy: of a private run, else None.
+        first: the number of its first round; those before it are in the base weights.
+
+    Raises:
+        JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.reader = JournalReader(path)
+        try:
+            self.header = Header.from_json(self.reader.header)
+            self.settings = None if self.header.run is None else settings(self.header)
+            self.privacy = privacy(self.header)
+            if self.settings is not None:
+                found_rates(self.header, *self.settings)
+            self.first = first_round(self.header)
+        except (ValueError, TypeError, KeyError) as error:
+            raise JournalError(f"{path}: header: {one_line(error)}") from None
+
+    def entries(self) -> Iterator[tuple[Entry, Content]]:
+        """Every record with what it holds; rounds are checked to be consecutive."""
+        digest, done = self.header.base, self.first
+        for entry in self.reader:
+            try:
+                content = self._decode(entry, done, digest)
+            except ValueError as error:
+                raise self.reader.damage(entry, error) from None
+            for number, known in _rounds(content):
+                if number != done:
+                    raise self.reader.damage(entry, f"it is of round {number}, not {done}")
+                digest, done = known or "", number + 1
+            yield entry, content
+
+    def records(self) -> Iterator[tuple[Record, str | None]]:
+        """Each round's terms, and the digest of the weights after it where it is known."""
+        for _, content in self.entries():
+            if isinstance(content, tuple):
+                yield content
+            elif not isinstance(content, EvaluationResult):
+                for update, known in content.changes():
+                    yield self._record(update), known
+
+    def digests(self) -> Iterator[str | None]:
+        """Of the weights after each round, where it is known; that of the base comes first."""
+        yield self.header.base
+        for _, content in self.entries():
+            for _, known in _rounds(content):
+                yield known
+
+    def known(self) -> dict[int, str | None]:
+        """The digest of the weights after each number of rounds, where it is known."""
+        return dict(enumerate(self.digests(), self.first))
+
+    def check_round(self, name: str, value: int, last: int) -> None:
+        """Raise InputError, naming the argument, unless the journal reaches that round."""
+        if not self.first <= value <= last:
+            raise InputError(
+                f"{self.reader.path}: {name} is {value}; the journal has rounds {self.first} to"
+                f" {last}"
+            )
+
+    def _decode(self, entry: Entry, done: int, digest: str) -> Content:
+        """What a record holds that stands after so many rounds, whose weights have this digest."""
+        if entry.kind == TERMS:
+            return Record.decode(entry.body)
+        if entry.kind == EVALUATION:
+            reader = Reader(entry.body)
+            measured = EvaluationResult.decode(reader, done)
+            reader.finish()
+            return measured
+        if entry.kind not in (ROUND, ROUNDS):
+            raise ValueError(f"its kind is {entry.kind}; known are {ROUND} to {ROUNDS}")
+        if self.settings is None:
+            raise ValueError("it is a federated round, but the header has no run")
+        federation, optimizer = self.settings
+        if entry.kind == ROUNDS:
+            steps, directions = federation.local_steps, sum(optimizer.directions)
+            return MergedRounds.decode(entry.body, steps, directions)
+        return round_codec.decode(entry.body, done, digest, federation, optimizer)
+
+    def _record(self, update: Update) -> Record:
+        if self.settings is None:  # `_decode` has refused it
+            raise ValueError("the journal's header has no run")
+        federation, optimizer = self.settings
+        return record(
+            update,
+            run_seed=federation.seed,
+            local_steps=federation.local_steps,
+            optimizer=optimizer,
+        )
+
+
+def _rounds(content: Content) -> Iterator[tuple[int, str | None]]:
+    """The number of each round that a record holds, and the digest after it where it is known."""
+    if isinstance(content, tuple):
+        yield content[0].round, content[1]
+    elif not isinstance(content, EvaluationResult):
+        for update, known in content.changes():
+            yield update.round, known

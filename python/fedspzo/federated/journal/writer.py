@@ -1,0 +1,189 @@
+"""A federated run's journal: begun, appended to as rounds end, and continued after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedspzo.federated.found_rates import FoundRates
+from fedspzo.federated.settings import FederationConfig, OptimizerConfig
+from fedspzo.files import Closing
+from fedspzo.journal.header import Header
+from fedspzo.journal.reader import COMPACTED, EVALUATION, ROUND, JournalError
+from fedspzo.journal.writer import JournalWriter
+from fedspzo.privacy import Privacy
+
+from . import round_codec
+from .merged_rounds import MergedRounds
+from .reader import DecodedJournal, found_rates
+from .rounds import EvaluationResult, Round
+
+if TYPE_CHECKING:
+    from fedspzo.federated.server import Server
+
+
+class RunJournal(Closing):
+    """The journal that `federated.run` keeps: what is on disk is never computed again.
+
+    A context manager that closes the file.
+
+    Args:
+        path: the file. If it is there, the run continues after its last whole round.
+        source: where the base weights come from.
+        model: how they are loaded (`Header.model`).
+        about: what else the header's `run` tells, a JSON object.
+
+    Attributes:
+        rounds: the rounds that were on disk.
+        evaluations: the evaluations that were on disk, by round.
+        optimizer: the settings they were made with; None: the run is new.
+        header: the journal's; a new run has it once it is begun.
+        torn: bytes of a torn record that were cut off.
+
+    Raises:
+        JournalError: the file is damaged, was compacted, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        source: str,
+        model: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.source, self.model, self.about = source, model, about
+        self.rounds: list[Round] = []
+        self.evaluations: dict[int, EvaluationResult] = {}
+        self.optimizer: OptimizerConfig | None = None
+        self.torn = 0
+        self._behind = False
+        self._evaluation: EvaluationResult | None = (
+            None  # of the next round's start, not on disk yet
+        )
+        self._writer: JournalWriter | None = None
+        self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
+        if path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        log = DecodedJournal(self.path)
+        if log.settings is None:
+            raise JournalError(f"{self.path}: is no federated run's journal; name another folder")
+        self.header = log.header
+        self._settings = self.federation, self.optimizer = log.settings
+        for _, content in log.entries():
+            if isinstance(content, MergedRounds):
+                raise JournalError(f"{self.path}: {COMPACTED}")
+            if isinstance(content, Round):
+                self.rounds.append(content)
+            measured = content.evaluation if isinstance(content, Round) else content
+            if isinstance(measured, EvaluationResult):
+                self.evaluations[measured.round] = measured
+        self._writer = JournalWriter.resume(self.path)
+        self.torn = self._writer.torn
+
+    def reload(self) -> None:
+        """Read what was written since: after a run that failed, the next one goes on."""
+        if self._behind:
+            self.close()
+            self.rounds, self.evaluations, self._evaluation = [], {}, None
+            self._behind = False
+            self._load()
+
+    def found_rates(self) -> FoundRates | None:
+        """With lr = "auto" the rates before the first round on disk, made anew; else None."""
+        return None if self._settings is None else found_rates(self.header, *self._settings)
+
+    def begin(self, server: Server, privacy: Privacy | None = None) -> None:
+        """Write the header of a new run, whose server is at its base weights."""
+        private = {} if privacy is None else {"privacy": asdict(privacy)}
+        run = {
+            **private,
+            **({} if server.found is None else {"auto": server.found.to_dict()}),
+            "federation": asdict(server.federation),
+            "optimizer": asdict(server.optimizer),
+            **(self.about or {}),
+        }
+        self.header = Header.of(
+            server.replica.blocks, self.source, base=server.digest, model=self.model, run=run
+        )
+        self._writer = JournalWriter.create(self.path, self.header.to_json())
+        self._settings = server.federation, server.optimizer
+        self._behind = True
+
+    def check(
+        self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
+    ) -> None:
+        """Check that the run on disk is this one.
+
+        Args:
+            server: at its base weights, with the settings on disk.
+            optimizer: the settings asked for; what is None in them was filled in.
+            privacy: that asked for.
+
+        Raises:
+            JournalError: it has other settings, starts from other weights, or is cut elsewhere.
+        """
+        used = server.optimizer
+        asked = {
+            **asdict(server.federation),
+            **asdict(optimizer),
+            "lr": _rates(replace(optimizer, perturbations=used.perturbations)),
+            "at": used.at,  # the cut is compared below
+        }
+        found = server.found is not None
+        known = {**asdict(self.federation), **asdict(used), "lr": "auto" if found else used.lr}
+        for name, value in asked.items():
+            if value not in (None, known[name]):
+                raise JournalError(
+                    f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
+                    " give the same settings, or another folder"
+                )
+        private = (self.header.run or {}).get("privacy")
+        if private != (None if privacy is None else asdict(privacy)):
+            raise JournalError(
+                f"{self.path}: its run has privacy {private}, this one {privacy}; give the same"
+                " settings, or another folder"
+            )
+        if server.digest != self.header.base:
+            raise JournalError(
+                f"{self.path}: its run starts from weights with digest {self.header.base}, the base"
+                f" model here has {server.digest}; give the same base model, or another folder"
+            )
+        here = Header.of(server.replica.blocks, self.source, base=server.digest)
+        if here.names != self.header.names:
+            raise JournalError(
+                f"{self.path}: its run cuts the model elsewhere, or freezes other parameters;"
+                " cut it alike, or give another folder"
+            )
+
+    def append(self, content: Round | EvaluationResult) -> None:
+        """Add a round: afterwards it is on disk. An evaluation is so with the round after it.
+
+        A record of its own would cost an evaluation's bytes twice over; the one after the last
+        round gets it.
+        """
+        if self._writer is None or self._settings is None:
+            raise ValueError("the journal has no header yet; call begin first")
+        self._behind = True
+        if isinstance(content, Round):
+            content = replace(content, evaluation=self._evaluation)
+            self._writer.append(ROUND, round_codec.encode(content, *self._settings))
+            self._evaluation = None
+        elif content.round == self._settings[0].rounds:
+            self._writer.append(EVALUATION, content.encode())
+        else:
+            self._evaluation = content
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _rates(optimizer: OptimizerConfig) -> tuple[float, ...] | str:
+    return "auto" if optimizer.lr == "auto" else optimizer.learning_rates

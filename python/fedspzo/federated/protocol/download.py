@@ -1,0 +1,71 @@
+"""The trainable weights themselves, for a client whose missed updates would cost more to send.
+
+A download is one message a tensor, in the order of the blocks, so that none has to hold the whole
+model. Its bytes are those of the weights; nothing is loaded before the digest is known to be right.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fedspzo.journal.replica import Replica
+
+from .framing import OVERHEAD, WEIGHTS, frame, unframe
+
+_PART = struct.Struct("<II")  # round, number of the tensor
+
+
+def size(replica: Replica) -> int:
+    """Bytes of a download of this replica's weights."""
+    return replica.trainable_bytes + len(_weights(replica)) * (OVERHEAD + _PART.size)
+
+
+def encode(replica: Replica) -> Iterator[bytes]:
+    """The messages of a download (docs/federation.md), made one at a time."""
+    for number, weight in enumerate(_weights(replica)):
+        data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield frame(WEIGHTS, _PART.pack(replica.round, number) + data)
+
+
+def load(replica: Replica, round: int, digest: str, messages: Iterable[bytes]) -> None:
+    """Bring a replica to the downloaded weights, bit for bit.
+
+    Args:
+        replica: a copy of the model, at any round.
+        round: the round the weights should be of.
+        digest: of the weights of that round.
+        messages: all of the download's, in order.
+
+    Raises:
+        ValueError: a message is damaged, missing, of another round or another tensor's length, or
+            the weights have another digest. Nothing has changed then.
+    """
+    weights = _weights(replica)
+    new: list[Tensor] = []
+    for number, message in enumerate(messages):
+        body = unframe(WEIGHTS, message)
+        found = _PART.unpack_from(body) if len(body) >= _PART.size else None
+        if found != (round, number) or number >= len(weights):
+            raise ValueError(
+                f"download: message {number} says (round, tensor) {found}, expected"
+                f" {(round, number)} of {len(weights)} tensors; send all of them once, in order"
+            )
+        weight = weights[number]
+        if len(body) - _PART.size != weight.numel() * weight.element_size():
+            raise ValueError(
+                f"download: tensor {number} has {len(body) - _PART.size} bytes, here it has"
+                f" {weight.numel() * weight.element_size()}; load the same model, cut alike"
+            )
+        data = torch.frombuffer(bytearray(body[_PART.size :]), dtype=torch.uint8)
+        new.append(data.view(weight.dtype).reshape(weight.shape))
+    if len(new) != len(weights):
+        raise ValueError(f"download: {len(new)} of {len(weights)} tensors came; send all of them")
+    replica.load(round, new, digest)
+
+
+def _weights(replica: Replica) -> list[Tensor]:
+    return [parameter for group in replica.blocks.groups for _, parameter in group]

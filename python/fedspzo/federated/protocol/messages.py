@@ -1,0 +1,233 @@
+"""The two messages: a server's `Plan` and a client's `Report`. Scalars alone cross.
+
+Every byte is laid out in docs/federation.md. Decoding checks magic, version, kind, length and
+checksum first and each value after that; whatever is wrong with the bytes is a ValueError.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass
+from typing import get_args
+
+from fedspzo.byte_reader import Reader
+from fedspzo.checks import LIMIT_16, LIMIT_32, LIMIT_64, check_choice, check_whole
+from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.federated.settings import Estimator, OptimizerConfig, Seeds
+from fedspzo.journal.records import DIGEST_BYTES, STREAM
+from fedspzo_kernels import STREAMS
+
+from .framing import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
+from .updates import EVERYBODY, Scalars, Update
+
+_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdB")
+_BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
+_CATCH_UP = struct.Struct("<?I")  # a download, number of updates
+_REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
+
+_ESTIMATORS = get_args(Estimator)
+_SEEDS = get_args(Seeds)
+_SIDES = (None, *get_args(Sides))
+_ROUNDINGS = get_args(Rounding)
+_EVALUATIONS = (None, *get_args(EvaluationMode))
+_STREAM_NAMES = {code: name for name, code in STREAMS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a server asks of a client in a round.
+
+    Attributes:
+        round: the round to take part in.
+        client: whom it is for.
+        run_seed: the run's seed.
+        digest: of the global weights of `round`, 32 hexadecimal digits.
+        train: whether to take steps; False: only catch up and report the digest.
+        local_steps: how many steps a round has.
+        batch_size: examples in a step.
+        seeds: "per-client" or "shared".
+        optimizer: the step's settings, `resolved`. `at` does not travel: the cut is made where
+            the model is loaded.
+        updates: those the client has missed: consecutive rounds, the last one `round` - 1.
+        download: whether the client loads the weights in their place, as that is cheaper; they come
+            in messages of their own (`download`).
+    """
+
+    round: int
+    client: int
+    run_seed: int
+    digest: str
+    train: bool
+    local_steps: int
+    batch_size: int
+    seeds: Seeds
+    optimizer: OptimizerConfig
+    updates: tuple[Update, ...]
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole("round", self.round, 0, LIMIT_32 - 1)
+        check_whole("client", self.client, 0, EVERYBODY - 1)
+        check_whole("run_seed", self.run_seed, 0, LIMIT_64 - 1)
+        check_whole("local_steps", self.local_steps, 1, LIMIT_16 - 1)
+        check_whole("batch_size", self.batch_size, 1, LIMIT_32 - 1)
+        check_choice("seeds", self.seeds, _SEEDS)
+        _check_digest(self.digest)
+        if self.optimizer.rounding is None:
+            raise ValueError("optimizer.rounding is None; resolve it before it travels")
+        first = self.round - len(self.updates)
+        if [u.round for u in self.updates] != list(range(first, self.round)) or first < 0:
+            raise ValueError(
+                f"updates are of rounds {[u.round for u in self.updates]};"
+                f" give consecutive ones that end at round {self.round - 1}"
+            )
+        if self.download and self.updates:
+            raise ValueError("download is True, but updates are given; send one of them")
+        expected = (self.local_steps, sum(self.optimizer.directions))
+        for update in self.updates:
+            update.check(*expected)
+
+    def encode(self) -> bytes:
+        """The message's bytes (docs/federation.md)."""
+        o = self.optimizer
+        counts = o.perturbations if isinstance(o.perturbations, tuple) else o.directions
+        body = _PLAN_BODY.pack(
+            self.round,
+            self.client,
+            self.run_seed,
+            bytes.fromhex(self.digest),
+            self.train,
+            self.local_steps,
+            self.batch_size,
+            _SEEDS.index(self.seeds),
+            _ESTIMATORS.index(o.estimator),
+            _SIDES.index(o.sides),
+            _ROUNDINGS.index(o.rounding),
+            _EVALUATIONS.index(o.evaluation),
+            STREAMS[STREAM],
+            from_optional(o.eps),
+            len(counts),
+        )
+        body += b"".join(map(_BLOCK.pack, counts, o.learning_rates))
+        body += _CATCH_UP.pack(self.download, len(self.updates))
+        return frame(PLAN, body + b"".join(update.encode() for update in self.updates))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Plan:
+        """The plan these bytes hold.
+
+        Raises:
+            ValueError: the bytes are damaged, cut short, of another version, or hold a value out
+                of its range; the message names it.
+        """
+        reader = Reader(unframe(PLAN, data))
+        number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
+            reader.take(_PLAN_BODY)
+        )
+        estimator, sides, rounding, evaluation, stream, eps, blocks = rest
+        pairs = [reader.take(_BLOCK) for _ in range(blocks)]
+        counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
+        download, updates = reader.take(_CATCH_UP)
+        if _STREAM_NAMES.get(stream) != STREAM:
+            raise ValueError(
+                f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
+            )
+        name = pick("estimator", estimator, _ESTIMATORS)
+        optimizer = OptimizerConfig(
+            lr=rates,
+            estimator=name,
+            sides=pick("sides", sides, _SIDES),
+            perturbations=counts[0] if name == "mezo" and blocks == 1 else counts,
+            eps=to_optional(eps),
+            rounding=pick("rounding", rounding, _ROUNDINGS),
+            evaluation=pick("evaluation", evaluation, _EVALUATIONS),
+        )
+        plan = cls(
+            round=number,
+            client=client,
+            run_seed=run_seed,
+            digest=digest.hex(),
+            train=train,
+            local_steps=local_steps,
+            batch_size=batch_size,
+            seeds=pick("seeds", seeds, _SEEDS),
+            optimizer=optimizer,
+            updates=tuple(Update.decode(reader) for _ in range(updates)),
+            download=download,
+        )
+        reader.finish()
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a client answers.
+
+    Attributes:
+        round: the plan's round.
+        client: who answers.
+        digest: of the client's weights after its return to the global ones.
+        examples: how many examples the client has.
+        gradients: the projected gradients of the steps taken.
+        loss: mean loss of those steps, a float32; None if there were none, or they were private.
+        forwards: computation spent, in full-forward equivalents, a float32; of private steps the
+            number of evaluations.
+    """
+
+    round: int
+    client: int
+    digest: str
+    examples: int
+    gradients: Scalars
+    loss: float | None
+    forwards: float
+
+    def __post_init__(self) -> None:
+        check_whole("round", self.round, 0, LIMIT_32 - 1)
+        check_whole("client", self.client, 0, EVERYBODY - 1)
+        check_whole("examples", self.examples, 1, LIMIT_32 - 1)
+        _check_digest(self.digest)
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise ValueError(f"loss is {self.loss}; give a finite number, or None for no steps")
+        if not 0 <= self.forwards < math.inf:
+            raise ValueError(f"forwards is {self.forwards}; give a finite number, at least 0")
+
+    def encode(self) -> bytes:
+        """The message's bytes (docs/federation.md)."""
+        body = _REPORT_BODY.pack(
+            self.round,
+            self.client,
+            bytes.fromhex(self.digest),
+            self.examples,
+            from_optional(self.loss),
+            self.forwards,
+        )
+        return frame(REPORT, body + self.gradients.encode())
+
+    @classmethod
+    def decode(cls, data: bytes) -> Report:
+        """The report these bytes hold.
+
+        Raises:
+            ValueError: as for `Plan.decode`.
+        """
+        reader = Reader(unframe(REPORT, data))
+        number, client, digest, examples, loss, forwards = reader.take(_REPORT_BODY)
+        report = cls(
+            round=number,
+            client=client,
+            digest=digest.hex(),
+            examples=examples,
+            gradients=Scalars.decode(reader),
+            loss=to_optional(loss),
+            forwards=forwards,
+        )
+        reader.finish()
+        return report
+
+
+def _check_digest(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}", value):
+        raise ValueError(f"digest is {value!r}; give {2 * DIGEST_BYTES} hexadecimal digits")

@@ -1,0 +1,55 @@
+"""Ctrl-C held back while weights are moved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class HeldInterrupts:
+    """Holds Ctrl-C back inside a `with` block, except inside `released()`.
+
+    Weights that are being moved are never left between two states; the interrupt comes at the
+    next `released()`, or at the block's end. Does nothing outside the main thread, where Python
+    delivers no signals.
+    """
+
+    def __init__(self) -> None:
+        self._outer: Callable[..., Any] | None = None
+        self._pending: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> HeldInterrupts:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._outer = handler
+            signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outer is not None:
+            signal.signal(signal.SIGINT, self._outer)
+            self._deliver(self._outer)
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let Ctrl-C through."""
+        if self._outer is None:
+            yield
+            return
+        try:
+            signal.signal(signal.SIGINT, self._outer)
+            self._deliver(self._outer)
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._hold)
+
+    def _hold(self, *received: Any) -> None:
+        self._pending = received
+
+    def _deliver(self, handler: Callable[..., Any]) -> None:
+        received, self._pending = self._pending, None
+        if received is not None:
+            handler(*received)

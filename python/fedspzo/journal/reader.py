@@ -1,0 +1,171 @@
+"""The journal on disk, read: a header and records, appended one by one, never changed.
+
+docs/journal.md has every byte; `journal_writer` writes them. A file that ends inside
+its last record was torn by a crash: that record is cut off. Anything else that is wrong with the
+bytes is an error that names the record and its offset. Each checksum covers all that came before,
+so a record that was changed, moved, lost or put in is found.
+
+Nothing heavy is imported here, and nothing is known of what a record means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedspzo.errors import InputError, one_line
+
+MAGIC = b"FSPZJRNL"
+VERSION = 3
+HEADER, ROUND, TERMS, EVALUATION, ROUNDS = 1, 2, 3, 4, 5
+"""Kinds of records."""
+
+COMPACTED = "was compacted, so its run cannot go on; resume the journal it was made from"
+"""Why a journal with a record of kind ROUNDS is not gone on with."""
+
+PREAMBLE = struct.Struct("<8sI")  # magic, version
+HEAD = struct.Struct("<IBI")  # bytes of the body, kind, checksum of these two
+CHECKSUM = struct.Struct("<I")
+_UNWRITTEN = bytes(CHECKSUM.size)
+
+OVERHEAD = HEAD.size + CHECKSUM.size
+"""Bytes of a record besides its body."""
+
+
+class JournalError(InputError):
+    """A journal that cannot be read or written: one line that says where, why, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record.
+
+    Attributes:
+        number: how many came before it; the header is 0.
+        offset: of its first byte in the file.
+        kind: HEADER, ROUND, TERMS, EVALUATION or ROUNDS.
+        body: what it holds.
+    """
+
+    number: int
+    offset: int
+    kind: int
+    body: bytes
+
+    @property
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return OVERHEAD + len(self.body)
+
+
+class JournalReader:
+    """Reads a journal front to back, one record in memory at a time.
+
+    Args:
+        path: the file; it is not changed.
+
+    Attributes:
+        header: the header's JSON object.
+        start: where the records after it begin.
+        end: where the whole records end, `torn`: how many bytes of a torn record follow, `chain`:
+            the last checksum. All are known once every record has been read.
+
+    Raises:
+        JournalError: there is no such file, it is no journal, or (also later, from an iteration)
+            it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.end = self.torn = self.chain = 0
+        first = next(self._scan(), None)
+        if first is None:
+            raise JournalError(f"{path}: ends inside its header; restore the file from a copy")
+        self.header = self._object(first)
+        self.start = first.offset + first.size
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Every record but the header, each checked."""
+        entries = self._scan()
+        next(entries)
+        yield from entries
+
+    def damage(self, entry: Entry, reason: object) -> JournalError:
+        """The error for a record whose checksums are right and whose values are not."""
+        return self._damage(entry.number, entry.offset, reason)
+
+    def _damage(self, number: int, offset: int, reason: object) -> JournalError:
+        return JournalError(
+            f"{self.path}: record {number} at byte {offset} is damaged: {one_line(reason)};"
+            " restore the file from a copy"
+        )
+
+    def _object(self, entry: Entry) -> dict[str, Any]:
+        if entry.kind != HEADER:
+            raise self.damage(entry, f"its kind is {entry.kind}, a header's is {HEADER}")
+        try:
+            header = json.loads(entry.body)
+        except (ValueError, RecursionError) as error:
+            raise self.damage(entry, f"it is not JSON ({error})") from None
+        if not isinstance(header, dict):
+            raise self.damage(entry, "it is no JSON object")
+        return header
+
+    def _scan(self) -> Iterator[Entry]:
+        try:
+            with self.path.open("rb") as file:
+                yield from self._entries(file, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            raise JournalError(
+                f"{self.path}: cannot be read ({error.strerror}); give the path of a journal"
+            ) from None
+
+    def _entries(self, file: BinaryIO, size: int) -> Iterator[Entry]:
+        preamble = file.read(PREAMBLE.size)
+        self._check_preamble(preamble)
+        chain, end, number = zlib.crc32(preamble), PREAMBLE.size, 0
+        while size - end >= OVERHEAD:
+            head = file.read(HEAD.size)
+            length, kind, check = HEAD.unpack(head)
+            head_chain = zlib.crc32(head[: -CHECKSUM.size], chain)
+            if check != head_chain:
+                if _only_zeros(head, file):
+                    break
+                raise self._damage(number, end, "its length or kind fails its checksum")
+            if size - end < OVERHEAD + length:
+                break
+            body, check = file.read(length), file.read(CHECKSUM.size)
+            body_chain = zlib.crc32(body, head_chain)
+            if check != CHECKSUM.pack(body_chain):
+                if check == _UNWRITTEN and size - end == OVERHEAD + length:
+                    break
+                raise self._damage(number, end, "its body fails its checksum")
+            yield Entry(number, end, kind, body)
+            chain, end, number = body_chain, end + OVERHEAD + length, number + 1
+        self.chain, self.end, self.torn = chain, end, size - end
+
+    def _check_preamble(self, data: bytes) -> None:
+        if len(data) < PREAMBLE.size or not data.startswith(MAGIC):
+            raise JournalError(
+                f"{self.path}: starts with {data[: len(MAGIC)]!r}, a journal with {MAGIC!r};"
+                " give the path of a journal"
+            )
+        version = PREAMBLE.unpack(data)[1]
+        if version != VERSION:
+            raise JournalError(
+                f"{self.path}: the journal has format version {version}, this fedspzo reads"
+                f" {VERSION}; install the release that wrote it"
+            )
+
+
+def _only_zeros(start: bytes, file: BinaryIO) -> bool:
+    """Whether the file goes on with nothing but zeros: it had grown, but was not written."""
+    while start and not any(start):
+        start = file.read(2**20)
+    return not start

@@ -1,0 +1,72 @@
+"""A journal of central training: each step of `SPZO` as one record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedspzo.blocks.cut import Blocks
+from fedspzo.estimators.step_report import StepReport, terms_of
+from fedspzo.files import Closing
+
+from .header import Header
+from .reader import TERMS
+from .records import Record, Terms, digest
+from .writer import JournalWriter
+
+
+class StepJournal(Closing):
+    """Keeps every step on disk, so that base weights and journal give back the trained ones.
+
+    A context manager that closes the file. The records tell the steps' updates and nothing else:
+    train with `evaluation="layerwise"`, as in-place arithmetic leaves rounding errors that are no
+    term, and without weight decay. `fedspzo replay` compares digests and would tell.
+
+        with StepJournal("run.fspz", blocks, source="facebook/opt-125m") as journal:
+            for batch in loader:
+                optimizer.step(lambda: model(**batch).loss)
+                journal.log(optimizer.last_step)
+
+    Args:
+        path: a new journal, in place of any file there.
+        blocks: what the optimizer trains, at the base weights.
+        source: where these come from: a hub id or a path.
+        digest_every: steps between digests, each of which reads all weights; 0: none.
+
+    Raises:
+        JournalError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path | str, blocks: Blocks, *, source: str, digest_every: int = 1):
+        self.steps = 0
+        self.blocks = blocks
+        self.digest_every = digest_every
+        self._writer = JournalWriter.create(Path(path), Header.of(blocks, source).to_json())
+
+    def log(self, report: StepReport) -> None:
+        """Add a step: afterwards it is on disk. Call it right after the step, for every step."""
+        record = step_record(report, self.steps)
+        self.steps += 1
+        due = self.digest_every and self.steps % self.digest_every == 0
+        known = digest(self.blocks.model.named_parameters()) if due else None
+        self._writer.append(TERMS, record.encode(known))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def step_record(report: StepReport, round: int) -> Record:
+    """What a step added to the weights; a term of 0 is none, as adding it turns -0 into 0."""
+    return Record(
+        round,
+        tuple(
+            Terms(
+                np.array([*terms], dtype=np.uint64),
+                np.array([*terms.values()], dtype=np.float32),
+            )
+            for terms in map(terms_of, report.seeds, report.coefficients)
+        ),
+        report.rounding_seed,
+    )
