@@ -10,6 +10,10 @@
 #include "../arguments.h"
 #include "kernel.cuh"
 
+// It is in libtorch_cuda, which libtorch brings along where torch has CUDA. Weak, so that a torch
+// without CUDA can load the library too: as tests do.
+#pragma weak aoti_torch_get_current_cuda_stream
+
 namespace fedspzo {
 namespace {
 
@@ -64,6 +68,7 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
   }
 
   const torch::stable::accelerator::DeviceGuard guard(device);
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "perturb_: this torch has no CUDA");
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
   int processors = 1;
