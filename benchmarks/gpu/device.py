@@ -21,8 +21,8 @@ import fedspzo_kernels
 
 DRY = os.environ.get("FEDSPZO_GPU_DRY") == "1"
 DEVICE = "cpu" if DRY else "cuda"
-AHEAD = 10**8
-"""Clock cycles for which the device is kept busy while the host queues work: some 50 ms."""
+CYCLES = 2_000_000
+"""Clock cycles of the device in a millisecond, roughly."""
 
 T = TypeVar("T")
 
@@ -58,28 +58,38 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def milliseconds(run: Callable[[], object], repeats: int = 5, *, host: bool = False) -> float:
-    """Measure the median time of `run`, in milliseconds, after one run that is not counted.
+def milliseconds(
+    run: Callable[[], object],
+    repeats: int = 5,
+    *,
+    host: bool = False,
+    ahead_ms: float = 1.0,
+    warm: bool = True,
+) -> float:
+    """Measure the median time of `run`, in milliseconds.
 
     Args:
         run: queues work on the device.
         repeats: timed runs.
         host: False: the device's time, with the host ahead of it. True: the time that passes, with
             the host's part in it.
+        ahead_ms: how long the device is kept busy first, while the host queues the work.
+        warm: run once before, which is not counted.
     """
-    run()
-    return statistics.median(_once(run, host) for _ in range(repeats))
+    if warm and not DRY:
+        run()
+    return statistics.median(_once(run, 0 if host else ahead_ms) for _ in range(sized(repeats, 1)))
 
 
-def _once(run: Callable[[], object], host: bool) -> float:
+def _once(run: Callable[[], object], ahead_ms: float) -> float:
     if DRY:
         begin = time.perf_counter()
         run()
         return 1e3 * (time.perf_counter() - begin)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     synchronize()
-    if not host:
-        torch.cuda._sleep(AHEAD)
+    if ahead_ms:
+        torch.cuda._sleep(int(ahead_ms * CYCLES))
     start.record()
     run()
     end.record()

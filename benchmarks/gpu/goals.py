@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Goal:
         """Whether a value reaches the goal: "held" or "MISSED"."""
         low = self.least is not None and value < self.least
         high = self.most is not None and value > self.most
-        return "MISSED" if low or high or value != value else "held"
+        return "MISSED" if low or high or math.isnan(value) else "held"
 
 
 def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -68,7 +69,9 @@ def bits(rows: list[Row]) -> Values:
 
 def tests(rows: list[Row]) -> Values:
     """Tests that failed; none where no test ran."""
-    ran = [row for row in matching(rows, part="tests") if row.get("outcome") in ("passed", "failed")]
+    ran = [
+        row for row in matching(rows, part="tests") if row.get("outcome") in ("passed", "failed")
+    ]
     return _count(ran, lambda row: row["outcome"] == "failed")
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -43,7 +44,7 @@ class Suite:
     def __init__(
         self, out: Path, places: Mapping[str, Path], deadline: float = DEADLINE, *, dry: bool
     ) -> None:
-        self.out, self.places, self.dry = out, places, dry
+        self.out, self.places, self.dry = out, dict(places), dry
         self.rows = out / "rows.jsonl"
         self._end = time.monotonic() + deadline
         self._child: subprocess.Popen[bytes] | None = None
@@ -112,10 +113,8 @@ class Suite:
     def stop(self) -> None:
         """End the part that runs, with its children."""
         if self._child is not None:
-            try:
+            with suppress(ProcessLookupError):  # all of them have ended
                 os.killpg(self._child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # all of them have ended
             self._child.wait()
 
     def _environment(self, part: Part) -> dict[str, str]:
@@ -135,7 +134,7 @@ class Suite:
             "HF_HUB_OFFLINE": "1",
         }
         if self.dry:
-            added["FEDSPZO_GPU_DRY"] = "1"
+            added |= {"FEDSPZO_GPU_DRY": "1", "OMP_NUM_THREADS": "1"}
             if part.backend == "triton":
                 added["TRITON_INTERPRET"] = "1"
             else:
@@ -153,6 +152,17 @@ def dry_libraries(folder: Path) -> None:
     if not built:
         sys.exit("gpu_suite: a dry run needs the CPU backend; run setup.py build_ext --inplace")
     shutil.copy(built[0], folder / libraries.CPU)
+
+
+def rebuilt(work: Path) -> dict[str, Path]:
+    """Build and stage the libraries once more, where those that were given do not serve."""
+    try:
+        libraries.build(work / "built", seconds=150)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"they were not built: {error}", flush=True)
+        return {}
+    names = libraries.variants(work / "built")
+    return {name: libraries.stage(work / "built", name, work / "again") for name in names}
 
 
 def main() -> None:
@@ -180,7 +190,9 @@ def main() -> None:
             libraries.build(found, seconds=150)
         names = ["default", "other"] if given.dry else libraries.variants(found)
         if "default" not in names:
-            sys.exit(f"gpu_suite: {found} has no default/{libraries.CUDA}; see gpu_suite.sh --build")
+            sys.exit(
+                f"gpu_suite: {found} has no default/{libraries.CUDA}; see gpu_suite.sh --build"
+            )
         wanted = [part for part in parts(names) if not given.only or part.name in given.only]
         if not wanted:
             parser.error(f"no part is called {', '.join(given.only)}")
@@ -191,12 +203,7 @@ def main() -> None:
             if not given.only and not suite.one(wanted.pop(0)) and given.libraries:
                 # what was built elsewhere may not load here
                 print("the libraries given do not serve; building them here", flush=True)
-                libraries.build(work / "built", seconds=150)
-                names = libraries.variants(work / "built")
-                suite.places = {
-                    name: libraries.stage(work / "built", name, work / "again") for name in names
-                }
-                wanted = parts(names)
+                suite.places |= rebuilt(work)
             suite.run(wanted)
         finally:
             suite.stop()

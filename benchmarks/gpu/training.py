@@ -1,6 +1,6 @@
 """Part 5: whole training steps of one model, over their forward passes alone.
 
-    python -m gpu.training MODEL
+python -m gpu.training MODEL
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def passes(optimizer: SPZO) -> list[Passes]:
     assert report is not None
     return [
         block_passes(
-            sum(p.numel() for p in group["params"]), len(seeds), 2 if optimizer.sides == "two" else 1
+            sum(p.numel() for p in group["params"]),
+            len(seeds),
+            2 if optimizer.sides == "two" else 1,
         )
         for group, seeds in zip(optimizer.param_groups, report.seeds, strict=True)
     ]
