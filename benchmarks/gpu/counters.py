@@ -1,14 +1,14 @@
 """Part 4: hardware counters of one launch each with 1, 2 and 64 terms, read by ncu.
 
-`--launch` is what ncu runs: the launches alone. What ncu wrote stays in the results' folder.
+`--launch` is what ncu runs: the launches alone. The log keeps all that ncu wrote.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -95,14 +95,14 @@ def values(counters: dict[str, str], terms: int) -> dict[str, float | None]:
 
 def profile() -> None:
     """Run ncu, and record a row for each launch."""
-    variant = os.environ["FEDSPZO_GPU_VARIANT"]
-    log = Path(os.environ["FEDSPZO_GPU_ROWS"]).with_name(f"ncu_{variant}.csv")
-    for by_name in (True, False):
-        run = subprocess.run(command(log, by_name=by_name), check=False)
-        text = log.read_text() if log.exists() else ""
-        if run.returncode == 0 and "perturb_kernel" in text:
-            break
-        print(text, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "ncu.csv"
+        for by_name in (True, False):
+            run = subprocess.run(command(log, by_name=by_name), check=False)
+            text = log.read_text() if log.exists() else ""
+            print(text, flush=True)
+            if run.returncode == 0 and '"ID"' in text:
+                break
     launches = parse(text)
     for terms, counters in zip(TERMS, launches, strict=True):
         with attempt(f"bfloat16, {terms} terms"):

@@ -57,14 +57,9 @@ def _count(rows: list[Row], failing: Callable[[Row], float]) -> Values:
 
 
 def bits(rows: list[Row]) -> Values:
-    """Elements that differ from the CPU's; a comparison that failed counts as one."""
-    values: Values = {}
-    variants = dict.fromkeys(row["variant"] for row in rows if row["part"] == "variants")
-    for variant in variants:
-        mine = matching(rows, part="variants", variant=variant)
-        mine = [row for row in mine if row["what"].startswith("bits, ")]
-        values[variant] = sum(row.get("differing", 1) for row in mine)
-    return values
+    """Elements that differ from the CPU's, for each form of the library and for Triton."""
+    lines = [row for row in rows if row["what"] == "bits, all"]
+    return {f"{row['part']}, {row['variant']}": row["differing"] for row in lines}
 
 
 def tests(rows: list[Row]) -> Values:

@@ -18,10 +18,14 @@ def config(name: str) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
     if name == "OPT-1.3B":
-        opt = {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32}
+        opt: dict[str, Any] = {
+            "hidden_size": 2048,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+        }
         sizes = device.sized({**opt, "ffn_dim": 8192}, {**TINY, "ffn_dim": 64})
         return OPTConfig(**sizes, word_embed_proj_dim=sizes["hidden_size"], dtype=torch.bfloat16)
-    llama = {
+    llama: dict[str, Any] = {
         "vocab_size": 128256,
         "hidden_size": 3072,
         "num_hidden_layers": 28,
@@ -29,7 +33,7 @@ def config(name: str) -> Any:
         "num_key_value_heads": 8,
         "intermediate_size": 8192,
     }
-    tiny = {**TINY, "num_key_value_heads": 1, "intermediate_size": 64}
+    tiny: dict[str, Any] = {**TINY, "num_key_value_heads": 1, "intermediate_size": 64}
     return LlamaConfig(**device.sized(llama, tiny), tie_word_embeddings=True, dtype=torch.bfloat16)
 
 

@@ -54,12 +54,16 @@ def section(name: str, found: list[Row]) -> str:
     return "\n\n".join([f"## {name}", *(table(list(f), lines) for f, lines in tables.items())])
 
 
+def _named(found: list[Row], field: str) -> str:
+    """The values of a field, each once, without those of parts that left no row."""
+    values = dict.fromkeys(row[field] for row in found if row[field] != "unknown")
+    return ", ".join(values) or "unknown"
+
+
 def text(found: list[Row]) -> str:
     """The whole report."""
-    cards = ", ".join(dict.fromkeys(row["card"] for row in found if row["card"] != "unknown"))
-    torch = ", ".join(dict.fromkeys(row["torch"] for row in found if row["torch"] != "unknown"))
-    backends = ", ".join(dict.fromkeys(row["backend"] for row in found))
-    lines = [f"{cards or 'no card'}; torch {torch or 'unknown'}; backends {backends}"]
+    cards, torch, backends = (_named(found, field) for field in ("card", "torch", "backend"))
+    lines = [f"{cards}; torch {torch}; backends {backends}"]
     if found:
         lines[0] += f"; {found[0]['date']} to {found[-1]['date']}"
     if any(row["dry"] for row in found):

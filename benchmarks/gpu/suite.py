@@ -61,12 +61,13 @@ class Suite:
         begin, before = time.monotonic(), len(rows.read(self.rows))
         failed = self._process(part, seconds) if seconds > 1 else "no time was left"
         made = rows.read(self.rows)[before:]
+        made_by = {
+            name: made[-1][name] if made else "unknown" for name in ("backend", "card", "torch")
+        }
         ended = {
             "part": part.name,
             "variant": part.variant,
-            "backend": part.backend,
-            "card": made[-1]["card"] if made else "unknown",
-            "torch": made[-1]["torch"] if made else "unknown",
+            **made_by,
             "date": rows.now(),
             "dry": self.dry,
             "what": "end of part",

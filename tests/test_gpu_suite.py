@@ -1,0 +1,283 @@
+"""The GPU suite without a GPU: all of its code runs, and no part takes another one's rows along."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu import counters, libraries, report, rows, sanitizer
+from gpu.bound import Passes, block_passes, forward_share_bound
+from gpu.goals import GOALS, share_of_copy
+from gpu.parts import Part, parts
+from gpu.suite import Suite
+from test_backends import needs_cpu_backend
+
+ROOT = Path(__file__).parent.parent
+
+
+def cells(path: Path, goal: str) -> list[list[str]]:
+    """The lines of a report's table that are of one goal."""
+    lines = (line.strip("| ").split(" | ") for line in path.read_text().splitlines())
+    return [line for line in lines if line[0] == goal]
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole dry run."""
+    needs_cpu_backend()
+    out = tmp_path_factory.mktemp("dry")
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks/gpu_suite.sh"), "--dry", str(out)],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = (out / "suite.log").read_text() if (out / "suite.log").exists() else ""
+    assert done.returncode == 0, done.stdout + done.stderr + log[-5000:]
+    return out
+
+
+def test_a_dry_run_leaves_rows_of_every_part(dry: Path) -> None:
+    found = rows.read(dry / "rows.jsonl")
+    ends = [row for row in found if row["what"] == "end of part"]
+    assert [(row["part"], row["variant"]) for row in ends] == [
+        (part.name, part.variant) for part in parts(["default", "other"])
+    ]
+    assert not [row for row in found if "failed" in row]
+    for row in found:
+        assert all(row[field] not in ("", None) for field in rows.STAMP)
+        assert row["dry"]
+    for part, backend in (("variants", "cpu"), ("triton", "triton")):
+        assert {row["backend"] for row in found if row["part"] == part} == {backend}
+
+
+def test_a_dry_runs_report_has_every_goal(dry: Path) -> None:
+    for goal in GOALS:
+        lines = cells(dry / "gpu.md", goal.what)
+        # on a CPU every test of tests/test_gpu.py is skipped
+        expected = {"not measured"} if "test_gpu" in goal.what else {"held", "MISSED"}
+        assert lines
+        assert {line[-1] for line in lines} <= expected
+    assert "A dry run, without a GPU" in (dry / "gpu.md").read_text()
+
+
+def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **code: str) -> tuple[Suite, Any]:
+    """A suite of parts that are a few lines each, by name."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    leave = "from gpu import rows; import os; from pathlib import Path\n"
+    leave += "def row(what): rows.append(Path(os.environ['FEDSPZO_GPU_ROWS']),"
+    leave += " {'part': os.environ['FEDSPZO_GPU_PART'], 'variant': 'default', 'backend': 'cpu',"
+    leave += " 'card': 'a card', 'torch': '2', 'date': '', 'dry': True, 'what': what})\n"
+    for name, lines in code.items():
+        (tmp_path / f"part_{name}.py").write_text(leave + lines)
+    suite = Suite(tmp_path, {"default": tmp_path}, dry=True)
+    return suite, [Part(name, (f"part_{name}",), seconds=2) for name in code]
+
+
+def test_a_part_that_crashes_hangs_or_dies_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, chosen = small_suite(
+        tmp_path,
+        monkeypatch,
+        crashes="row('a'); raise SystemExit('out of memory')",
+        hangs="import time; row('b'); time.sleep(600)",
+        dies="row('c'); open(os.environ['FEDSPZO_GPU_ROWS'], 'a').write('{')\n"
+        "os.kill(os.getpid(), 9)",
+        works="row('d')",
+    )
+    begin = time.monotonic()
+    suite.run(chosen)
+    assert time.monotonic() - begin < 60
+    found = rows.read(tmp_path / "rows.jsonl")
+    lines = {row["what"]: row for row in found if row["what"] != "end of part"}
+    assert list(lines) == ["a", "b", "c", "d"]
+    ends = {row["part"]: row.get("failed") for row in found if row["what"] == "end of part"}
+    assert "out of memory" in ends["crashes"]
+    assert ends["hangs"] == "killed after 2 s"
+    assert ends["dies"].startswith("status -9")
+    assert ends["works"] is None
+    text = (tmp_path / "gpu.md").read_text()
+    assert all(f"## {name}" in text for name in ("crashes", "hangs", "dies", "works"))
+    assert "killed after 2 s" in text
+
+
+def test_a_parts_children_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "import subprocess, sys, time; time.sleep(4); open('late', 'w')"
+    suite, chosen = small_suite(
+        tmp_path,
+        monkeypatch,
+        hangs=f"import subprocess, sys, time\nos.chdir({str(tmp_path)!r})\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}])",
+    )
+    suite.run(chosen)
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_after_the_deadline_no_part_starts(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, {}, deadline=0, dry=True)
+    suite.run(parts())
+    failed = [row["failed"] for row in rows.read(tmp_path / "rows.jsonl")]
+    assert failed == ["no time was left"] * len(parts())
+    for goal in GOALS:
+        assert [line[-1] for line in cells(tmp_path / "gpu.md", goal.what)] == ["not measured"]
+
+
+def test_another_backend_than_asked_for_is_refused(tmp_path: Path) -> None:
+    needs_cpu_backend()
+
+    class Other(Suite):
+        def _environment(self, part: Part) -> dict[str, str]:
+            return {**super()._environment(part), "FEDSPZO_BACKEND": "reference"}
+
+    suite = Other(tmp_path, {}, dry=True)
+    assert not suite.one(Part("environment", ("gpu.environment",), 60))
+    end = rows.read(tmp_path / "rows.jsonl")[-1]
+    assert "no compiled backend serves the CPU" in end["failed"]
+    code = "from gpu import device; device.serving()"
+    environment = {"FEDSPZO_GPU_DRY": "1", "FEDSPZO_BACKEND": ""}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "the cpu backend serves cpu tensors, but FEDSPZO_BACKEND is ''" in done.stderr
+
+
+def test_libraries_are_staged_beside_the_trees_python(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    for name in ("other", "default"):
+        (built / name).mkdir(parents=True)
+        (built / name / libraries.CUDA).write_text(name)
+    (built / libraries.CPU).write_text("cpu")
+    assert libraries.variants(built) == ["default", "other"]
+    place = libraries.stage(built, "other", tmp_path / "staged")
+    package = place / "fedspzo_kernels"
+    assert (package / libraries.CUDA).read_text() == "other"
+    assert (package / libraries.CPU).read_text() == "cpu"
+    assert (package / "triton/kernel.py").exists()
+    assert sorted(p.name for p in package.glob("*.so")) == [libraries.CPU, libraries.CUDA]
+
+
+NCU = """==PROF== Connected to process 4711 (/usr/bin/python3.12)
+==PROF== Profiling "perturb_kernel" - 0: 0%....50%....100% - 12 passes
+"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum","dram__bytes_write.sum",\
+"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum","launch__registers_per_thread"
+"","","ns","byte","byte","",""
+"0","void perturb_kernel<Bfloat16, NormalNoise>(TensorTable, Terms)","190,112","40,000",\
+"20,000","5,000","n/a"
+"""
+
+
+def test_ncus_counters_are_read() -> None:
+    (launch,) = counters.parse(NCU)
+    found = counters.values(launch, terms=2)
+    assert found["duration_ns"] == 190112
+    assert found["registers"] is found["alu_percent"] is None
+    assert found["bytes_a_weight"] == 60000 / counters.WEIGHTS
+    assert found["wavefronts_an_access"] == 5000 / (counters.WEIGHTS * 2 / 32)
+    with pytest.raises(RuntimeError, match="ncu left no counters: ==ERROR== no permission"):
+        counters.parse("==ERROR== no permission")
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "errors"),
+    [
+        ("memcheck", "========= ERROR SUMMARY: 0 errors", 0),
+        ("memcheck", "========= ERROR SUMMARY: 1 error", 1),
+        ("racecheck", "==== RACECHECK SUMMARY: 12 hazards displayed (10 errors, 2 warnings)", 12),
+    ],
+)
+def test_sanitizer_summaries_are_read(tool: str, output: str, errors: int) -> None:
+    assert sanitizer.found(tool, output) == errors
+    with pytest.raises(RuntimeError, match="gave no summary: no such device"):
+        sanitizer.found(tool, "no such device")
+
+
+def test_the_bound_on_forward_throughput() -> None:
+    assert block_passes(100, directions=3, sides=2) == Passes(100, 7)
+    assert block_passes(100, directions=0, sides=2).passes == 0
+    # 10 forward passes of 20 ms; 3 and 5 passes over 1e9 and 2e8 weights of 2 bytes at 4 TB/s
+    blocks = [Passes(10**9, 3), Passes(2 * 10**8, 5)]
+    assert math.isclose(forward_share_bound(10, 20, blocks, 2, 4e12), 200 / (200 + 4))
+    assert forward_share_bound(10, 20, [], 2, 4e12) == 1
+
+
+def test_verdicts() -> None:
+    stamp = {"part": "variants", "variant": "default", "dtype": "float32"}
+    copies = [{**stamp, "what": "copy, float32", "ms": ms} for ms in (3.8, 4.2)]
+    line = {**stamp, "what": "one term", "rounding": "nearest", "terms": 1}
+    goal = next(g for g in GOALS if g.what.startswith("perturb_, one term, float32"))
+    for ms, verdict in ((4.0, "held"), (4.5, "MISSED"), (math.nan, "MISSED")):
+        found = [*copies, {**line, "ms": ms}, {**line, "failed": "out of memory"}]
+        (value,) = share_of_copy("float32")(found).values()
+        assert goal.verdict(value) == verdict
+    assert goal.values([*copies, {**line, "variant": "other", "ms": 4.0}]) == {}
+    assert goal.values([]) == {}
+
+
+def test_a_failed_line_is_named_first(tmp_path: Path) -> None:
+    row = dict.fromkeys(rows.STAMP, "x") | {"what": "1 term", "failed": "RuntimeError: no\nmemory"}
+    rows.append(tmp_path / "rows.jsonl", row)
+    report.write(tmp_path / "rows.jsonl", tmp_path / "gpu.md")
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| x | x | 1 term | memory |" in text.split("## x")[0]
+
+
+class FakeEvent:
+    """An event whose clock is a counter."""
+
+    clock = itertools.count()
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = next(self.clock)
+
+    def synchronize(self) -> None:
+        assert self.at
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+def test_what_the_dry_run_leaves_out_calls_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of torch.cuda, on stand-ins that replace names that torch has."""
+    from gpu import device
+
+    slept: list[int] = []
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "Event": FakeEvent,
+        "synchronize": lambda: None,
+        "_sleep": slept.append,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 77,
+        "get_device_name": lambda: "a card",
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(device, "DRY", False)
+    runs: list[int] = []
+    assert device.milliseconds(lambda: runs.append(1), 3) == 1
+    assert len(runs) == 4
+    assert slept == [device.CYCLES] * 3
+    device.milliseconds(lambda: runs.append(1), 1, host=True, warm=False)
+    assert (len(runs), len(slept)) == (5, 3)
+    assert device.peak_bytes(lambda: runs.append(1)) == 77
+    assert device.card() == "a card"
