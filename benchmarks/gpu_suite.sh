@@ -7,7 +7,7 @@
 # What it measures and leaves in OUT: benchmarks/results/gpu.md.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-export PYTHONPATH="$root/benchmarks"
+export PYTHONPATH="$root/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 if [[ ${1:-} == --build ]]; then
   exec "$python" -m gpu.libraries "${2:?usage: bash benchmarks/gpu_suite.sh --build DIR}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import counters, libraries, report, rows, sanitizer
+from gpu import bound, counters, libraries, report, rows, sanitizer
 from gpu.bound import Passes, block_passes, forward_share_bound
 from gpu.goals import GOALS, share_of_copy
 from gpu.parts import Part, parts
@@ -215,6 +215,26 @@ def test_the_bound_on_forward_throughput() -> None:
     blocks = [Passes(10**9, 3), Passes(2 * 10**8, 5)]
     assert math.isclose(forward_share_bound(10, 20, blocks, 2, 4e12), 200 / (200 + 4))
     assert forward_share_bound(10, 20, [], 2, 4e12) == 1
+
+
+def test_the_page_on_gpus_shows_the_bounds_that_are_computed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bound.main()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) > 5
+    assert "\n".join(printed) in (ROOT / "benchmarks/results/gpu.md").read_text()
+
+
+def test_the_forms_of_the_library_are_compared() -> None:
+    stamp = dict.fromkeys(rows.STAMP, "x") | {"part": "variants", "what": "1 term"}
+    found = [
+        {**stamp, "variant": variant, "share_of_copy": share}
+        for variant, share in (("default", 0.9), ("other", 0.8), ("default", 0.87))
+    ]
+    lines = report.comparison(found).splitlines()
+    assert lines[0] == "| share of a copy | default | other |"
+    assert lines[2] == "| 1 term | 0.870 to 0.900 | 0.800 |"
 
 
 def test_verdicts() -> None:

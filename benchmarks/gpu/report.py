@@ -45,6 +45,24 @@ def verdicts(found: list[Row]) -> str:
     return table(["goal", "case", "bound", "measured", "verdict"], lines)
 
 
+def comparison(found: list[Row]) -> str:
+    """The forms of the CUDA library side by side: what share of a copy's speed each has.
+
+    A cell has the range over the turns: less than that is no difference between two forms.
+    """
+    shares: dict[str, dict[str, list[float]]] = {}
+    for row in found:
+        if row["part"] == "variants" and "share_of_copy" in row:
+            cases = shares.setdefault(row["what"], {})
+            cases.setdefault(row["variant"], []).append(row["share_of_copy"])
+    names = list(dict.fromkeys(name for cases in shares.values() for name in cases))
+    lines = [
+        [what, *(" to ".join(f"{s:.3f}" for s in sorted(cases.get(name, []))) for name in names)]
+        for what, cases in shares.items()
+    ]
+    return table(["share of a copy", *names], lines)
+
+
 def section(name: str, found: list[Row]) -> str:
     """A part's rows: one table for all rows that have the same fields."""
     tables: dict[tuple[str, ...], list[list[Any]]] = {}
@@ -84,6 +102,8 @@ def text(found: list[Row]) -> str:
             "## Goals",
             verdicts(found),
             *(("## What failed", problems) if failed else ()),
+            "## Forms of the CUDA library",
+            comparison(found),
             *sections,
             "",
         ]

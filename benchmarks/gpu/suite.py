@@ -119,12 +119,14 @@ class Suite:
             self._child.wait()
 
     def _environment(self, part: Part) -> dict[str, str]:
-        python = (self.places.get(part.variant), ROOT, ROOT / "python", ROOT / "benchmarks")
+        python = [self.places.get(part.variant), ROOT]
+        python += [ROOT / name for name in ("python", "benchmarks", "tests")]
+        given = os.environ.get("PYTHONPATH")
         path = [os.environ["PATH"]]
         if self.dry:
             path.insert(0, str(STUBS))
         added = {
-            "PYTHONPATH": os.pathsep.join(str(p) for p in (*python, ROOT / "tests") if p),
+            "PYTHONPATH": os.pathsep.join(str(p) for p in (*python, given) if p),
             "PYTHONSAFEPATH": "1",  # the working directory's kernels have no libraries
             "PYTHONUNBUFFERED": "1",
             "PATH": os.pathsep.join(path),
