@@ -77,10 +77,7 @@ class Suite:
         rows.append(self.rows, {**ended, "failed": failed} if failed else ended)
         lines = sum("failed" in row for row in made)
         problem = failed or (f"{lines} lines failed" if lines else "")
-        print(
-            f"{part.name} ({part.variant}): {len(made)} rows, {ended['seconds']} s. {problem}",
-            flush=True,
-        )
+        say(f"{part.name} ({part.variant}): {len(made)} rows, {ended['seconds']} s. {problem}")
         return not failed
 
     def _process(self, part: Part, seconds: float) -> str | None:
@@ -145,6 +142,12 @@ class Suite:
         return {**os.environ, **added}
 
 
+def say(line: str) -> None:
+    """Print a line, where someone still reads: the suite goes on without a terminal."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
 def dry_libraries(folder: Path) -> None:
     """Lay out what `libraries.build` makes, from the tree's CPU backend alone.
 
@@ -162,7 +165,7 @@ def rebuilt(work: Path) -> dict[str, Path]:
     try:
         libraries.build(work / "built", seconds=150)
     except (subprocess.SubprocessError, OSError) as error:
-        print(f"they were not built: {error}", flush=True)
+        say(f"they were not built: {error}")
         return {}
     names = libraries.variants(work / "built")
     return {name: libraries.stage(work / "built", name, work / "again") for name in names}
@@ -205,13 +208,13 @@ def main() -> None:
         try:
             if not given.only and not suite.one(wanted.pop(0)) and given.libraries:
                 # what was built elsewhere may not load here
-                print("the libraries given do not serve; building them here", flush=True)
+                say("the libraries given do not serve; building them here")
                 suite.places |= rebuilt(work)
             suite.run(wanted)
         finally:
             suite.stop()
             report.write(suite.rows, out / "gpu.md")
-    print(report.verdicts(rows.read(suite.rows)))
+    say(report.verdicts(rows.read(suite.rows)))
     if any("failed" in row for row in rows.read(suite.rows)):
         sys.exit("gpu_suite: some lines failed; gpu.md lists them, suite.log has all output")
 
