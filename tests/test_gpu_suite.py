@@ -18,7 +18,7 @@ from gpu import bound, counters, libraries, report, rows, sanitizer
 from gpu.bound import Passes, block_passes, forward_share_bound
 from gpu.goals import GOALS, share_of_copy
 from gpu.parts import Part, parts
-from gpu.suite import Suite
+from gpu.suite import Suite, checked
 from test_backends import needs_cpu_backend
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +123,43 @@ def test_a_parts_children_end_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
     suite.run(chosen)
     time.sleep(3)
     assert not (tmp_path / "late").exists()
+
+
+def test_libraries_that_do_not_serve_are_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, chosen = small_suite(
+        tmp_path, monkeypatch, first="import served_here; row('serves')", second="row('next')"
+    )
+    new = tmp_path / "new"
+    new.mkdir()
+    for module in ("part_first.py", "part_second.py"):
+        (new / module).write_text((tmp_path / module).read_text())
+    (new / "served_here.py").touch()
+    suite.run(checked(suite, chosen, lambda: {"default": new}))
+    ends = [row for row in rows.read(suite.rows) if row["what"] == "end of part"]
+    assert [row["part"] for row in ends] == ["first", "first", "second"]
+    assert "No module named 'served_here'" in ends[0]["failed"]
+    assert not any("failed" in row for row in ends[1:])
+
+
+def test_a_suite_that_is_ended_leaves_a_report_and_no_process(tmp_path: Path) -> None:
+    needs_cpu_backend()
+    suite = subprocess.Popen(
+        ["bash", str(ROOT / "benchmarks/gpu_suite.sh"), "--dry", str(tmp_path)],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60
+    while not rows.read(tmp_path / "rows.jsonl") and time.monotonic() < end:
+        time.sleep(0.05)
+    suite.terminate()
+    assert suite.wait(30) != 0
+    assert "| default | serving |" in (tmp_path / "gpu.md").read_text()
+    before = rows.read(tmp_path / "rows.jsonl")
+    time.sleep(2)
+    assert rows.read(tmp_path / "rows.jsonl") == before
 
 
 def test_after_the_deadline_no_part_starts(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -76,7 +76,7 @@ class Suite:
         }
         rows.append(self.rows, {**ended, "failed": failed} if failed else ended)
         lines = sum("failed" in row for row in made)
-        problem = failed or (f"{lines} lines failed" if lines else "")
+        problem = report.cell(failed or (f"{lines} lines failed" if lines else ""))
         say(f"{part.name} ({part.variant}): {len(made)} rows, {ended['seconds']} s. {problem}")
         return not failed
 
@@ -93,7 +93,7 @@ class Suite:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, to be killed with its children
+                process_group=0,  # one of its own, to be killed with its children
             )
             try:
                 status = self._child.wait(seconds)
@@ -160,6 +160,26 @@ def dry_libraries(folder: Path) -> None:
     shutil.copy(built[0], folder / libraries.CPU)
 
 
+def checked(suite: Suite, wanted: list[Part], rebuild: Callable[[], dict[str, Path]]) -> list[Part]:
+    """Run the first part, and build anew where the libraries given do not serve.
+
+    What was built elsewhere may not load here.
+
+    Args:
+        suite: with the libraries given.
+        wanted: the parts, the one that finds out first.
+        rebuild: returns the new libraries' places.
+
+    Returns:
+        The parts that are left to run: with new libraries, all of them.
+    """
+    if suite.one(wanted[0]):
+        return wanted[1:]
+    say("the libraries given do not serve; building them here")
+    suite.places |= rebuild()
+    return wanted
+
+
 def rebuilt(work: Path) -> dict[str, Path]:
     """Build and stage the libraries once more, where those that were given do not serve."""
     try:
@@ -206,10 +226,8 @@ def main() -> None:
         left = given.deadline - (time.monotonic() - begin)
         suite = Suite(out, places, left, dry=given.dry)
         try:
-            if not given.only and not suite.one(wanted.pop(0)) and given.libraries:
-                # what was built elsewhere may not load here
-                say("the libraries given do not serve; building them here")
-                suite.places |= rebuilt(work)
+            if given.libraries and not given.only:
+                wanted = checked(suite, wanted, lambda: rebuilt(work))
             suite.run(wanted)
         finally:
             suite.stop()
