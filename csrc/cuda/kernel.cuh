@@ -1,6 +1,8 @@
 // The kernel of fedspzo::perturb_: theta stays in registers while the terms are added to it.
 #pragma once
 
+#include <type_traits>
+
 #include "layout.h"
 #include "values.cuh"
 
@@ -100,11 +102,10 @@ __device__ inline TermSpan term_span(const Terms& terms, int64_t k, uint64_t key
   return {PhiloxSpan(counter_high, key, uint64_t(terms.seeds[k])), terms.coeffs[k]};
 }
 
-// Keeps words in registers that the compiler would rather compute again in every turn.
 __device__ inline void keep(PhiloxSpan& span) {
   uint32_t* words = &span.first;
 #pragma unroll
-  for (int i = 0; i < int(sizeof(PhiloxSpan) / 4); ++i) asm volatile("" : "+r"(words[i]));
+  for (int i = 0; i < int(sizeof(PhiloxSpan) / 4); ++i) keep(words[i]);
 }
 
 // The random bits of stochastic rounding: one counter a packet.
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int64_t k = 0; k < terms.count; k += kTermTile) {
           const int count = int(min(int64_t(kTermTile), terms.count - k));
           __syncthreads();
-          if (threadIdx.x < count)
+          if (int(threadIdx.x) < count)
             tile[threadIdx.x] = term_span(terms, k + threadIdx.x, key, counter_high);
           __syncthreads();
 #pragma unroll 1
@@ -239,6 +240,25 @@ __global__ void __launch_bounds__(kThreads)
       store<Storage>(p, part, v, random, run * kPackets);
     }
   }
+}
+
+using Kernel = void (*)(TensorTable, Terms);
+
+template <class Storage, class Noise>
+Kernel choose_kernel(bool one_term, bool stochastic) {
+  constexpr bool kRounds = !std::is_same_v<Storage, Float32>;
+  if (kRounds && stochastic) {
+    return one_term ? perturb_kernel<Storage, Noise, true, kRounds>
+                    : perturb_kernel<Storage, Noise, false, kRounds>;
+  }
+  return one_term ? perturb_kernel<Storage, Noise, true, false>
+                  : perturb_kernel<Storage, Noise, false, false>;
+}
+
+template <class Storage>
+Kernel choose_kernel(bool normal, bool one_term, bool stochastic) {
+  return normal ? choose_kernel<Storage, NormalNoise>(one_term, stochastic)
+                : choose_kernel<Storage, SignNoise>(one_term, stochastic);
 }
 
 }  // namespace fedspzo
