@@ -17,8 +17,6 @@
 namespace fedspzo {
 namespace {
 
-constexpr int kBlocksPerProcessor = 8;
-
 Kernel choose(ScalarType dtype, int64_t stream, bool one_term, bool stochastic) {
   const bool normal = stream == kNormal;
   if (dtype == ScalarType::BFloat16) return choose_kernel<Bfloat16>(normal, one_term, stochastic);
@@ -26,13 +24,19 @@ Kernel choose(ScalarType dtype, int64_t stream, bool one_term, bool stochastic) 
   return choose_kernel<Float32>(normal, one_term, stochastic);
 }
 
+void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "perturb_: ", cudaGetErrorString(error));
+}
+
+// One launch, of no more blocks than the device holds at a time: each fills its table once.
 void launch(Kernel kernel, const TensorTable& table, const Terms& terms, int processors,
             cudaStream_t stream) {
   if (table.chunks == 0) return;
-  const uint32_t most = uint32_t(processors) * kBlocksPerProcessor;
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0));
+  const uint32_t most = uint32_t(processors * blocks);
   kernel<<<table.chunks < most ? table.chunks : most, kThreads, 0, stream>>>(table, terms);
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "perturb_: ", cudaGetErrorString(error));
+  check(cudaGetLastError());
 }
 
 void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vector<int64_t> offsets,
@@ -54,7 +58,7 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
   int processors = 1;
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
 
   const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), seeds.numel(),
                     rounding_seed ? rounding_seed->const_data_ptr<int64_t>() : nullptr};
