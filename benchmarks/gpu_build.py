@@ -21,8 +21,18 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = "_C_cuda.abi3.so"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
+    "signed-table": ("-DFEDSPZO_SIGNED_TABLE",),
+    "more-blocks": (
+        *("-DFEDSPZO_ONE_TERM_BLOCKS=8", "-DFEDSPZO_TERM_BLOCKS=5", "-DFEDSPZO_TERM_PACKETS=1"),
+    ),
+    "fewer-blocks": ("-DFEDSPZO_TERM_BLOCKS=3",),
+    "long-chunks": ("-DFEDSPZO_CHUNK_SIZE=65536",),
 }
-"""Flags of nvcc by the variant's name. `default` is what setup.py builds."""
+"""Flags of nvcc by the variant's name; csrc/cuda says what the macros do.
+
+`default` is what setup.py builds. Kernels for one term and those for several are decided apart:
+`more-blocks` changes both, `fewer-blocks` those for several.
+"""
 
 
 def build(folder: Path, variants: Sequence[str] = tuple(VARIANTS), jobs: int = 1) -> list[Path]:

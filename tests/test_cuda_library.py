@@ -1,6 +1,6 @@
 """The CUDA backend's library, built here: torch's libraries have what it needs, and it loads.
 
-No GPU is needed, nor a torch that has CUDA. nvcc is: without it these tests are skipped, and say so.
+No GPU is needed, nor a torch with CUDA. nvcc is: without it these tests are skipped, and say so.
 """
 
 from __future__ import annotations
