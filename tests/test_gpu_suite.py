@@ -112,6 +112,20 @@ def test_a_part_that_crashes_hangs_or_dies_loses_no_row(
     assert "killed after 2 s" in text
 
 
+def test_a_row_that_the_report_cannot_read_stops_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite, chosen = small_suite(tmp_path, monkeypatch, one="row('a')", two="row('b')")
+    row = dict.fromkeys(rows.STAMP, "x") | {"part": "passes", "variant": "default", "what": "c"}
+    rows.append(suite.rows, {**row, "form": "MeZO", "over_fused": 2.0})  # of which shape?
+    rows.append(suite.rows, {"half": "a row"})
+    suite.run(chosen)
+    assert [row["what"] for row in rows.read(suite.rows)] == [
+        *("c", "a", "end of part", "b", "end of part")
+    ]
+    assert "no report: KeyError: 'shape'" in capsys.readouterr().out
+
+
 def test_a_parts_children_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = "import subprocess, sys, time; time.sleep(4); open('late', 'w')"
     suite, chosen = small_suite(

@@ -28,14 +28,14 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Read the rows of a file. What is no row, such as half a line, is left out."""
+    """Read the rows of a file. What is no whole row, such as half a line, is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and row.keys() >= {*STAMP, "what"}:
             rows.append(row)
     return rows
 

@@ -53,7 +53,14 @@ class Suite:
         """Run the parts, and write the report after each."""
         for part in chosen:
             self.one(part)
+            self.report()
+
+    def report(self) -> None:
+        """Write the report on the rows so far. A row that it cannot read stops no part."""
+        try:
             report.write(self.rows, self.out / "gpu.md")
+        except Exception as error:
+            say(f"no report: {type(error).__name__}: {error}; mend it, then python -m gpu.report")
 
     def one(self, part: Part) -> bool:
         """Run one part to its end or to its time's; say whether it ended well."""
@@ -114,6 +121,7 @@ class Suite:
             with suppress(ProcessLookupError):  # all of them have ended
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
+            self._child = None
 
     def _environment(self, part: Part) -> dict[str, str]:
         python = [self.places.get(part.variant), ROOT]
@@ -231,8 +239,9 @@ def main() -> None:
             suite.run(wanted)
         finally:
             suite.stop()
-            report.write(suite.rows, out / "gpu.md")
-    say(report.verdicts(rows.read(suite.rows)))
+            suite.report()
+    with suppress(Exception):
+        say(report.verdicts(rows.read(suite.rows)))
     if any("failed" in row for row in rows.read(suite.rows)):
         sys.exit("gpu_suite: some lines failed; gpu.md lists them, suite.log has all output")
 
