@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gpu import bound, counters, libraries, report, rows, sanitizer
-from gpu.bound import Passes, block_passes, forward_share_bound
-from gpu.goals import GOALS, share_of_copy
+from gpu import libraries, rows
+from gpu.goals import GOALS
 from gpu.parts import Part, parts
 from gpu.suite import Suite, checked
 from test_backends import needs_cpu_backend
@@ -209,6 +208,33 @@ def test_another_backend_than_asked_for_is_refused(tmp_path: Path) -> None:
     assert "the cpu backend serves cpu tensors, but FEDSPZO_BACKEND is ''" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dry", "--only", "a race"), "no part is called a race"),
+        (("--libraries", "nowhere"), "has no default/_C_cuda.abi3.so; see gpu_suite.sh --build"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    needs_cpu_backend()
+    command = ["bash", str(ROOT / "benchmarks/gpu_suite.sh"), str(tmp_path), *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_folder_with_another_runs_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    command = ["bash", str(ROOT / "benchmarks/gpu_suite.sh"), "--dry", str(tmp_path)]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "has the rows of another run; give a new folder" in done.stderr
+
+
 def test_libraries_are_staged_beside_the_trees_python(tmp_path: Path) -> None:
     built = tmp_path / "built"
     for name in ("other", "default"):
@@ -222,91 +248,6 @@ def test_libraries_are_staged_beside_the_trees_python(tmp_path: Path) -> None:
     assert (package / libraries.CPU).read_text() == "cpu"
     assert (package / "triton/kernel.py").exists()
     assert sorted(p.name for p in package.glob("*.so")) == [libraries.CPU, libraries.CUDA]
-
-
-NCU = """==PROF== Connected to process 4711 (/usr/bin/python3.12)
-==PROF== Profiling "perturb_kernel" - 0: 0%....50%....100% - 12 passes
-"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum","dram__bytes_write.sum",\
-"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum","launch__registers_per_thread"
-"","","ns","byte","byte","",""
-"0","void perturb_kernel<Bfloat16, NormalNoise>(TensorTable, Terms)","190,112","40,000",\
-"20,000","5,000","n/a"
-"""
-
-
-def test_ncus_counters_are_read() -> None:
-    (launch,) = counters.parse(NCU)
-    found = counters.values(launch, terms=2)
-    assert found["duration_ns"] == 190112
-    assert found["registers"] is found["alu_percent"] is None
-    assert found["bytes_a_weight"] == 60000 / counters.WEIGHTS
-    assert found["wavefronts_an_access"] == 5000 / (counters.WEIGHTS * 2 / 32)
-    with pytest.raises(RuntimeError, match="ncu left no counters: ==ERROR== no permission"):
-        counters.parse("==ERROR== no permission")
-
-
-@pytest.mark.parametrize(
-    ("tool", "output", "errors"),
-    [
-        ("memcheck", "========= ERROR SUMMARY: 0 errors", 0),
-        ("memcheck", "========= ERROR SUMMARY: 1 error", 1),
-        ("racecheck", "==== RACECHECK SUMMARY: 12 hazards displayed (10 errors, 2 warnings)", 12),
-    ],
-)
-def test_sanitizer_summaries_are_read(tool: str, output: str, errors: int) -> None:
-    assert sanitizer.found(tool, output) == errors
-    with pytest.raises(RuntimeError, match="gave no summary: no such device"):
-        sanitizer.found(tool, "no such device")
-
-
-def test_the_bound_on_forward_throughput() -> None:
-    assert block_passes(100, directions=3, sides=2) == Passes(100, 7)
-    assert block_passes(100, directions=0, sides=2).passes == 0
-    # 10 forward passes of 20 ms; 3 and 5 passes over 1e9 and 2e8 weights of 2 bytes at 4 TB/s
-    blocks = [Passes(10**9, 3), Passes(2 * 10**8, 5)]
-    assert math.isclose(forward_share_bound(10, 20, blocks, 2, 4e12), 200 / (200 + 4))
-    assert forward_share_bound(10, 20, [], 2, 4e12) == 1
-
-
-def test_the_page_on_gpus_shows_the_bounds_that_are_computed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    bound.main()
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(printed) > 5
-    assert "\n".join(printed) in (ROOT / "benchmarks/results/gpu.md").read_text()
-
-
-def test_the_forms_of_the_library_are_compared() -> None:
-    stamp = dict.fromkeys(rows.STAMP, "x") | {"part": "variants", "what": "1 term"}
-    found = [
-        {**stamp, "variant": variant, "share_of_copy": share}
-        for variant, share in (("default", 0.9), ("other", 0.8), ("default", 0.87))
-    ]
-    lines = report.comparison(found).splitlines()
-    assert lines[0] == "| share of a copy | default | other |"
-    assert lines[2] == "| 1 term | 0.870 to 0.900 | 0.800 |"
-
-
-def test_verdicts() -> None:
-    stamp = {"part": "variants", "variant": "default", "dtype": "float32"}
-    copies = [{**stamp, "what": "copy, float32", "ms": ms} for ms in (3.8, 4.2)]
-    line = {**stamp, "what": "one term", "rounding": "nearest", "terms": 1}
-    goal = next(g for g in GOALS if g.what.startswith("perturb_, one term, float32"))
-    for ms, verdict in ((4.0, "held"), (4.5, "MISSED"), (math.nan, "MISSED")):
-        found = [*copies, {**line, "ms": ms}, {**line, "failed": "out of memory"}]
-        (value,) = share_of_copy("float32")(found).values()
-        assert goal.verdict(value) == verdict
-    assert goal.values([*copies, {**line, "variant": "other", "ms": 4.0}]) == {}
-    assert goal.values([]) == {}
-
-
-def test_a_failed_line_is_named_first(tmp_path: Path) -> None:
-    row = dict.fromkeys(rows.STAMP, "x") | {"what": "1 term", "failed": "RuntimeError: no\nmemory"}
-    rows.append(tmp_path / "rows.jsonl", row)
-    report.write(tmp_path / "rows.jsonl", tmp_path / "gpu.md")
-    text = (tmp_path / "gpu.md").read_text()
-    assert "| x | x | 1 term | memory |" in text.split("## x")[0]
 
 
 class FakeEvent:
@@ -327,11 +268,24 @@ class FakeEvent:
         return end.at - self.at
 
 
+class FakeStream:
+    def wait_stream(self, other: FakeStream) -> None:
+        assert isinstance(other, FakeStream)
+
+
+class FakeGraph:
+    replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
 def test_what_the_dry_run_leaves_out_calls_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of torch.cuda, on stand-ins that replace names that torch has."""
     from gpu import device
 
     slept: list[int] = []
+    graph = FakeGraph()
     stand_ins: dict[str, Callable[..., Any]] = {
         "Event": FakeEvent,
         "synchronize": lambda: None,
@@ -340,6 +294,11 @@ def test_what_the_dry_run_leaves_out_calls_torch_as_it_is(monkeypatch: pytest.Mo
         "reset_peak_memory_stats": lambda: None,
         "max_memory_allocated": lambda: 77,
         "get_device_name": lambda: "a card",
+        "current_stream": FakeStream,
+        "Stream": FakeStream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": lambda: graph,
+        "graph": lambda captures: nullcontext(),
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -352,3 +311,6 @@ def test_what_the_dry_run_leaves_out_calls_torch_as_it_is(monkeypatch: pytest.Mo
     assert (len(runs), len(slept)) == (5, 3)
     assert device.peak_bytes(lambda: runs.append(1)) == 77
     assert device.card() == "a card"
+    one = torch.ones(())
+    assert device.captured(lambda: one)() is one
+    assert graph.replays == 1
