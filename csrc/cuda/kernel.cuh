@@ -12,7 +12,7 @@ namespace fedspzo {
 struct Terms {
   const int64_t* seeds;
   const float* coeffs;
-  int64_t count;
+  int count;
   const int64_t* rounding_seed;  // null: nearest even
 };
 
@@ -97,7 +97,7 @@ struct SignNoise {
 constexpr uint32_t kChunkSize = FEDSPZO_CHUNK_SIZE;
 constexpr int kTermTile = 64;
 
-__device__ inline TermSpan term_span(const Terms& terms, int64_t k, uint64_t key,
+__device__ inline TermSpan term_span(const Terms& terms, int k, uint64_t key,
                                      uint32_t counter_high) {
   return {PhiloxSpan(counter_high, key, uint64_t(terms.seeds[k])), terms.coeffs[k]};
 }
@@ -200,24 +200,24 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
     if constexpr (kOneTerm && kStochastic) keep(own_random.span);
     const Random<kStochastic>& random = kOneTerm ? own_random : shared_random;
 
-    const auto fill_tile = [&](int64_t k, int count) {
+    const auto fill_tile = [&](int k, int count) {
       __syncthreads();
       if (kStochastic && threadIdx.x == kThreads - 1)
         shared_random = Random<kStochastic>(terms, chunk, key);
       if (int(threadIdx.x) < count)
-        tile[threadIdx.x] = term_span(terms, k + threadIdx.x, key, counter_high);
+        tile[threadIdx.x] = term_span(terms, k + int(threadIdx.x), key, counter_high);
       __syncthreads();
     };
     const bool one_tile = terms.count <= kTermTile;
     if constexpr (!kOneTerm) {
-      if (one_tile) fill_tile(0, int(terms.count));
+      if (one_tile) fill_tile(0, terms.count);
     }
     const auto add = [&](float (&v)[kPlaces], uint32_t run) {
       if constexpr (kOneTerm) {
         Noise::add(v, uint32_t(counter), run, only, shared);
       } else {
-        for (int64_t k = 0; k < terms.count; k += kTermTile) {
-          const int count = int(min(int64_t(kTermTile), terms.count - k));
+        for (int k = 0; k < terms.count; k += kTermTile) {
+          const int count = min(kTermTile, terms.count - k);
           if (!one_tile) fill_tile(k, count);
 #pragma unroll 1
           for (int t = 0; t < count; ++t)

@@ -53,6 +53,8 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
                     "seeds, coeffs and rounding_seed must be on CUDA device ", device);
   }
 
+  STD_TORCH_CHECK(seeds.numel() <= 1 << 30, "seeds: ", seeds.numel(), "; pass at most 2^30 at a time");
+
   const torch::stable::accelerator::DeviceGuard guard(device);
   STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "perturb_: this torch has no CUDA");
   void* current = nullptr;
@@ -60,7 +62,7 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
   int processors = 1;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
 
-  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), seeds.numel(),
+  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), int(seeds.numel()),
                     rounding_seed ? rounding_seed->const_data_ptr<int64_t>() : nullptr};
   for (const ScalarType dtype : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
     const Kernel kernel = choose(dtype, stream, terms.count == 1, terms.rounding_seed != nullptr);

@@ -94,7 +94,17 @@ extern "C" const char* perturb(int64_t tensors, void* const* data, const int64_t
                                    : choose_kernel<Float16>;
   const Kernel kernel = choose(stream == 0, terms == 1, rounding_seed != nullptr);
   misaligned = false;
-  if (!launch(kernel, table, {seeds, coeffs, terms, rounding_seed}, min(blocks, table.chunks)))
+  if (!launch(kernel, table, {seeds, coeffs, int(terms), rounding_seed}, min(blocks, table.chunks)))
     return "threads of a block met at different barriers";
   return misaligned ? "a 16-byte access at an address that is no multiple of 16" : nullptr;
+}
+
+// The bytes from the table's start at which thread i % kThreads of a block reads for words[i].
+extern "C" void table_offsets(const uint32_t* words, uint32_t* offsets, int64_t count) {
+  static Table table;
+  for (int64_t i = 0; i < count; ++i) {
+    threadIdx.x = uint32_t(i % kThreads);
+    const Cubic* row = &table.at(bits_of(float(int32_t(words[i] | 1u))));
+    offsets[i] = uint32_t(reinterpret_cast<const char*>(row) - reinterpret_cast<char*>(&table));
+  }
 }
