@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from gpu import bound, counters, report, rows, sanitizer
+from gpu import bound, counters, models, passes, report, rows, sanitizer
 from gpu.bound import Passes, block_passes, forward_share_bound
 from gpu.goals import GOALS, share_of_copy
 
@@ -64,6 +65,11 @@ def test_the_page_on_gpus_shows_the_bounds_that_are_computed(
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) > 5
     assert "\n".join(printed) in (ROOT / "benchmarks/results/gpu.md").read_text()
+
+
+def test_opts_shapes_are_those_of_its_library() -> None:
+    model = models.build("OPT-1.3B", "meta")
+    assert Counter(passes.opt_shapes()) == Counter(tuple(p.shape) for p in model.parameters())
 
 
 def test_the_forms_of_the_library_are_compared() -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 
@@ -15,23 +14,26 @@ from torch import Tensor
 
 from fedspzo_kernels import perturb_
 
-from . import device, models
+from . import device
 from .bits import DTYPES
 from .rows import attempt, record
 
+Shape = tuple[int, ...]
 FLAT = device.sized(10**9, 20_000)
 SCALES = (EPS, -2 * EPS, EPS, -LR * GRADIENT)
 
 
-@functools.cache
-def opt_shapes() -> list[torch.Size]:
-    """The shapes of OPT-1.3B's parameters."""
-    return [p.shape for p in models.build("OPT-1.3B", "meta").parameters()]
+def opt_shapes(layers: int = 24, width: int = 2048, vocabulary: int = 50272) -> list[Shape]:
+    """List the shapes of OPT-1.3B's parameters, without the seconds that its library takes."""
+    square, bias = [(width, width), (width,)], (width,)
+    layer: list[Shape] = [*(4 * square), bias, bias]  # attention, and the first norm
+    layer += [(4 * width, width), (4 * width,), (width, 4 * width), bias, bias, bias]
+    return [(vocabulary, width), (2050, width), bias, bias, *(layers * layer)]
 
 
-SHAPES: dict[str, Callable[[], list[torch.Size]]] = {
-    "flat": lambda: [torch.Size([FLAT])],
-    "OPT-1.3B": opt_shapes,
+SHAPES: dict[str, list[Shape]] = {
+    "flat": [(FLAT,)],
+    "OPT-1.3B": opt_shapes(*device.sized((), (2, 32, 96))),
 }
 
 
@@ -68,7 +70,7 @@ def measure(shape: str, dtype: str) -> None:
         what = f"{shape}, {dtype}, {name}"
         with attempt(what):
             tensors = [
-                torch.randn(s, device=device.DEVICE, dtype=DTYPES[dtype]) for s in SHAPES[shape]()
+                torch.randn(s, device=device.DEVICE, dtype=DTYPES[dtype]) for s in SHAPES[shape]
             ]
             # some thousand launches
             ms = device.milliseconds(lambda f=form, t=tensors: f(t), 3, ahead_ms=50)  # type: ignore[misc]
