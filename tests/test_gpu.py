@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from kernel_backends import same_bits
@@ -19,6 +21,14 @@ pytestmark = [
 # Around the packets (8), runs (16, 32), chunks (16384) and a launch's blocks.
 SIZES = (0, 1, 7, 8, 9, 31, 32, 33, 4097, 16383, 16385, 300_001)
 OFFSETS = (0, 1, 8, 4093, 2**34 - 5, 2**62 + 6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _served_by_the_backend_under_test() -> None:
+    """FEDSPZO_BACKEND names it, else it is cuda: another one's bits would prove nothing here."""
+    backend = os.environ.get("FEDSPZO_BACKEND") or "cuda"
+    reason = fedspzo_kernels.info()["backends"]["cuda"]
+    assert fedspzo_kernels.serving("cuda") == backend, reason
 
 
 def assert_equal(on_gpu: list[torch.Tensor], on_cpu: list[torch.Tensor]) -> None:
