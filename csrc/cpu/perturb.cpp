@@ -143,22 +143,30 @@ void perturb_spans(const std::vector<Span>& spans, const Terms& terms) {
   });
 }
 
-void perturb_out(std::vector<Tensor> sources, std::vector<Tensor> outs, std::vector<int64_t> keys,
-                 std::vector<int64_t> offsets, Tensor seeds, Tensor coeffs,
-                 std::optional<Tensor> rounding_seed, int64_t stream) {
-  check_arguments(sources, keys, offsets, seeds, coeffs, rounding_seed, stream);
-  check_outs(sources, outs);
+void perturb_tensors(const std::vector<Tensor>& sources, const std::vector<Tensor>& outs,
+                     const std::vector<int64_t>& keys, const std::vector<int64_t>& offsets,
+                     const Terms& terms) {
   std::vector<Span> spans;
   for (size_t t = 0; t < sources.size(); ++t) {
     cut(spans, sources[t].const_data_ptr(), outs[t].mutable_data_ptr(), sources[t].scalar_type(),
         uint64_t(keys[t]), uint64_t(offsets[t]), sources[t].numel());
   }
-  perturb_spans(spans, terms_of(seeds, coeffs, rounding_seed, stream));
+  perturb_spans(spans, terms);
 }
 
 void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vector<int64_t> offsets,
               Tensor seeds, Tensor coeffs, std::optional<Tensor> rounding_seed, int64_t stream) {
-  perturb_out(tensors, tensors, keys, offsets, seeds, coeffs, rounding_seed, stream);
+  check_arguments(tensors, keys, offsets, seeds, coeffs, rounding_seed, stream);
+  perturb_tensors(tensors, tensors, keys, offsets,
+                  terms_of(seeds, coeffs, rounding_seed, stream));
+}
+
+void perturb_out(std::vector<Tensor> sources, std::vector<Tensor> outs, std::vector<int64_t> keys,
+                 std::vector<int64_t> offsets, Tensor seeds, Tensor coeffs,
+                 std::optional<Tensor> rounding_seed, int64_t stream) {
+  check_arguments(sources, keys, offsets, seeds, coeffs, rounding_seed, stream);
+  check_outs(sources, outs);
+  perturb_tensors(sources, outs, keys, offsets, terms_of(seeds, coeffs, rounding_seed, stream));
 }
 
 void perturb_rows(Tensor source, Tensor rows, Tensor out, int64_t key, int64_t offset, Tensor seeds,
