@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -98,12 +99,19 @@ def cuda_kernels(architecture: int) -> dict[Variant, Code]:
     return {variant: _read_cuda(found[variant], variant) for variant in VARIANTS}
 
 
-def triton_kernels(architecture: int) -> dict[Variant, Code]:
-    """Every variant of the Triton kernel, as for tensors at aligned addresses.
+def triton_kernels(
+    architecture: int, form: str = "whole", variants: Iterable[Variant] = VARIANTS
+) -> dict[Variant, Code]:
+    """Variants of a Triton kernel, as for tensors at aligned addresses.
 
     Triton must not be interpreting in this process.
+
+    Args:
+        architecture: e.g. 90.
+        form: "whole" parameters, "shifted" by some whole vectors within one, or "rows" of one.
+        variants: those to compile.
     """
-    return {variant: _compile_triton(architecture, variant) for variant in VARIANTS}
+    return {variant: _compile_triton(architecture, variant, form) for variant in variants}
 
 
 class _Function(NamedTuple):
@@ -167,45 +175,55 @@ def _read_cuda(function: _Function, variant: Variant) -> Code:
     return replace(function.code, instructions=len(loop) / places, accesses=_accesses(turns))
 
 
-def _compile_triton(architecture: int, variant: Variant) -> Code:
+def _compile_triton(architecture: int, variant: Variant, form: str) -> Code:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from fedspzo_kernels.triton import GROUPS, WARPS
-    from fedspzo_kernels.triton.kernel import perturb_kernel
+    from fedspzo_kernels.triton import GROUPS, ROW_GROUPS, VECTOR, WARPS
+    from fedspzo_kernels.triton.kernel import perturb_kernel, rows_kernel
 
-    dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[variant.dtype]
-    types = {"theta": f"*{dtype}", "numel": "i32", "offset": "i64", "key": "i64", "seeds": "*i64"}
-    types |= {"coeffs": "*fp32", "terms": "i32", "rounding_seed": "*i64", "table": "*i64"}
+    data = "*" + {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[variant.dtype]
+    kernel, groups = (rows_kernel, ROW_GROUPS) if form == "rows" else (perturb_kernel, GROUPS)
+    if form == "rows":
+        types = {"source": data, "rows": "*i64", "out": data}
+        types |= {"count": "i32", "width": "i32", "offset": "i64"}
+        aligned = {"source", "rows", "out", "width", "offset"}
+    else:
+        types = {"source": data, "out": data, "numel": "i32", "offset": "i64", "shift": "i32"}
+        aligned = {"source", "out", "numel"}
+    types |= {"key": "i64", "seeds": "*i64", "coeffs": "*fp32", "terms": "i32"}
+    types |= {"rounding_seed": "*i64", "table": "*i64"}
+    aligned |= {"seeds", "coeffs", "rounding_seed", "table"}
     constants = {
         "NORMAL": variant.stream == "normal-v1",
         "ONE_TERM": variant.one_term,
         "STOCHASTIC": variant.stochastic,
-        "SHIFT": 0,
-        "GROUPS": GROUPS,
+        "GROUPS": groups,
     }
-    signature = types | dict.fromkeys(constants, "constexpr")
+    if form != "rows":
+        constants["UNIT"] = VECTOR if form == "shifted" else 0
+    # in the kernel's order
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     place = {name: (number,) for number, name in enumerate(signature)}
-    aligned = ("theta", "numel", "seeds", "coeffs", "rounding_seed", "table")
     source = ASTSource(
-        fn=perturb_kernel,
+        fn=kernel,
         signature=signature,
         constexprs={place[name]: value for name, value in constants.items()},
         attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": WARPS, "enable_fp_fusion": False}
-    kernel = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
+        cubin.write_bytes(compiled.asm["cubin"])
         (function,) = _disassemble(cubin).values()
     counted = function.lines
     if not variant.one_term:
         (counted,) = (loop for loop in function.loops if _holds(loop, "FFMA"))
     return replace(
         function.code,
-        instructions=sum(line != "NOP" for line in counted) / (4 * GROUPS / (32 * WARPS)),
-        shared=function.code.shared + kernel.metadata.shared,
+        instructions=sum(line != "NOP" for line in counted) / (4 * groups / (32 * WARPS)),
+        shared=function.code.shared + compiled.metadata.shared,
         accesses=_accesses(function.lines),
     )
 
