@@ -264,3 +264,23 @@ def test_it_serves_on_request() -> None:
     assert runs[0][0] == "True"
     assert runs[1][0] == "False"
     assert runs[0][1] == runs[1][1]
+
+
+def test_all_three_forms_are_registered() -> None:
+    code = (
+        "import torch, fedspzo_kernels as k, fedspzo_kernels.triton as t;"
+        f"t.register('{DEVICE.upper()}'); used = [];"
+        "t.perturb_kernel = t.rows_kernel = type('Kernel', (), {'__getitem__':"
+        " lambda self, grid: lambda *args, **kwargs: used.append(len(args))})();"
+        f"x, rows = torch.zeros(2, 4, device='{DEVICE}'), torch.zeros(1, device='{DEVICE}').long();"
+        "k.perturb_([x], [1], [2], [1.0]); k.perturb([x], [1], [2], [1.0]);"
+        "k.perturb_rows(x, rows, 1, [2], [1.0]); print(len(used))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FEDSPZO_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["3"]

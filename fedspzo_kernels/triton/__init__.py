@@ -137,3 +137,9 @@ def perturb_rows(
             GROUPS=ROW_GROUPS,
             **_options(source.dtype, seeds, rounding_seed, stream),
         )
+
+
+def register(device: str) -> None:
+    """Have these serve a device's tensors: "CUDA", or "CPU" where Triton interprets."""
+    for op in (perturb_, perturb_out, perturb_rows):
+        torch.library.impl(f"fedspzo::{op.__name__}", device, op)
