@@ -136,8 +136,16 @@ void cut(std::vector<Span>& spans, const void* source, void* out, ScalarType dty
 }
 
 void perturb_spans(const std::vector<Span>& spans, const Terms& terms) {
+  // Additions that take about as long as to wake a thread.
+  constexpr int64_t kWorth = 1 << 15;
+  int64_t elements = 0;
+  for (const Span& span : spans) elements += span.count;
+  const int64_t count = int64_t(spans.size());
+  const int64_t additions = elements * std::max<int64_t>(terms.count, 1);
+  const int64_t grain = std::max<int64_t>(1, kWorth * count / std::max<int64_t>(additions, 1));
+
   const SpanKernels& chosen = kernels();
-  torch::stable::parallel_for(0, int64_t(spans.size()), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const IeeeFloats ieee;
     for (int64_t s = begin; s < end; ++s) perturb_span(chosen, spans[s], terms);
   });
