@@ -31,10 +31,6 @@ class _Group(NamedTuple):
     keys: list[int]
     offsets: list[int]
 
-    def dense(self) -> list[Tensor]:
-        """The views; of those that are not contiguous, copies."""
-        return [view.contiguous() for view in self.views] if self.strided else self.views
-
 
 class Perturber:
     """Adds seeded noise to the same tensors again and again.
@@ -52,6 +48,9 @@ class Perturber:
             gets its slice of the noise. Default 0.
         stream: "normal-v1" or "rademacher-v1".
 
+    Attributes:
+        tensors: those given.
+
     Raises:
         TypeError, ValueError: naming the argument, the value and the remedy.
     """
@@ -64,26 +63,26 @@ class Perturber:
         offsets: Sequence[int] | None = None,
         stream: str = "normal-v1",
     ) -> None:
-        self._tensors = list(tensors)
+        self.tensors = list(tensors)
         keys = [signed(key, f"keys[{j}]") for j, key in enumerate(keys)]
-        offsets = [0] * len(self._tensors) if offsets is None else list(offsets)
-        for j, tensor in enumerate(self._tensors):
+        offsets = [0] * len(self.tensors) if offsets is None else list(offsets)
+        for j, tensor in enumerate(self.tensors):
             check_tensor(tensor, f"tensors[{j}]")
         for name, values in (("keys", keys), ("offsets", offsets)):
-            if len(values) != len(self._tensors):
+            if len(values) != len(self.tensors):
                 raise ValueError(
-                    f"{name}: {len(values)} for {len(self._tensors)} tensors; pass one a tensor"
+                    f"{name}: {len(values)} for {len(self.tensors)} tensors; pass one a tensor"
                 )
-        for j, (tensor, offset) in enumerate(zip(self._tensors, offsets, strict=True)):
+        for j, (tensor, offset) in enumerate(zip(self.tensors, offsets, strict=True)):
             check_offset(offset, tensor, f"offsets[{j}]")
         self._stream = stream_code(stream)
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._addresses = [tensor.data_ptr() for tensor in self.tensors]
         places_on = defaultdict(list)
-        for j, tensor in enumerate(self._tensors):
+        for j, tensor in enumerate(self.tensors):
             places_on[tensor.device].append(j)
         self._groups: list[_Group] = []
         for device, places in places_on.items():
-            views = [self._tensors[j].detach() for j in places]
+            views = [self.tensors[j].detach() for j in places]
             strided = [i for i, view in enumerate(views) if not view.is_contiguous()]
             mine = [keys[j] for j in places], [offsets[j] for j in places]
             self._groups.append(_Group(device, places, views, strided, *mine))
@@ -101,12 +100,14 @@ class Perturber:
         terms = Terms.of(seeds, coeffs, rounding, rounding_seed)
         self._check_memory()
         for group in self._groups:
-            dense = group.dense()
-            scalars = terms.to(group.device)
-            torch.ops.fedspzo.perturb_(dense, group.keys, group.offsets, *scalars, self._stream)
+            dense = list(group.views)
+            for i in group.strided:
+                dense[i] = dense[i].contiguous()
+            scalars = (*terms.to(group.device), self._stream)
+            torch.ops.fedspzo.perturb_(dense, group.keys, group.offsets, *scalars)
             for i in group.strided:
                 group.views[i].copy_(dense[i])
-        torch.autograd.graph.increment_version(self._tensors)
+        torch.autograd.graph.increment_version(self.tensors)
 
     @torch.no_grad()
     def add(
@@ -123,25 +124,22 @@ class Perturber:
         self._check_memory()
         if out is None:
             contiguous = torch.contiguous_format
-            out = [torch.empty_like(t.detach(), memory_format=contiguous) for t in self._tensors]
+            out = [torch.empty_like(t.detach(), memory_format=contiguous) for t in self.tensors]
         out = list(out)
-        if len(out) != len(self._tensors):
+        if len(out) != len(self.tensors):
             raise ValueError(
-                f"out: {len(out)} for {len(self._tensors)} tensors; pass one a tensor, or None"
+                f"out: {len(out)} for {len(self.tensors)} tensors; pass one a tensor, or None"
             )
-        for j, (written, tensor) in enumerate(zip(out, self._tensors, strict=True)):
+        for j, (written, tensor) in enumerate(zip(out, self.tensors, strict=True)):
             check_out(written, tensor, tensor.shape, f"out[{j}]")
         for group in self._groups:
             outs = [out[j].detach() for j in group.places]
-            dense = [x if x.is_contiguous() else x.contiguous() for x in outs]
-            torch.ops.fedspzo.perturb_out(
-                group.dense(),
-                dense,
-                group.keys,
-                group.offsets,
-                *terms.to(group.device),
-                self._stream,
-            )
+            dense = [x.contiguous() for x in outs]
+            sources = list(group.views)
+            for i in group.strided:  # the result's memory takes the copy
+                sources[i] = dense[i].copy_(sources[i])
+            scalars = (*terms.to(group.device), self._stream)
+            torch.ops.fedspzo.perturb_out(sources, dense, group.keys, group.offsets, *scalars)
             for x, result in zip(outs, dense, strict=True):
                 if result is not x:
                     x.copy_(result)
@@ -149,7 +147,7 @@ class Perturber:
         return out
 
     def _check_memory(self) -> None:
-        for j, (tensor, address) in enumerate(zip(self._tensors, self._addresses, strict=True)):
+        for j, (tensor, address) in enumerate(zip(self.tensors, self._addresses, strict=True)):
             if tensor.data_ptr() != address:
                 raise RuntimeError(
                     f"tensors[{j}] has other memory than when this Perturber was made (it was"
