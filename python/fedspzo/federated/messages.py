@@ -14,7 +14,6 @@ from typing import get_args
 
 from fedspzo.journal import DIGEST_BYTES, STREAM
 from fedspzo.reader import Reader
-from fedspzo_kernels import STREAMS
 
 from .settings import (
     LIMIT_16,
@@ -42,7 +41,8 @@ _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
 _EVALUATIONS = (None, *get_args(Evaluation))
-_STREAM_NAMES = {code: name for name, code in STREAMS.items()}
+_STREAM_CODE = 0
+_STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Plan:
             _SIDES.index(o.sides),
             _ROUNDINGS.index(o.rounding),
             _EVALUATIONS.index(o.evaluation),
-            STREAMS[STREAM],
+            _STREAM_CODE,
             from_optional(o.eps),
             len(counts),
         )
