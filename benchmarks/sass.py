@@ -6,6 +6,7 @@ carries, and no GPU.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import re
@@ -235,7 +236,11 @@ def main() -> None:
     print("|", columns.replace(", ", " | "), "|")
     print("|" + " --- |" * 11)
     for architecture in (80, 90):
-        for language, kernels in (("CUDA", cuda_kernels), ("Triton", triton_kernels)):
+        triton = {
+            f"Triton, {form}": functools.partial(triton_kernels, form=form)
+            for form in ("whole", "shifted", "rows")
+        }
+        for language, kernels in ({"CUDA": cuda_kernels} | triton).items():
             for variant, code in kernels(architecture).items():
                 counted = "one term" if variant.one_term else "each term"
                 counted += ", stochastic" if variant.stochastic else ""

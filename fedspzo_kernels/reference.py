@@ -7,6 +7,7 @@ It runs on any device and is written to be read; speed is the other backends' bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -54,11 +55,8 @@ def words(indices: Tensor, key: int, seed: Tensor, elements: int, domain: int = 
     """The Philox word that holds each element, when one counter serves `elements` elements."""
     counter = indices // elements
     high = counter >> 32
-    keys = torch.tensor([key & LOW, (key >> 32) & LOW], device=indices.device)
-    four = philox4x32(
-        [counter & LOW, high | domain, keys[0].expand_as(high), keys[1].expand_as(high)],
-        [seed & LOW, (seed >> 32) & LOW],
-    )
+    keys = [torch.full_like(counter, word) for word in (key & LOW, (key >> 32) & LOW)]
+    four = philox4x32([counter & LOW, high | domain, *keys], [seed & LOW, (seed >> 32) & LOW])
     place = indices % elements // (elements // 4)
     return torch.stack(four).gather(0, place.unsqueeze(0)).squeeze(0)
 
@@ -80,10 +78,16 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where(inexact, bits + away, bits).view(torch.float64).float()
 
 
+@cache
+def table(device: torch.device) -> list[Tensor]:
+    """The columns c0 to c3 of the table of `normal-v1`, float32 (rows,) each."""
+    rows = torch.tensor(noise_table.ROWS, device=device).to(torch.int32)
+    return list(rows.view(torch.float32).unbind(1))
+
+
 def normal(indices: Tensor, key: int, seed: Tensor) -> Tensor:
     """`normal-v1` at the given element indices; docs/noise.md derives it."""
-    table = torch.tensor(noise_table.ROWS, device=indices.device).to(torch.int32)
-    c0, c1, c2, c3 = table.view(torch.float32).unbind(1)
+    c0, c1, c2, c3 = table(indices.device)
     word = words(indices, key, seed, 4) | 1
     f = torch.where(word > LOW // 2, word - (LOW + 1), word).float()
     t = f.abs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -180,6 +181,12 @@ def test_rows_that_are_not_there_are_refused_by_each_op(forms: Forms) -> None:
         with pytest.raises((IndexError, RuntimeError), match=rf"rows.*{row}"):
             forms.rows(torch.zeros(3, 4), torch.tensor([0, row]), out, 1, 0, *scalars)
         assert (out == 0).all()
+
+
+def test_nothing_outside_the_package_calls_the_registered_ops() -> None:
+    sources = list((Path(__file__).parents[1] / "python").rglob("*.py"))
+    assert sources
+    assert not [path.name for path in sources if "ops.fedspzo" in path.read_text()]
 
 
 class TestPublicForms:

@@ -185,3 +185,15 @@ def test_a_row_that_is_not_there_is_nan() -> None:
     rows = torch.tensor([3, 1, -1, 2**62], device="cuda")
     out = perturb_rows(torch.zeros(3, 40, device="cuda"), rows, 1, [2], [1.0])
     assert out.isnan().all(1).tolist() == [True, False, True, True]
+
+
+def test_a_lookup_does_not_wait_for_the_gpu() -> None:
+    source, rows = torch.zeros(300, 40, device="cuda"), torch.arange(100, device="cuda")
+    seeds, coeffs = torch.tensor([3], device="cuda"), torch.tensor([1.0], device="cuda")
+    perturb_rows(source, rows, 1, seeds, coeffs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = perturb_rows(source, rows, 1, seeds, coeffs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_equal([out], [fedspzo_kernels.noise(4000, 1, 3).view(100, 40)])
