@@ -183,6 +183,30 @@ def test_rows_that_are_not_there_are_refused_by_each_op(forms: Forms) -> None:
         assert (out == 0).all()
 
 
+@pytest.mark.parametrize("name", CAPABILITIES[-1:])
+def test_the_compiled_ops_check_before_they_write(name: str) -> None:
+    if reason := why_not(name):
+        pytest.skip(reason)
+    ops, scalars = torch.ops.fedspzo, (*COUNTS[1], None, 0)
+    a, b, rows = torch.zeros(3, 4), torch.zeros(2, 4), torch.tensor([1])
+    for outs, message in (
+        ([], "outs: 0 for 1"),
+        ([b], r"outs\[0\].*size"),
+        ([a.half()], r"outs\[0\].*dtype"),
+        ([torch.zeros(4, 3).T], r"outs\[0\].*contiguous"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.perturb_out([a], outs, [1], [0], *scalars)
+    for source, ids, message in (
+        (a.view(12), rows, "source.*two dimensions"),
+        (a, rows.int(), "rows.*int64"),
+        (a, torch.tensor([1, 2, 0]), "out.*row"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.perturb_rows(source, ids, b, 1, 0, *scalars)
+    assert (b == 0).all()
+
+
 def test_nothing_outside_the_package_calls_the_registered_ops() -> None:
     sources = list((Path(__file__).parents[1] / "python").rglob("*.py"))
     assert sources
