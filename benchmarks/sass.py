@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -149,12 +149,19 @@ def count_wavefronts(offsets: np.ndarray) -> float:
     return float(4 * np.max(meeting, axis=0).mean())
 
 
-def triton_kernels(architecture: int) -> dict[Variant, Code]:
-    """Every variant of the Triton kernel, as for tensors at aligned addresses.
+def triton_kernels(
+    architecture: int, form: str = "whole", variants: Iterable[Variant] = VARIANTS
+) -> dict[Variant, Code]:
+    """Variants of a Triton kernel, as for tensors at aligned addresses.
 
     Triton must not be interpreting in this process.
+
+    Args:
+        architecture: e.g. 90.
+        form: "whole" parameters, "shifted" by some whole vectors within one, or "rows" of one.
+        variants: those to compile.
     """
-    return {variant: _compile_triton(architecture, variant) for variant in VARIANTS}
+    return {variant: _compile_triton(architecture, variant, form) for variant in variants}
 
 
 class _Function(NamedTuple):
@@ -218,45 +225,55 @@ def _read_cuda(function: _Function, variant: Variant) -> Code:
     return replace(function.code, instructions=len(loop) / places, accesses=accesses)
 
 
-def _compile_triton(architecture: int, variant: Variant) -> Code:
+def _compile_triton(architecture: int, variant: Variant, form: str) -> Code:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from fedspzo_kernels.triton import GROUPS, WARPS
-    from fedspzo_kernels.triton.kernel import perturb_kernel
+    from fedspzo_kernels.triton import GROUPS, ROW_GROUPS, VECTOR, WARPS
+    from fedspzo_kernels.triton.kernel import perturb_kernel, rows_kernel
 
-    dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[variant.dtype]
-    types = {"theta": f"*{dtype}", "numel": "i32", "offset": "i64", "key": "i64", "seeds": "*i64"}
-    types |= {"coeffs": "*fp32", "terms": "i32", "rounding_seed": "*i64", "table": "*i64"}
+    data = "*" + {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[variant.dtype]
+    kernel, groups = (rows_kernel, ROW_GROUPS) if form == "rows" else (perturb_kernel, GROUPS)
+    if form == "rows":
+        types = {"source": data, "rows": "*i64", "out": data}
+        types |= {"count": "i32", "width": "i32", "offset": "i64"}
+        aligned = {"source", "rows", "out", "width", "offset"}
+    else:
+        types = {"source": data, "out": data, "numel": "i32", "offset": "i64", "shift": "i32"}
+        aligned = {"source", "out", "numel"}
+    types |= {"key": "i64", "seeds": "*i64", "coeffs": "*fp32", "terms": "i32"}
+    types |= {"rounding_seed": "*i64", "table": "*i64"}
+    aligned |= {"seeds", "coeffs", "rounding_seed", "table"}
     constants = {
         "NORMAL": variant.stream == "normal-v1",
         "ONE_TERM": variant.one_term,
         "STOCHASTIC": variant.stochastic,
-        "SHIFT": 0,
-        "GROUPS": GROUPS,
+        "GROUPS": groups,
     }
-    signature = types | dict.fromkeys(constants, "constexpr")
+    if form != "rows":
+        constants["UNIT"] = VECTOR if form == "shifted" else 0
+    # in the kernel's order
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     place = {name: (number,) for number, name in enumerate(signature)}
-    aligned = ("theta", "numel", "seeds", "coeffs", "rounding_seed", "table")
     source = ASTSource(
-        fn=perturb_kernel,
+        fn=kernel,
         signature=signature,
         constexprs={place[name]: value for name, value in constants.items()},
         attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": WARPS, "enable_fp_fusion": False}
-    kernel = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
+        cubin.write_bytes(compiled.asm["cubin"])
         (function,) = _disassemble(cubin).values()
     counted = function.lines
     if not variant.one_term:
         (counted,) = (loop for loop in function.loops if _holds(loop, "FFMA"))
     return replace(
         function.code,
-        instructions=sum(line != "NOP" for line in counted) / (4 * GROUPS / (32 * WARPS)),
-        shared=function.code.shared + kernel.metadata.shared,
+        instructions=sum(line != "NOP" for line in counted) / (4 * groups / (32 * WARPS)),
+        shared=function.code.shared + compiled.metadata.shared,
         accesses=_accesses(function.lines),
     )
 
@@ -280,17 +297,18 @@ def main() -> None:
     for architecture in (80, 90):
         kernels = {"CUDA": cuda_kernels(architecture, flags)}
         if build == "default":
-            kernels["Triton"] = triton_kernels(architecture)
-        for language, variant in itertools.product(kernels, VARIANTS):
-            code = kernels[language][variant]
+            for form in ("whole", "shifted", "rows"):
+                kernels[f"Triton, {form}"] = triton_kernels(architecture, form)
+        for language, found in kernels.items():
             threads = THREADS if language == "CUDA" else _triton_threads()
-            counted = "one term" if variant.one_term else "each term"
-            counted += ", stochastic" if variant.stochastic else ""
-            cells = [architecture, language, variant.dtype, variant.stream, counted]
-            cells += [f"{code.instructions:.1f}", code.registers]
-            cells += [code.blocks(architecture, threads), code.stack, code.local, code.shared]
-            cells += [", ".join(f"{n} {opcode}" for opcode, n in code.accesses.items())]
-            print("|", " | ".join(map(str, cells)), "|")
+            for variant, code in found.items():
+                counted = "one term" if variant.one_term else "each term"
+                counted += ", stochastic" if variant.stochastic else ""
+                cells = [architecture, language, variant.dtype, variant.stream, counted]
+                cells += [f"{code.instructions:.1f}", code.registers]
+                cells += [code.blocks(architecture, threads), code.stack, code.local, code.shared]
+                cells += [", ".join(f"{n} {opcode}" for opcode, n in code.accesses.items())]
+                print("|", " | ".join(map(str, cells)), "|")
     print(f"\nwavefronts of a read of CUDA's table: {wavefronts(flags):.2f}")
 
 

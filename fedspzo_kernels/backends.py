@@ -102,7 +102,7 @@ def _load_triton(request: str) -> Backend:
     except ImportError as error:
         return _failed("triton", f"triton is installed, but does not load: {error}")
     device = "cpu" if interpreted else "cuda"
-    torch.library.impl("fedspzo::perturb_", device.upper(), triton.perturb_)
+    triton.register(device.upper())
     how = "interpreted, " if interpreted else ""
     return Backend(True, f"{how}on {device.upper()} tensors", device)
 
