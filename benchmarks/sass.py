@@ -64,6 +64,8 @@ class Code:
         instructions: for each element and term. CUDA: in the loop over elements with one term, else
             in the loop over terms. Triton has no loop over elements: with one term the whole
             kernel, set-up included, else the loop over terms.
+        chunk: a thread's instructions for each chunk of csrc/cuda/kernel.cuh beside its loops, each
+            counted once, whether it is run or not. 0 for Triton.
         registers: for each thread.
         stack: bytes for each thread; spilled registers would be there.
         local: loads and stores of local memory in the whole kernel.
@@ -74,6 +76,7 @@ class Code:
     """
 
     instructions: float
+    chunk: int
     registers: int
     stack: int
     local: int
@@ -191,9 +194,15 @@ def _disassemble(cubin: Path) -> dict[str, _Function]:
         for number, line in enumerate(lines):
             target = re.search(r"^BRA\b.*0x([0-9a-f]+)", line)
             if target and (start := at.get(int(target[1], 16), number)) < number:
-                loops.append(lines[start : number + 1])
+                loops.append(range(start, number + 1))
+        *inner, outer = sorted(loops, key=len) or [range(0)]
+        chunk = len(set(outer).difference(*inner))
         local = sum(line.startswith(("LDL", "STL")) for line in lines)
-        functions[name] = _Function(Code(0, registers, stack, local, shared, {}), lines, loops)
+        functions[name] = _Function(
+            Code(0, chunk, registers, stack, local, shared, {}),
+            lines,
+            [[lines[number] for number in loop] for loop in loops],
+        )
     return functions
 
 
@@ -273,6 +282,7 @@ def _compile_triton(architecture: int, variant: Variant, form: str) -> Code:
     return replace(
         function.code,
         instructions=sum(line != "NOP" for line in counted) / (4 * groups / (32 * WARPS)),
+        chunk=0,
         shared=function.code.shared + compiled.metadata.shared,
         accesses=_accesses(function.lines),
     )
@@ -291,9 +301,11 @@ def main() -> None:
     if build not in BUILDS:
         sys.exit(f"sass: no variant {build!r}: there are {', '.join(BUILDS)}")
     flags = BUILDS[build]
-    columns = "sm, kernel, dtype, stream, counted, instr., regs, blocks, stack, local, shared,"
+    columns = (
+        "sm, kernel, dtype, stream, counted, instr., chunk, regs, blocks, stack, local, shared,"
+    )
     print("|", f"{columns} accesses".replace(", ", " | "), "|")
-    print("|" + " --- |" * 12)
+    print("|" + " --- |" * 13)
     for architecture in (80, 90):
         kernels = {"CUDA": cuda_kernels(architecture, flags)}
         if build == "default":
@@ -305,7 +317,7 @@ def main() -> None:
                 counted = "one term" if variant.one_term else "each term"
                 counted += ", stochastic" if variant.stochastic else ""
                 cells = [architecture, language, variant.dtype, variant.stream, counted]
-                cells += [f"{code.instructions:.1f}", code.registers]
+                cells += [f"{code.instructions:.1f}", code.chunk, code.registers]
                 cells += [code.blocks(architecture, threads), code.stack, code.local, code.shared]
                 cells += [", ".join(f"{n} {opcode}" for opcode, n in code.accesses.items())]
                 print("|", " | ".join(map(str, cells)), "|")

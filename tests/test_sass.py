@@ -90,7 +90,7 @@ def test_blocks_of_a_multiprocessor(architecture: int) -> None:
 
 
 def test_blocks_are_bounded_by_registers_shared_memory_and_threads() -> None:
-    code = Code(0, registers=40, stack=0, local=0, shared=9216, accesses={})
+    code = Code(0, 0, registers=40, stack=0, local=0, shared=9216, accesses={})
     assert code.blocks(90, 256) == 6
     assert dataclasses.replace(code, registers=32).blocks(90, 256) == 8
     assert dataclasses.replace(code, registers=33).blocks(90, 256) == 6

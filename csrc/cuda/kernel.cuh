@@ -102,6 +102,7 @@ __device__ inline TermSpan term_span(const Terms& terms, int k, uint64_t key,
   return {PhiloxSpan(counter_high, key, uint64_t(terms.seeds[k])), terms.coeffs[k]};
 }
 
+// Its words in registers: see the keep of one word.
 __device__ inline void keep(PhiloxSpan& span) {
   uint32_t* words = &span.first;
 #pragma unroll
@@ -226,7 +227,8 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
       }
     };
 
-    // Whole runs at aligned addresses go 16 bytes at a time, others element by element.
+    // Whole runs at aligned addresses go 16 bytes at a time, others element by element. A thread
+    // that does not write is there for the barriers alone.
     const Interior interior = interior_runs(chunk, kPackets, aligned);
     const auto take = [&](uint32_t run, bool whole, bool writes) {
       Element* p = origin + run * kPlaces;
