@@ -19,6 +19,7 @@ from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.trust_ratio import judge, lost
 from fedspzo.blocks.activation_replay import ActivationReplay, evaluating, measure
 from fedspzo.blocks.cut import Blocks
+from fedspzo.checks import check_positive, check_whole
 from fedspzo.choices import EvaluationMode, Rounding
 from fedspzo.estimators.defaults import evaluations_to_solve, is_solved, known_shares
 from fedspzo.estimators.estimator import Estimator, coefficients, to_float32
@@ -155,7 +156,7 @@ class SPZO(Optimizer):
         for name, value in settings.items():
             distribute(groups, name, value)
 
-        self.reseed(seed)
+        self.seed, self.steps = _checked_seed(seed), 0
         self.skipped = 0
         self.forwards = 0.0
         self.last_step: StepReport | None = None
@@ -430,12 +431,41 @@ class SPZO(Optimizer):
                 stacklevel=3,
             )
 
-    def reseed(self, seed: int) -> None:
-        """Start the sequence of directions of `seed`, from step 0."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"seed is {seed!r}; pass an int in [0, 2**64)")
-        self.seed = seed
-        self.steps = 0
+    def step_at(self, seed: int, step: int = 0, lr: Sequence[float] | None = None) -> None:
+        """Choose where the next step stands: its directions, and its learning rates.
+
+        A federation's client calls this before each round, so that its steps follow from the plan
+        alone, whatever it did before.
+
+        Args:
+            seed: of the sequence of directions, in [0, 2**64).
+            step: the next step's number in that sequence, in [0, 2**64). Later steps count on from
+                it.
+            lr: one learning rate a block, used as it is: each block's `lr_scale` becomes 1. None
+                (default): the rates stay.
+
+        Raises:
+            ValueError: naming the argument, its value and the remedy. Nothing has changed then.
+        """
+        _checked_seed(seed)
+        check_whole("step", step, 0, SEED_LIMIT - 1)
+        if lr is not None:
+            if self.auto is not None:
+                raise ValueError(f"lr is {lr!r}, but this optimizer finds its rates; leave it out")
+            if len(lr) != len(self.param_groups):
+                raise ValueError(
+                    f"lr is {lr!r}, but there are {len(self.param_groups)} blocks; give each one"
+                )
+            for rate in lr:
+                check_positive("lr", rate)
+            for group in self.param_groups:
+                group["lr_scale"] = 1.0
+            self._set_rates(lr)
+        self.seed, self.steps = seed, step
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def __getstate__(self) -> dict[str, Any]:
         """It holds the model's layers: a copy would move others."""
@@ -481,3 +511,9 @@ class SPZO(Optimizer):
         self.auto = auto
         for name in _STATE:
             setattr(self, name, state[name])
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed is {seed!r}; pass an int in [0, 2**64)")
+    return seed
