@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedspzo.auto_lr.auto_rate import AutoRate
-from fedspzo.auto_lr.block_statistics import START
+from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
-from fedspzo.auto_lr.trust_ratio import judge, lost
+from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.trust_ratio import Trial
 from fedspzo.blocks.activation_replay import ActivationReplay, evaluating, measure
 from fedspzo.blocks.cut import Blocks
 from fedspzo.checks import check_positive, check_whole
@@ -60,7 +60,7 @@ class SPZO(Optimizer):
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             one a block, found from losses and backed off when training diverges, for one more
             forward pass in every eighth step; at first the last block moves alone, and the others
-            may wait for their turns (`fedspzo.auto_lr.auto_rate`). Where its evaluations are cheap,
+            may wait for their turns (`fedspzo.auto_lr.central`). Where its evaluations are cheap,
             that block takes Newton steps (`fedspzo.auto_lr.newton`), unless it has weight decay or
             more than 32 directions. In several processes give `cost_shares`, so that all decide
             alike.
@@ -146,7 +146,7 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if isinstance(lr, str) and privacy is not None:
             raise ValueError(NOT_PRIVATE)
-        self.auto = AutoRate(cut=blocks is not None) if isinstance(lr, str) else None
+        self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
         own = mezo or self.auto is not None or isinstance(lr, Sequence)
@@ -267,6 +267,8 @@ class SPZO(Optimizer):
                     report = self._estimate(stands, evaluate)
                 else:
                     report = self._estimate_layerwise(evaluate)
+            if self.auto is not None:
+                self._set_rates(self.auto.rates)
             if not report.skipped:
                 for group, stand, seeds in zip(groups, stands, report.seeds, strict=True):
                     if group["weight_decay"] and seeds:  # a block without directions stays
@@ -292,13 +294,10 @@ class SPZO(Optimizer):
     def _unlearned_if_it_fails(self) -> Iterator[None]:
         """Put back what lr="auto" has learned in a step that an exception ends."""
         known = self.auto and self.auto.copy()
-        rates = [group["lr"] for group in self.param_groups]
         try:
             yield
         except BaseException:
             self.auto = known
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
             raise
 
     def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
@@ -322,7 +321,7 @@ class SPZO(Optimizer):
         seeds = estimator.seeds(self.seed, self.steps)
         eps = estimator.scales([group["eps"] for group in self.param_groups])
         if self.auto is not None:
-            self.auto.measure(self.param_groups)
+            self.auto.measure([group["params"] for group in self.param_groups])
         shares = self.cost_shares or ()
         walk = Evaluator(stands, seeds, eps, self._replay, shares, evaluate)
         spectrum = None
@@ -336,10 +335,8 @@ class SPZO(Optimizer):
             found = private_gradients(self.privacy, estimator, walk.losses, eps)
         gradients = tuple(to_float32(g) for g in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
-        updates = tuple(
-            coefficients(g, learning_rate(group))
-            for g, group in zip(followed, self.param_groups, strict=True)
-        )
+        rates = self._rates()
+        updates = tuple(map(coefficients, followed, rates))
         # whether a private step is taken must not tell of a loss
         finite = () if self.privacy else losses.values()
         skipped = not all(map(math.isfinite, (*finite, *chain.from_iterable(gradients + updates))))
@@ -356,12 +353,12 @@ class SPZO(Optimizer):
             ),
             forwards=walk.forwards,
             skipped=skipped,
-            lr=tuple(learning_rate(group) for group in self.param_groups),
+            lr=rates,
         )
         if self.auto is None:
             return report
         if skipped:
-            return lost(self.auto, self.param_groups, report)
+            return self.auto.skip(report)
         moved = next(block for block, found in enumerate(gradients) if found)
 
         def look() -> Tensor:
@@ -371,8 +368,8 @@ class SPZO(Optimizer):
                 self._replay.capture()
             return evaluate()
 
-        cost = (1.0, *shares)[moved]
-        return judge(self.auto, self.param_groups, stands, report, look, cost)
+        dtypes = {parameter.dtype for group in self.param_groups for parameter in group["params"]}
+        return self.auto.judge(report, Trial(stands, look, (1.0, *shares)[moved], dtypes))
 
     def _learn(
         self,
@@ -382,7 +379,7 @@ class SPZO(Optimizer):
         eps: Sequence[float],
         spectrum: Spectrum | None,
     ) -> tuple[Sequence[float], ...]:
-        """With lr="auto", set the rates; what the update follows: gradients, Newton's, clipped."""
+        """Return what the update follows: the gradients, or what lr="auto" makes of them."""
         if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
         shares = (1.0, *(self.cost_shares or ()))
@@ -393,13 +390,13 @@ class SPZO(Optimizer):
         costs = [count * share for count, share in zip(counts, shares, strict=True)]
         costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
-        return self.auto.learn(self.param_groups, gradients, curvatures, costs, spectrum)
+        return self.auto.learn(gradients, curvatures, costs, spectrum)
 
     def _estimator(self) -> Estimator:
         given = (group["perturbations"] for group in self.param_groups)
         counts = tuple(2 if count is None else count for count in given)
         replays = bool(self._replay.starts)
-        mirrored = self.auto is not None and replays and self.auto.bending(counts)
+        mirrored = self.auto is not None and replays and self.auto.measures_curvature(counts)
         solved = self._solves and is_solved(counts[-1], (self.cost_shares or (1.0,))[-1])
         if self.auto is not None and self.estimator == "anchored" and any(counts):
             counts = self.auto.turns(counts)
@@ -414,10 +411,10 @@ class SPZO(Optimizer):
     @property
     def _solves(self) -> bool:
         """Whether the last block may take Newton steps."""
-        central = self.auto is not None and self.auto.central
+        newton = self.auto is not None and self.auto.takes_turns
         # a Newton step's rate is an inverse curvature: weights would decay at once
         decays = self.param_groups[-1]["weight_decay"] > 0
-        return self.estimator == "anchored" and central and not decays
+        return self.estimator == "anchored" and newton and not decays
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]
@@ -463,6 +460,13 @@ class SPZO(Optimizer):
             self._set_rates(lr)
         self.seed, self.steps = seed, step
 
+    def _rates(self) -> tuple[float, ...]:
+        """Return the learning rate that each block's update uses."""
+        if self.auto is None:
+            return tuple(learning_rate(group) for group in self.param_groups)
+        scales = (group["lr_scale"] for group in self.param_groups)
+        return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
+
     def _set_rates(self, rates: Sequence[float]) -> None:
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -503,7 +507,7 @@ class SPZO(Optimizer):
                 "state_dict names other parameters than this optimizer's; build SPZO from the same"
                 " model, split at the same layer"
             )
-        auto = state["auto"] and AutoRate.from_dict(state["auto"])
+        auto = state["auto"] and CentralPolicy.from_dict(state["auto"])
         if auto and self.privacy is not None:
             raise ValueError(NOT_PRIVATE)
         super().load_state_dict(state_dict)
