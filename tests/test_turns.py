@@ -126,7 +126,7 @@ def test_each_blocks_first_step_is_checked():
             if now:
                 seen.add_turn(1, 1.0, None)
         known.losses.steps += 1
-        assert known._is_checked() >= new
+        assert known.check_is_due() >= new
         first_steps += new
     assert first_steps == 4
 
@@ -148,5 +148,5 @@ def test_a_block_that_waits_out_of_step_with_the_checks_is_checked_too():
         known.losses.steps += 1
         turn = step % 8 == 3  # never when a check is due by the number of steps
         rates_after(known, [[1.0] * turn, [1.0]])
-        checked += known._is_checked() and turn
+        checked += known.check_is_due() and turn
     assert checked == 3  # in twenty turns: the first, and every ninth after it

@@ -203,7 +203,7 @@ class CentralPolicy:
         del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
         if verdict == "diverged" and self.recent:
             return self._take_back(report)
-        if self._is_checked() and predicted(report) < 0:
+        if self.check_is_due() and predicted(report) < 0:
             report, factor = halve_until_trusted(report, trial)
             self.factor *= factor
         if report.undone is None:
@@ -236,8 +236,12 @@ class CentralPolicy:
         self.losses.restart()
         return report
 
-    def _is_checked(self) -> bool:
-        """Whether the step at hand is checked: each block's first is, and then some."""
+    def check_is_due(self) -> bool:
+        """Decide whether the trust ratio of the step at hand is checked, and take note of it.
+
+        Each block's first turn is checked, every `CHECK_INTERVAL`th step, and a turn of a block
+        after as many that were not.
+        """
         waited = any(
             seen.steps_since_turn == 0
             and (seen.turns == 1 or seen.unchecked_turns > CHECK_INTERVAL)

@@ -13,11 +13,11 @@ Verdict = Literal["best", "near", "diverged"]
 SMOOTHING = 0.9
 """Decay of the moving average of the loss, per step."""
 RISE = 1.1
-"""The moving average may be as many times its best value."""
+"""Largest ratio of the moving average to its best value."""
 SLACK = 0.105
-"""What the moving average may be above that, over the mean of the first losses."""
+"""Rise beyond that ratio that is allowed too, over the mean of the first losses."""
 EARLY_SLACK = 0.5
-"""The same in the first `LEARNING_TURNS` steps and in as many after a restart, as few batches tell
+"""`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart, as few batches tell
 little."""
 DEVIATIONS = 7.0
 """Standard deviations of the moving average that it may be above its best value, where losses vary
