@@ -120,6 +120,15 @@ def test_a_rate_stays_within_its_size_when_gradients_grow():
     assert step_share(rate, 10, 1, 2.0) == pytest.approx(0.03)
 
 
+def test_a_turn_counts_a_quarter_in_what_the_turns_show_lately():
+    seen = BlockStatistics(2.0)
+    lately = []
+    for square in (8.0, 8.0, 0.0, 0.0):
+        seen.add_turn(1, square, None)
+        lately.append(seen.smoothed_square)
+    assert lately == [8.0, 8.0, 6.0, 4.5]
+
+
 @pytest.mark.parametrize("last_leads", [True, False])
 def test_one_batch_with_an_outlier_moves_no_block_farther_than_any_step_may(last_leads):
     """Its own gradient, not only the mean with those before it, bounds the step."""

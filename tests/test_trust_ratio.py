@@ -80,6 +80,13 @@ def test_a_low_precision_models_losses_show_less():
     assert low == torch.finfo(torch.bfloat16).eps / 8
 
 
+@pytest.mark.parametrize(("units", "shown"), [(3.9, False), (4.1, True)])
+def test_a_ratio_is_shown_where_the_promise_is_over_four_units_of_the_loss(units, shown):
+    trial = Trial([Slope()], lambda: torch.tensor(1.0), cost=1.0, dtypes={torch.float32})
+    step = a_step(((1.0,),), ((-units * torch.finfo(torch.float32).eps,),))
+    assert (trial.ratio(step) is not None) == shown
+
+
 def test_a_step_that_breaks_its_promise_is_halved_until_it_keeps_it():
     model, optimizer = too_fast()
     optimizer.step(model)
