@@ -13,7 +13,7 @@ from torch import nn
 
 from fedspzo import SPZO, split
 from fedspzo.auto_lr.newton import Spectrum
-from fedspzo.estimators.defaults import evaluations_to_solve
+from fedspzo.estimators.defaults import newton_evaluations
 from fedspzo.journal.records import apply
 from fedspzo.journal.steps import step_record
 
@@ -203,7 +203,7 @@ def test_newton_steps_are_counted_continue_from_a_state_and_replay_to_the_bit(ev
         report = other.last_step
         moved = 2 if report.gradients[0] else 0
         look = (1 if moved else 0.01) if report.ratio is not None else 0
-        assert report.forwards == pytest.approx(1 + moved + 0.01 * evaluations_to_solve(8) + look)
+        assert report.forwards == pytest.approx(1 + moved + 0.01 * newton_evaluations(8) + look)
         apply(step_record(report, number), split(copied, at=-1, example={}).groups)
     assert other.last_step == optimizer.last_step
     for end, again, replayed in zip(

@@ -12,7 +12,7 @@ from auto_lr_toys import Bowl, policy, rates_after, two_blocks
 from fedspzo import SPZO
 from fedspzo.auto_lr.block_statistics import BlockStatistics, root_mean_square
 from fedspzo.auto_lr.rates import RateSettings, rates
-from fedspzo.estimators.estimator import coefficients
+from fedspzo.estimators.float32 import coefficients
 from fedspzo_kernels import noise
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fedspzo import SPZO, Blocks
 from fedspzo.auto_lr.trust_ratio import Trial, halve_until_trusted, predicted, resolution
-from fedspzo.estimators.estimator import coefficients
+from fedspzo.estimators.float32 import coefficients
 from fedspzo.estimators.step_report import StepReport
 
 FAR = 2.0**20

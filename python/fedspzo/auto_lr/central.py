@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedspzo.estimators.estimator import to_float32
+from fedspzo.estimators.float32 import to_float32
 from fedspzo.estimators.step_report import StepReport
 
 from .block_statistics import BlockStatistics, mean_product, root_mean_square

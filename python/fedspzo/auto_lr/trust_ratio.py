@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedspzo.estimators.estimator import to_float32
+from fedspzo.estimators.float32 import to_float32
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.in_place import MovableBlock
 
