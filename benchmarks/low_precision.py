@@ -1,4 +1,4 @@
-"""What low precision does to perturbations, updates and training: numbers of docs/estimators.md.
+"""What low precision does to perturbations, updates and training: numbers of docs/evaluation.md.
 
 `python benchmarks/low_precision.py`; half a minute. Weights are normal with deviation 0.02, as of a
 linear layer of a language model; a LayerNorm's are 1.
