@@ -12,7 +12,7 @@ FIRST_PERTURBATIONS, MOST_PERTURBATIONS = 3, 32
 three steps of one cost six. And the most that a later block gets."""
 FEDERATED_FIRST, FEDERATED_MOST = 1, 8
 """The same for one of several clients, whose directions are averaged anyway and cost a scalar each.
-As clients' labels differ, 32 made them part on the demo's task (docs/results.md)."""
+As clients' labels differ, 32 made them part on the demo's task (docs/estimators.md)."""
 NEWTON_PRODUCTS = 2
 """Products with a block's Hessian in a Newton step (`fedspzo.auto_lr.newton`)."""
 MOST_NEWTON, FEWEST_NEWTON = 32, 8
