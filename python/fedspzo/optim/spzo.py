@@ -112,7 +112,7 @@ class SPZO(Optimizer):
         forwards: the cost of all evaluations so far, in full forward passes; with the first
             step's measurement, which evaluates once in full and once replayed from each cut, and
             the evaluation that is done again where layerwise evaluation falls back
-            (docs/evaluation.md).
+            (docs/estimators.md).
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
