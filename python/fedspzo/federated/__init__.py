@@ -13,6 +13,7 @@ from fedspzo.lazy import lazy_names
 if TYPE_CHECKING:
     from fedspzo.privacy import Privacy
 
+    from .aggregation import AggregationRule, register_rule
     from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
     from .journal.writer import RunJournal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .simulation import run
 
 _HOMES = {
+    "AggregationRule": ".aggregation",
     "Client": ".client",
     "DigestError": ".client",
     "FederationConfig": ".settings",
@@ -43,10 +45,12 @@ _HOMES = {
     "Task": ".client",
     "dirichlet": ".partition",
     "iid": ".partition",
+    "register_rule": ".aggregation",
     "run": ".simulation",
 }
 
 __all__ = [
+    "AggregationRule",
     "Client",
     "DigestError",
     "FederationConfig",
@@ -65,6 +69,7 @@ __all__ = [
     "Task",
     "dirichlet",
     "iid",
+    "register_rule",
     "run",
 ]
 

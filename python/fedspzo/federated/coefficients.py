@@ -15,7 +15,8 @@ import numpy.typing as npt
 from fedspzo.federated.protocol.messages import Report
 from fedspzo.federated.protocol.updates import EVERYBODY, Scalars
 
-from .aggregation import Array, Mask, clip, combine
+from .aggregation import AggregationRule, Array, Mask
+from .clipping import clip
 from .settings import FederationConfig, OptimizerConfig, Weighting
 
 Entries = tuple[tuple[int, Scalars], ...]
@@ -35,16 +36,18 @@ def combined(
         optimizer: resolved.
 
     Raises:
-        ValueError: a coefficient overflows float32.
+        ValueError: a coefficient overflows float32, or the aggregation rule returned something
+            that is no scalars.
     """
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
-    shares = weights(reports, federation.weighting)
+    shares = weights(reports, federation.counting)
     if federation.seeds == "per-client":
         rows = [values[row, mask] for row, mask in enumerate(taken)]
         return _own(reports, rows, shares, optimizer)
-    rule, byzantine = federation.aggregation, federation.byzantine
-    one, mask = combine(rule, values, taken, list(shares.values()), byzantine)
+    rule = federation.rule
+    answer = rule.combine(values, taken, list(shares.values()), federation.byzantine)
+    one, mask = _checked(rule, answer, values.shape[1:])
     return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
 
@@ -108,6 +111,23 @@ def _table(
         steps = list(report.gradients.steps)
         values[row, steps], taken[row, steps] = report.gradients.values, True
     return values, taken
+
+
+def _checked(
+    rule: AggregationRule, answer: tuple[Array, Mask], shape: tuple[int, ...]
+) -> tuple[Array, Mask]:
+    """What a rule returned; ValueError unless it is scalars of this shape, (steps, directions)."""
+    one, mask = np.asarray(answer[0], np.float64), np.asarray(answer[1])
+    if one.shape != shape or mask.shape != shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned scalars {one.shape} and steps {mask.shape},"
+            f" {mask.dtype}; it has to return {shape}, and bool {shape[:1]}"
+        )
+    if not np.isfinite(one).all():
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned a scalar that is not finite; mend the rule"
+        )
+    return one, mask
 
 
 def _own(
