@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +20,7 @@ LIARS = (1, 4, 8)
 WEIGHTS = [0.1, 0.2, 0.05, 0.15, 0.1, 0.1, 0.3]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A toy model on several threads waits for its threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some(clients: int = 7, steps: int = 3, directions: int = 5, seed: int = 0) -> np.ndarray:

@@ -28,14 +28,7 @@ from fedspzo.federated.protocol.updates import EVERYBODY, client_seed
 from fedspzo.journal.records import digest
 from fedspzo.journal.replica import Replica
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A toy model on several threads waits for its threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SIZES = [5, 9, 16, 30]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from federated_toys import ToyTask, toy, toy_data
 
 from fedspzo.errors import InputError
@@ -54,13 +53,7 @@ class GeometricMedian(AggregationRule):
 OWN = replace(FEDERATION, aggregation=GeometricMedian())
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A toy model on several threads waits for its threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ everybody who computes it gets the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +42,12 @@ def combined(
     """
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
-    shares = weights(reports, federation.counting)
+    parts = weights(reports, federation.counting)
     if federation.seeds == "per-client":
         rows = [values[row, mask] for row, mask in enumerate(taken)]
-        return _own(reports, rows, shares, optimizer)
+        return _own(reports, rows, parts, optimizer)
     rule = federation.rule
-    answer = rule.combine(values, taken, list(shares.values()), federation.byzantine)
+    answer = rule.combine(values, taken, list(parts.values()), federation.byzantine)
     one, mask = _checked(rule, answer, values.shape[1:])
     return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
@@ -60,21 +61,39 @@ def averaged(
     hold what comes to this. In memory it takes no more than the reports do.
     """
     rows = [report.gradients.values.astype(np.float64) for report in reports]
-    shares = weights(reports, federation.weighting)
+    parts = weights(reports, federation.weighting)
     if federation.seeds == "per-client":
-        return _own(reports, rows, shares, optimizer)
+        return _own(reports, rows, parts, optimizer)
     steps = np.array(sorted({step for report in reports for step in report.gradients.steps}), int)
     total = np.zeros((len(steps), sum(optimizer.directions)))
     for report, values in zip(reports, rows, strict=True):
-        total[np.searchsorted(steps, report.gradients.steps)] += shares[report.client] * values
+        total[np.searchsorted(steps, report.gradients.steps)] += parts[report.client] * values
     return _common(federation.local_steps, steps, total, optimizer)
 
 
-def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]:
-    """What share of the round's update each client has; they add up to 1."""
-    counts = {
-        report.client: report.examples if weighting == "examples" else 1 for report in reports
-    }
+class _Counted(Protocol):
+    """A client's answer: a report, or another method's reply."""
+
+    @property
+    def client(self) -> int: ...
+
+    @property
+    def examples(self) -> int: ...
+
+
+def weights(replies: Iterable[_Counted], weighting: Weighting) -> dict[int, float]:
+    """Give the share of the round's update that each of these clients has, as `shares`."""
+    return shares({reply.client: reply.examples for reply in replies}, weighting)
+
+
+def shares(examples: Mapping[int, int], weighting: Weighting) -> dict[int, float]:
+    """Give each client's share of a round's update; they add up to 1.
+
+    Args:
+        examples: how many each of the round's clients has.
+        weighting: of the clients' updates.
+    """
+    counts = {c: count if weighting == "examples" else 1 for c, count in examples.items()}
     total = sum(counts.values())
     return {client: count / total for client, count in counts.items()}
 
@@ -133,14 +152,14 @@ def _checked(
 def _own(
     reports: Sequence[Report],
     rows: Sequence[Array],
-    shares: dict[int, float],
+    parts: dict[int, float],
     optimizer: OptimizerConfig,
 ) -> Entries:
     """The coefficients of each client that took a step, from its gradients of these steps."""
     return tuple(
         (
             report.client,
-            replace(report.gradients, values=coefficients(row, shares[report.client], optimizer)),
+            replace(report.gradients, values=coefficients(row, parts[report.client], optimizer)),
         )
         for report, row in zip(reports, rows, strict=True)
         if report.gradients.steps
