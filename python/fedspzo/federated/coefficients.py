@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +41,12 @@ def combined(
     """
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
-    parts = weights(reports, federation.counting)
+    share = weights(reports, federation.counting)
     if federation.seeds == "per-client":
         rows = [values[row, mask] for row, mask in enumerate(taken)]
-        return _own(reports, rows, parts, optimizer)
+        return _own(reports, rows, share, optimizer)
     rule = federation.rule
-    answer = rule.combine(values, taken, list(parts.values()), federation.byzantine)
+    answer = rule.combine(values, taken, list(share.values()), federation.byzantine)
     one, mask = _checked(rule, answer, values.shape[1:])
     return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
@@ -61,29 +60,19 @@ def averaged(
     hold what comes to this. In memory it takes no more than the reports do.
     """
     rows = [report.gradients.values.astype(np.float64) for report in reports]
-    parts = weights(reports, federation.weighting)
+    share = weights(reports, federation.weighting)
     if federation.seeds == "per-client":
-        return _own(reports, rows, parts, optimizer)
+        return _own(reports, rows, share, optimizer)
     steps = np.array(sorted({step for report in reports for step in report.gradients.steps}), int)
     total = np.zeros((len(steps), sum(optimizer.directions)))
     for report, values in zip(reports, rows, strict=True):
-        total[np.searchsorted(steps, report.gradients.steps)] += parts[report.client] * values
+        total[np.searchsorted(steps, report.gradients.steps)] += share[report.client] * values
     return _common(federation.local_steps, steps, total, optimizer)
 
 
-class _Counted(Protocol):
-    """A client's answer: a report, or another method's reply."""
-
-    @property
-    def client(self) -> int: ...
-
-    @property
-    def examples(self) -> int: ...
-
-
-def weights(replies: Iterable[_Counted], weighting: Weighting) -> dict[int, float]:
-    """Give the share of the round's update that each of these clients has, as `shares`."""
-    return shares({reply.client: reply.examples for reply in replies}, weighting)
+def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]:
+    """Give the share of the round's update that each report's client has, as `shares`."""
+    return shares({report.client: report.examples for report in reports}, weighting)
 
 
 def shares(examples: Mapping[int, int], weighting: Weighting) -> dict[int, float]:
@@ -152,14 +141,14 @@ def _checked(
 def _own(
     reports: Sequence[Report],
     rows: Sequence[Array],
-    parts: dict[int, float],
+    share: dict[int, float],
     optimizer: OptimizerConfig,
 ) -> Entries:
     """The coefficients of each client that took a step, from its gradients of these steps."""
     return tuple(
         (
             report.client,
-            replace(report.gradients, values=coefficients(row, parts[report.client], optimizer)),
+            replace(report.gradients, values=coefficients(row, share[report.client], optimizer)),
         )
         for report, row in zip(reports, rows, strict=True)
         if report.gradients.steps

@@ -16,7 +16,7 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import NOT_PRIVATE, Privacy
 
-from .client import resolve
+from .client import Client, resolve
 from .exchange import InProcess, Link, play
 from .found_rates import find
 from .server import Server
@@ -59,18 +59,13 @@ class FedSPZO(Strategy):
         server = None if journal is None else _resume(base, setup, journal, privacy)
         clients = setup.clients([base.copy() for _ in range(replicas)], privacy)
         if server is None:
-            settings = resolve(
-                setup.optimizer, clients, batch_size=setup.federation.batch_size
-            )  # what the settings leave open is measured
-            auto = settings.lr == "auto"
-            found = find(settings, clients, setup.federation) if auto else None
-            server = Server(base, setup.federation, settings, found)
+            server = _begin(base, setup, clients)
             if journal is not None:
                 journal.begin(server, privacy)
-        self._server, self._clients, self._journal = server, clients, journal
-        self._one_a_copy = clients[:replicas]
         direct = InProcess(clients)
         self._link = direct if link is None else link(direct)
+        self._server, self._clients, self._journal = server, clients, journal
+        self._one_a_copy = clients[:replicas]
         self._known: dict[int, int] = {}  # the round whose weights a client holds, as it would tell
         self._records: list[Record] = []
         self._past: tuple[Round, ...] = () if journal is None else tuple(journal.rounds)
@@ -162,6 +157,14 @@ class FedSPZO(Strategy):
             plan = self._server.plan(number, since=self._server.round, train=False)
             self._clients[number].warm_up(replace(plan, round=round))
         self._past = ()
+
+
+def _begin(base: Replica, setup: Setup, clients: list[Client]) -> Server:
+    """The server of a new run: what its settings leave open is measured."""
+    federation = setup.federation
+    settings = resolve(setup.optimizer, clients, batch_size=federation.batch_size)
+    found = find(settings, clients, federation) if settings.lr == "auto" else None
+    return Server(base, federation, settings, found)
 
 
 def _resume(

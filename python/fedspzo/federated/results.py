@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedspzo.journal.records import Record
 
-from .coefficients import weights
+from .coefficients import shares
 from .rejections import Rejection
 from .settings import OptimizerConfig, Weighting
 from .strategy import Played, Reply
@@ -82,11 +82,11 @@ class RunResult:
 def mean_loss(replies: Sequence[Reply], weighting: Weighting) -> float | None:
     """Average the clients' losses, weighted as their updates; None where nobody took a step."""
     losses = {reply.client: reply.loss for reply in replies if reply.loss is not None}
-    shares = weights(replies, weighting)
-    total = sum(shares[client] for client in losses)
+    share = shares({reply.client: reply.examples for reply in replies}, weighting)
+    total = sum(share[client] for client in losses)
     if not losses:
         return None
-    return sum(shares[client] * loss for client, loss in losses.items()) / total
+    return sum(share[client] * loss for client, loss in losses.items()) / total
 
 
 class Totals:
