@@ -43,7 +43,7 @@ class GeometricMedian(AggregationRule):
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:
         assert list(weights) == [1 / len(values)] * len(values)  # `weighted` is False
-        point = values.mean(axis=0)
+        point = np.median(values, axis=0)
         for _ in range(20):
             distances = np.sqrt(((values - point) ** 2).sum(axis=(1, 2))) + 1e-12
             point = np.tensordot(1 / distances, values, axes=1) / (1 / distances).sum()
