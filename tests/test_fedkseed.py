@@ -27,8 +27,8 @@ from published_rules import (
     step,
 )
 
-from fedspzo.baselines import mezo
-from fedspzo.baselines.fedkseed import FedKSeed, PoolServer
+from fedspzo.baselines import FedKSeed, mezo
+from fedspzo.baselines.fedkseed import PoolServer
 from fedspzo.baselines.pool import Pool
 from fedspzo.baselines.pool_messages import PoolPlan, PoolReport, as_pairs
 from fedspzo.blocks.cut import Blocks

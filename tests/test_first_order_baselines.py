@@ -25,8 +25,7 @@ from published_rules import (
 )
 from torch import Tensor, nn
 
-from fedspzo.baselines import Method, lora, memory
-from fedspzo.baselines.fedavg import FedAvg
+from fedspzo.baselines import FedAvg, Method, lora, memory
 from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import FederationConfig, OptimizerConfig, run
 from fedspzo.journal import records as journal

@@ -13,8 +13,7 @@ import torch
 from federated_toys import ToyTask, toy
 from published_rules import DATA, FEDERATION, OPTIMIZER, SIZES, TASK
 
-from fedspzo.baselines import METHODS, Method
-from fedspzo.baselines.fedavg import FedAvg
+from fedspzo.baselines import METHODS, FedAvg, Method
 from fedspzo.federated import (
     OptimizerConfig,
     Played,

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import decomfl, fedavg, fedkseed, fedmezo, last_block, lora, mezo
+from . import decomfl, fedmezo, last_block, lora, mezo
+from .fedavg import FedAvg
+from .fedkseed import FedKSeed
 from .method import Method
 
 METHODS: dict[str, Method] = {
     "mezo": Method(mezo.adapt),
     "last-block": Method(last_block.adapt),
     "fedmezo": Method(fedmezo.adapt),
-    "fedkseed": Method(strategy=fedkseed.FedKSeed),
-    "fedkseed-pro": Method(strategy=partial(fedkseed.FedKSeed, weighted=True)),
+    "fedkseed": Method(strategy=FedKSeed),
+    "fedkseed-pro": Method(strategy=partial(FedKSeed, weighted=True)),
     "decomfl": Method(decomfl.adapt),
-    "fedavg": Method(strategy=fedavg.FedAvg),
-    "fedavg-lora": Method(lora.adapt, fedavg.FedAvg),
+    "fedavg": Method(strategy=FedAvg),
+    "fedavg-lora": Method(lora.adapt, FedAvg),
 }
 """Every baseline by its name."""
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "FedAvg", "FedKSeed", "Method"]
