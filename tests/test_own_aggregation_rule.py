@@ -192,6 +192,17 @@ def test_a_rule_that_returns_no_scalars_is_named(point: Array, taken: Mask, mess
         train(replace(OWN, aggregation=Wrong(point, taken)))
 
 
+def test_a_rule_that_forgets_to_return_is_named() -> None:
+    class Forgets(GeometricMedian):
+        name = "forgets"
+
+        def combine(self, *arguments: object) -> tuple[Array, Mask]:  # type: ignore[empty-body]
+            pass
+
+    with pytest.raises(ValueError, match=r"rule 'forgets' returned NoneType; .* a pair"):
+        train(replace(OWN, aggregation=Forgets()))
+
+
 def test_a_rule_needs_shared_seeds_unless_it_says_otherwise() -> None:
     with pytest.raises(ValueError, match=r"'geometric-median', .* set seeds = 'shared'"):
         replace(OWN, seeds="per-client")
@@ -202,7 +213,7 @@ def test_what_is_no_rule_is_named() -> None:
         name = "median"
 
     class Nameless(AggregationRule):
-        pass
+        combine = GeometricMedian.combine
 
     for rule, message in (
         (object(), "which has no 'name'; derive it from AggregationRule"),

@@ -9,6 +9,7 @@ once: the rules use the arrays' own methods.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
@@ -25,8 +26,9 @@ Mask: TypeAlias = "npt.NDArray[np.bool_]"
 class AggregationRule(Protocol):
     """How scalars along shared directions are put together.
 
-    A rule is a pure function: a resumed run calls it again and has to get the same bits. Derive
-    from this class to inherit the defaults of `shared_seeds` and `weighted`.
+    A rule keeps nothing from round to round, so that a run which goes on after a crash comes to
+    the same bits as one that never stopped. Derive from this class to inherit the defaults of
+    `shared_seeds` and `weighted`.
 
     Attributes:
         name: the rule's name, which a journal keeps and a resumed run compares.
@@ -41,6 +43,7 @@ class AggregationRule(Protocol):
     shared_seeds: bool = True
     weighted: bool = False
 
+    @abstractmethod
     def combine(
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:

@@ -125,6 +125,11 @@ def _checked(
     rule: AggregationRule, answer: tuple[Array, Mask], shape: tuple[int, ...]
 ) -> tuple[Array, Mask]:
     """What a rule returned; ValueError unless it is scalars of this shape, (steps, directions)."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned {type(answer).__name__}; it has to return"
+            " scalars and which steps have any, a pair"
+        )
     one, mask = np.asarray(answer[0], np.float64), np.asarray(answer[1])
     if one.shape != shape or mask.shape != shape[:1] or mask.dtype != bool:
         raise ValueError(
