@@ -1,7 +1,8 @@
 """The fused kernels of fedspzo: seeded noise, perturbation, restore and update in one op.
 
 `perturb_` is the op, `noise` shows what it adds, `parameter_key` names a parameter, `info` tells
-which backend serves which device. Nothing here knows of models or federation.
+which backend serves which device. Imports nothing of `fedspzo`: it knows neither models nor
+federation.
 """
 
 from __future__ import annotations

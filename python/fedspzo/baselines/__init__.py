@@ -2,7 +2,7 @@
 
 All take the same examples, settings and options, draw the same clients and batches from the same
 seed, and yield the same `RoundResult`s, so that a comparison differs in the method alone. How each
-differs from its published form: docs/baselines.md.
+differs from its published form: docs/baselines.md. May import `federated` and everything below it.
 """
 
 from __future__ import annotations

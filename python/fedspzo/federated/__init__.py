@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
+    from .journal.compaction import compact
     from .journal.writer import RunJournal
     from .partition import dirichlet, iid
     from .protocol.messages import Plan, Report
@@ -41,6 +42,7 @@ _HOMES = {
     "RunResult": ".results",
     "Server": ".server",
     "Task": ".client",
+    "compact": ".journal.compaction",
     "dirichlet": ".partition",
     "iid": ".partition",
     "run": ".simulation",
@@ -63,6 +65,7 @@ __all__ = [
     "RunResult",
     "Server",
     "Task",
+    "compact",
     "dirichlet",
     "iid",
     "run",
