@@ -1,4 +1,4 @@
-"""The rules of the house: private names stay in their package, and each package says its purpose."""
+"""The rules of the house: private names stay in their package, and packages say their purpose."""
 
 from __future__ import annotations
 
