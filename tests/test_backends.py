@@ -12,6 +12,8 @@ import pytest
 
 import fedspzo_kernels
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SHOW = """
 import fedspzo_kernels

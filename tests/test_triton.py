@@ -27,6 +27,8 @@ from fedspzo_kernels import noise_table
 from fedspzo_kernels.triton import perturb_, signed_table
 from fedspzo_kernels.triton.kernel import fma
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (0, 1, 33, 4097)
 OFFSETS = (0, 3, 2**34 - 5)
