@@ -36,9 +36,9 @@ inline void check_arguments(const std::vector<Tensor>& tensors, const std::vecto
   STD_TORCH_CHECK(stream == kNormal || stream == kRademacher, "stream: no code ", stream);
   for (size_t t = 0; t < tensors.size(); ++t) {
     const ScalarType dtype = tensors[t].scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                        dtype == ScalarType::Half,
-                    "tensors[", t, "]: pass float32, bfloat16 or float16");
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+        "tensors[", t, "]: pass float32, bfloat16 or float16");
     STD_TORCH_CHECK(tensors[t].is_contiguous(), "tensors[", t, "]: pass a contiguous tensor");
   }
 }

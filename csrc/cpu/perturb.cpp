@@ -79,8 +79,8 @@ void perturb_span(const SpanKernels& kernels, const Span& span, const Terms& ter
   const bool brain = span.dtype == ScalarType::BFloat16;
   // One term, rounded to nearest: every perturbation of a step. Worth a pass less over the span.
   if (brain && terms.count == 1 && terms.stream == kNormal && !terms.rounding_seed) {
-    kernels.add_normal_bfloat16(bits, span.index, span.count,
-                                {span.key, uint64_t(terms.seeds[0])}, terms.coeffs[0]);
+    kernels.add_normal_bfloat16(bits, span.index, span.count, {span.key, uint64_t(terms.seeds[0])},
+                                terms.coeffs[0]);
     return;
   }
   alignas(64) float values[kSpan];

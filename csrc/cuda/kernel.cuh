@@ -207,8 +207,7 @@ __global__ void __launch_bounds__(kThreads)
             tile[threadIdx.x] = term_span(terms, k + threadIdx.x, key, counter_high);
           __syncthreads();
 #pragma unroll 1
-          for (int t = 0; t < count; ++t)
-            Noise::add(v, uint32_t(counter), run, tile[t], shared);
+          for (int t = 0; t < count; ++t) Noise::add(v, uint32_t(counter), run, tile[t], shared);
         }
       }
     };
@@ -226,8 +225,8 @@ __global__ void __launch_bounds__(kThreads)
       add(v, run);
       if (kOneTerm || turn < interior.last) store_whole<Storage>(p, v, random, run * kPackets);
     }
-    const uint32_t edges = last_run(chunk, kPackets) - first_run(chunk, kPackets) -
-                           (interior.last - interior.first);
+    const uint32_t edges =
+        last_run(chunk, kPackets) - first_run(chunk, kPackets) - (interior.last - interior.first);
 #pragma unroll 1
     for (uint32_t edge = 0; edge < edges; edge += kThreads) {
       const uint32_t run = edge_run(chunk, kPackets, interior, edge + threadIdx.x);

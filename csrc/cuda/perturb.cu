@@ -44,7 +44,7 @@ void launch(Kernel kernel, const TensorTable& table, const Terms& terms, int pro
             cudaStream_t stream) {
   if (table.chunks == 0) return;
   const uint32_t most = uint32_t(processors) * kBlocksPerProcessor;
-  kernel<<<table.chunks < most ? table.chunks : most, kThreads, 0, stream>>>(table, terms);
+  kernel<<<(table.chunks < most ? table.chunks : most), kThreads, 0, stream>>>(table, terms);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "perturb_: ", cudaGetErrorString(error));
 }

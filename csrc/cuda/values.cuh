@@ -18,7 +18,8 @@ struct Float32 {
   __device__ static float store(float x) { return x; }
 
   __device__ static void load8(const float* p, float* v) {
-    const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    const float4 a = reinterpret_cast<const float4*>(p)[0],
+                 b = reinterpret_cast<const float4*>(p)[1];
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
   }
   __device__ static void store8(float* p, const float* v) {
@@ -72,8 +73,8 @@ struct Bfloat16 : Sixteen<Bfloat16> {
     return word;
   }
   // `random`: 16 bits below for the low value, 16 above for the high one. Infinities have no low
-  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a smaller
-  // one first, so that it cannot carry into the sign.
+  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a
+  // smaller one first, so that it cannot carry into the sign.
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     const uint32_t a = min(int32_t(bits_of(low)), 0x7FBFFFFF) + (random & 0xFFFFu);
     const uint32_t b = min(int32_t(bits_of(high)), 0x7FBFFFFF) + (random >> 16);
@@ -95,9 +96,9 @@ struct Float16 : Sixteen<Float16> {
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     return pack(neighbour(low, __byte_perm(random, 0, 0x1044)), neighbour(high, random));
   }
-  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the upper
-  // half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its bits
-  // are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
+  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the
+  // upper half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its
+  // bits are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
   // nothing beside the product, but a NaN that the integer sum has spoilt it makes one again.
   __device__ static float neighbour(float value, uint32_t random) {
     const float scaled = __fmul_rz(value, 0x1p-112f);
