@@ -28,8 +28,8 @@ from fedspzo.auto_lr.block_statistics import (
 from fedspzo.auto_lr.loss_monitor import MEMORY, RISE, SLACK
 from fedspzo.auto_lr.newton import LEAST, Spectrum
 from fedspzo.auto_lr.trust_ratio import DOUBTED, HALVINGS, predicted
-from fedspzo.estimators.defaults import PIVOTS, evaluations_to_solve
-from fedspzo.estimators.estimator import coefficients
+from fedspzo.estimators.defaults import NEWTON_PRODUCTS, newton_evaluations
+from fedspzo.estimators.float32 import coefficients
 from fedspzo.journal.records import apply
 from fedspzo.journal.steps import step_record
 from fedspzo_kernels import noise
@@ -378,10 +378,10 @@ def test_newtons_step_is_exact_where_the_gradient_lies_in_two_ways_that_bend():
     sizes, vectors = torch.linalg.eigh(hessian)
     exact = vectors @ ((vectors.T @ torch.tensor(inside).double()) / (sizes.abs() / 0.5 + 1))
     assert spectrum.damp(inside, 0.5) == pytest.approx(exact.tolist())
-    assert len(asked) == PIVOTS
+    assert len(asked) == NEWTON_PRODUCTS
     along_one = ways[:, 0].tolist()
     assert Spectrum.of(along_one, trace, product).values.tolist() == pytest.approx([8.5])
-    assert len(asked) == PIVOTS + 1  # these span it all
+    assert len(asked) == NEWTON_PRODUCTS + 1  # these span it all
     assert Spectrum.of([0.0] * 6, trace, product).damp([0.0] * 6, 1.0) == [0.0] * 6
     nothing = Spectrum.of([math.nan] * 6, trace, product)
     assert len(nothing.values) == 0
@@ -471,7 +471,7 @@ def test_solved_steps_are_counted_continue_from_a_state_and_replay_to_the_bit(ev
         report = other.last_step
         moved = 2 if report.gradients[0] else 0
         look = (1 if moved else 0.01) if report.ratio is not None else 0
-        assert report.forwards == pytest.approx(1 + moved + 0.01 * evaluations_to_solve(8) + look)
+        assert report.forwards == pytest.approx(1 + moved + 0.01 * newton_evaluations(8) + look)
         apply(step_record(report, number), split(copied, at=-1, example={}).groups)
     assert other.last_step == optimizer.last_step
     for end, again, replayed in zip(

@@ -16,18 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedspzo.estimators import Estimator, find
+from fedspzo.estimators.anchored import WIDER, Anchored
+from fedspzo.estimators.balanced import Balanced
 from fedspzo.estimators.defaults import (
-    FIRST_OF_MANY,
-    MOST_OF_MANY,
+    FEDERATED_FIRST,
+    FEDERATED_MOST,
+    FIRST_PERTURBATIONS,
     MOST_PERTURBATIONS,
-    PIVOTS,
+    NEWTON_PRODUCTS,
+    can_take_newton_steps,
     default_lr_scales,
-    default_perturbations,
-    evaluations_to_solve,
-    is_solved,
-    solved_perturbations,
+    newton_evaluations,
+    newton_perturbations,
 )
-from fedspzo.estimators.estimator import WIDER, Estimator, coefficients, to_float32
+from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import HERE, Point, along
 
 D1, D2, DRAWS, EPS = 24, 12, 10_000, (0.01, 0.02)
@@ -38,7 +41,6 @@ TWO_BLOCKS = [
     ("balanced", "one"),
     ("balanced", "two"),
     ("coupled", "two"),
-    ("coupled-loo", "two"),
 ]
 EVERY = [*TWO_BLOCKS, ("mezo", "one"), ("mezo", "two")]
 
@@ -98,7 +100,7 @@ def test_every_estimator_is_unbiased_on_a_coupled_quadratic(name, sides, p1):
         return first_order(s, t) + ((s @ mix) * t).sum(-1) + (t * t) @ curve
 
     perturbations = (3, 3) if name == "mezo" else (p1, 4)
-    first, second = estimates(Estimator(name=name, sides=sides, perturbations=perturbations), loss)
+    first, second = estimates(find(name)(sides=sides, perturbations=perturbations), loss)
     assert_mean(first, a)
     assert_mean(second, b)
 
@@ -131,12 +133,6 @@ VARIANCES = {
         second_moment(n1, n2 / p, D1, 1),
         second_moment(n2, n1, D2, p),
     ),
-    # of the other directions' noise, n2 / (p - 1) is left; pairs of directions correlate:
-    # E g_p z_p . g_q z_q = n2 (1 + 1 / (p - 1)^2)
-    ("coupled-loo", "two"): lambda n1, n2, p: (
-        second_moment(n1, n2 / p, D1, 1),
-        ((D2 + 2) * n2 + D2 * n2 / (p - 1)) / p + (1 - 1 / p) * n2 * (1 + 1 / (p - 1) ** 2),
-    ),
     ("mezo", "one"): lambda n1, n2, p: (
         second_moment(n1, n2 * RATIO2, D1, p),
         second_moment(n2, n1 / RATIO2, D2, p),
@@ -148,7 +144,7 @@ VARIANCES = {
 }
 RATIO2 = (EPS[1] / EPS[0]) ** 2
 # the other block's noise enters scaled by the two eps, which DESIGN takes equal
-SCALED = {"coupled", "coupled-loo"}
+SCALED = {"coupled"}
 
 
 @pytest.mark.parametrize(("name", "sides"), EVERY)
@@ -157,7 +153,7 @@ def test_the_variances_are_those_of_the_table(name, sides, p):
     n1, n2 = 2.0, 3.0
     _, _, loss = linear(n1, n2)
     perturbations = (p, p) if name == "mezo" else (1, p)
-    estimator = Estimator(name=name, sides=sides, perturbations=perturbations)
+    estimator = find(name)(sides=sides, perturbations=perturbations)
     first, second = estimates(estimator, loss)
     if name in SCALED:
         theory = (
@@ -175,8 +171,7 @@ def test_more_directions_of_block_1_divide_its_variance(name, sides):
     n1, n2, p = 2.0, 3.0, 2
     _, _, loss = linear(n1, n2)
     once, twice = (
-        estimates(Estimator(name=name, sides=sides, perturbations=(p1, p)), loss)[0]
-        for p1 in (1, 2)
+        estimates(find(name)(sides=sides, perturbations=(p1, p)), loss)[0] for p1 in (1, 2)
     )
     spread = [(x - gradient(D1, n1)).square().sum(-1) for x in (once, twice)]
     assert_mean(spread[1], spread[0].mean() / 2)
@@ -192,7 +187,6 @@ def test_more_directions_of_block_1_divide_its_variance(name, sides):
         ("balanced", "one", (1, 1), 2, 1),
         ("balanced", "two", (1, 6), 2, 10),
         ("coupled", "two", (1, 6), 2, 10),
-        ("coupled-loo", "two", (1, 6), 2, 10),
         ("balanced", "one", (3, 4), 6, 12),
         ("mezo", "one", (5, 5), 6, 0),
         ("mezo", "two", (5, 5), 10, 0),
@@ -200,7 +194,7 @@ def test_more_directions_of_block_1_divide_its_variance(name, sides):
 )
 def test_the_cost_is_the_tables(name, sides, perturbations, full, replayed):
     """A point where block 1 stays is replayed, at C2 instead of 1 = C1 + C2."""
-    points = Estimator(name=name, sides=sides, perturbations=perturbations).points()
+    points = find(name)(sides=sides, perturbations=perturbations).points()
     assert len(set(points)) == len(points)
     moves = 1 + sum(before[0] != after[0] for before, after in pairwise(points))
     assert moves == full
@@ -209,7 +203,7 @@ def test_the_cost_is_the_tables(name, sides, perturbations, full, replayed):
 
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_block_2s_directions_alternate_between_the_sides(sides):
-    points = Estimator(name="balanced", sides=sides, perturbations=(1, 5)).points()
+    points = find("balanced")(sides=sides, perturbations=(1, 5)).points()
     where = {second[0][0]: first[0][1] for first, second in points if second != HERE}
     assert where == {0: 1, 1: -1, 2: 1, 3: -1, 4: 1}
 
@@ -218,13 +212,13 @@ def test_formulas_on_given_losses():
     """The table, read off by hand, eps = (0.5, 0.25)."""
     eps = (0.5, 0.25)
     plus, minus = along(0, +1), along(0, -1)
-    one = Estimator(name="balanced", sides="one", perturbations=(1, 2))
+    one = find("balanced")(sides="one", perturbations=(1, 2))
     loss = {
         (plus, HERE): 7.0, (plus, along(0)): 8.0, (minus, HERE): 3.0, (minus, along(1)): 1.0,
     }  # fmt: skip
     assert one.gradients(loss, eps) == ([4.0], [4.0, -8.0])
     assert one.loss(loss) == 5.0
-    two = Estimator(name="balanced", sides="two", perturbations=(1, 2))
+    two = find("balanced")(sides="two", perturbations=(1, 2))
     loss = {
         (plus, along(0)): 8.0, (plus, along(0, -1)): 4.0,
         (minus, along(1)): 1.0, (minus, along(1, -1)): 3.0,
@@ -235,39 +229,36 @@ def test_formulas_on_given_losses():
         (plus, along(0)): 8.0, (plus, along(1)): 4.0,
         (minus, along(1, -1)): 1.0, (minus, along(0, -1)): 3.0,
     }  # fmt: skip
-    coupled = Estimator(name="coupled", sides="two", perturbations=(1, 2))
+    coupled = find("coupled")(sides="two", perturbations=(1, 2))
     assert coupled.gradients(loss, eps) == ([4.0], [10.0, 6.0])
-    without = Estimator(name="coupled-loo", sides="two", perturbations=(1, 2))
-    assert without.gradients(loss, eps) == ([4.0], [4.0, -4.0])
     base, first, second = (HERE, HERE), (along(0), HERE), (HERE, along(0))
-    anchored = Estimator(name="anchored", sides="one", perturbations=(1, 1))
+    anchored = find("anchored")(sides="one", perturbations=(1, 1))
     loss = {base: 5.0, second: 4.0, first: 7.0}
     assert anchored.points() == list(loss)
     assert anchored.gradients(loss, eps) == ([4.0], [-4.0])
     assert anchored.loss(loss) == 5.0
-    mezo = Estimator(name="mezo", sides="one", perturbations=(2,))
+    mezo = find("mezo")(sides="one", perturbations=(2,))
     loss = {(HERE,): 1.0, (along(0),): 2.0, (along(1),): 0.5}
     assert mezo.gradients(loss, (0.5,)) == ([2.0, -1.0],)
     assert mezo.loss(loss) == 1.0
 
 
 def test_seeds_follow_from_the_seed_and_the_step():
-    estimator = Estimator(name="balanced", sides="one", perturbations=(2, 3))
+    estimator = find("balanced")(sides="one", perturbations=(2, 3))
     first, second = estimator.seeds(9, 4)
     assert (len(first), len(second)) == estimator.directions == (2, 6)
     assert estimator.seeds(9, 4) == (first, second)
     assert not {*first, *second} & {s for block in estimator.seeds(9, 5) for s in block}
-    one, other = Estimator(name="mezo", sides="two", perturbations=(3, 3)).seeds(9, 4)
+    one, other = find("mezo")(sides="two", perturbations=(3, 3)).seeds(9, 4)
     assert one == other
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("spsa", "two", (1, 2)), "estimator is 'spsa'; pass one of anchored, balanced"),
+        (("spsa", "two", (1, 2)), "estimator is 'spsa'; give one of anchored, balanced"),
         (("balanced", "three", (1, 2)), "sides is 'three'; pass 'one' or 'two'"),
         (("coupled", "one", (1, 2)), "sides is 'one', but 'coupled' is two-sided"),
-        (("coupled-loo", "two", (1, 1)), "perturbations of block 2 is 1.*at least 2"),
         (("balanced", "two", (1, 1)), "perturbations of block 2 is 1.*at least 2"),
         (("balanced", "one", (1, 0)), "perturbations is 0; pass an int of at least 1"),
         (("mezo", "two", (True,)), "perturbations is True; pass an int"),
@@ -281,14 +272,14 @@ def test_seeds_follow_from_the_seed_and_the_step():
 def test_bad_settings_are_named(settings, says):
     name, sides, perturbations = settings
     with pytest.raises(ValueError, match=says):
-        Estimator(name=name, sides=sides, perturbations=perturbations)
+        find(name)(sides=sides, perturbations=perturbations)
 
 
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     """On 3 + g e + h e^2 / 2 along each direction it is the mean of h, and g is as exact."""
     slopes, bends = ((2.0,), (0.5, -4.0)), ((7.0,), (10.0, -2.0))
-    estimator = Estimator(name="anchored", sides=sides, perturbations=(1, 2), mirrored=True)
+    estimator = find("anchored")(sides=sides, perturbations=(1, 2), mirrored=True)
     eps = (0.5, 0.25)
     losses = {}
     for point in estimator.points():
@@ -313,7 +304,7 @@ def test_a_solved_block_shows_its_hessians_products_with_any_vector(sides):
     half = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     pivot = torch.randn(4, generator=generator, dtype=torch.float64)
     bends = half + half.T
-    estimator = Estimator(name="anchored", sides=sides, perturbations=(2, 4), solved=1)
+    estimator = find("anchored")(sides=sides, perturbations=(2, 4), newton=1)
     eps = estimator.scales((0.5, 0.25))
     assert eps == (0.5, WIDER * 0.25)
 
@@ -323,11 +314,11 @@ def test_a_solved_block_shows_its_hessians_products_with_any_vector(sides):
             t[p] += far * eps[1]
         return (3 + slope @ t + t @ bends @ t / 2).item() + sum(far for _, far in point[0])
 
-    own = estimator.bending_points()
-    beside = estimator.bending_points(pivot.tolist())
-    assert len(own) - 1 + PIVOTS * len(beside) == evaluations_to_solve(4)
+    own = estimator.hessian_points()
+    beside = estimator.hessian_points(pivot.tolist())
+    assert len(own) - 1 + NEWTON_PRODUCTS * len(beside) == newton_evaluations(4)
     losses = {point: at(point) for point in own + beside}
-    product = torch.tensor(estimator.product(losses, eps, pivot.tolist()))
+    product = torch.tensor(estimator.hessian_product(losses, eps, pivot.tolist()))
     torch.testing.assert_close(product.double(), bends @ pivot)
     assert estimator.gradient(losses, eps, 1) == pytest.approx(slope.tolist())
     assert estimator.curvature(losses, eps, 1) == pytest.approx(bends.trace().item() / 4)
@@ -340,13 +331,13 @@ def test_a_solved_block_shows_its_hessians_products_with_any_vector(sides):
 
 
 def test_a_head_is_solved_along_as_many_directions_as_cost_a_pass():
-    counts = [solved_perturbations(share) for share in (1e-5, 0.0076, 0.01, 0.0294, 0.0295, 1.0)]
+    counts = [newton_perturbations(share) for share in (1e-5, 0.0076, 0.01, 0.0294, 0.0295, 1.0)]
     assert counts == [32, 32, 24, 8, None, None]
-    assert evaluations_to_solve(8) == 16 + 18
-    assert is_solved(8, 1 / 34)
-    assert not is_solved(8, 1 / 33)
-    assert is_solved(4, 0.0)
-    assert not is_solved(3, 0.0)  # two products with its Hessian would be all of it
+    assert newton_evaluations(8) == 16 + 18
+    assert can_take_newton_steps(8, 1 / 34)
+    assert not can_take_newton_steps(8, 1 / 33)
+    assert can_take_newton_steps(4, 0.0)
+    assert not can_take_newton_steps(3, 0.0)  # two products with its Hessian would be all of it
 
 
 def test_coefficients_are_float32_means():
@@ -360,13 +351,13 @@ def test_coefficients_are_float32_means():
     ("share", "count"), [(0.125, 8), (0.2, 4), (0.1, 8), (0.5, 2), (1.0, 2), (0.04, 24)]
 )
 def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
-    assert default_perturbations("balanced", [share]) == (1, count)
+    assert Balanced.default_perturbations([share], 3, 32) == (1, count)
 
 
 def test_perturbations_leave_the_least_noise_for_their_cost():
     """Sum 1 / P_b at sum P_b C_b: the rule's against its neighbours, costs matched by scaling."""
     shares = (1.0, 1 / 4, 1 / 100)
-    counts = default_perturbations("anchored", shares[1:])
+    counts = Anchored.default_perturbations(shares[1:], FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
     assert counts == (3, 6, 30)
 
     def noise(counts: Sequence[float]) -> float:
@@ -378,9 +369,9 @@ def test_perturbations_leave_the_least_noise_for_their_cost():
 
 
 def test_perturbations_by_the_rule_have_bounds():
-    assert default_perturbations("anchored", (1.0, 0.9, 1e-6)) == (3, 3, 3, MOST_PERTURBATIONS)
-    of_many = default_perturbations("anchored", (0.25, 1e-6), FIRST_OF_MANY, MOST_OF_MANY)
-    assert of_many == (1, 2, MOST_OF_MANY)
+    assert Anchored.default_perturbations((1.0, 0.9, 1e-6), 3, 32) == (3, 3, 3, 32)
+    of_many = Anchored.default_perturbations((0.25, 1e-6), FEDERATED_FIRST, FEDERATED_MOST)
+    assert of_many == (1, 2, FEDERATED_MOST)
 
 
 def test_by_the_rule_every_direction_counts_alike():
@@ -391,7 +382,7 @@ def test_by_the_rule_every_direction_counts_alike():
 
 def test_three_blocks_are_estimated_one_at_a_time():
     """Each block's evaluations leave the others as they are, and follow theta's own."""
-    estimator = Estimator(name="anchored", sides="one", perturbations=(1, 2, 3))
+    estimator = find("anchored")(sides="one", perturbations=(1, 2, 3))
     points = estimator.points()
     assert points[0] == (HERE,) * 3
     moved = [[block for block, offset in enumerate(point) if offset != HERE] for point in points]

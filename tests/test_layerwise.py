@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedspzo.blocks.cut import Blocks, split
-from fedspzo.estimators.estimator import Estimator
+from fedspzo.estimators import find
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.optim.param_groups import named
 from fedspzo.optim.spzo import SPZO
@@ -45,8 +45,7 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
 def by_copies(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]) -> list[float]:
     """The last step's losses once more: full forwards at weights moved in place from a copy."""
     groups = optimizer.param_groups
-    estimator = Estimator(
-        name=optimizer.estimator,
+    estimator = find(optimizer.estimator)(
         sides=optimizer.sides,
         perturbations=tuple(group["perturbations"] for group in groups),
     )

@@ -74,7 +74,7 @@ PLANS = {
     ),
     "all settings": a_plan(
         optimizer=replace(
-            OPTIMIZER, estimator="coupled-loo", sides=None, eps=0.1, evaluation="layerwise"
+            OPTIMIZER, estimator="coupled", sides=None, eps=0.1, evaluation="layerwise"
         )
     ),
 }
@@ -133,8 +133,8 @@ def test_the_layout_is_the_documented_one():
     assert a_report().encode() == message + struct.pack("<I", zlib.crc32(message))
 
     body = struct.pack("<IIQ16s", 7, 3, 2**64 - 2, bytes.fromhex(DIGEST))
-    body += struct.pack("<BHIBBBBBBdB", 1, 3, 8, 0, 0, 1, 0, 0, 0, math.nan, 2)
-    body += struct.pack("<HdHd?I", 1, 1e-3, 2, 4e-3, False, 1)
+    body += struct.pack("<BHIBBBBBdBB", 1, 3, 8, 0, 1, 0, 0, 0, math.nan, 2, 8)
+    body += b"anchored" + struct.pack("<HdHd?I", 1, 1e-3, 2, 4e-3, False, 1)
     body += struct.pack("<IHI", 6, 1, EVERYBODY) + struct.pack("<HHB", 3, 3, 0b010)
     body += struct.pack("<3f", *(np.arange(3, dtype=np.float32) / 7))
     message = struct.pack("<4sBBI", b"FSPZ", 1, 1, len(body)) + body

@@ -18,7 +18,6 @@ ESTIMATORS = [
     ("balanced", "one", (1, 4)),
     ("balanced", "two", (2, 2)),
     ("coupled", "two", (1, 3)),
-    ("coupled-loo", "two", (2, 2)),
     ("mezo", "one", 3),
     ("mezo", "two", 3),
 ]

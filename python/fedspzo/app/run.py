@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks, split
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
@@ -132,7 +133,7 @@ class Experiment:
 
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
         """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
-        if optimizer.estimator == "mezo":
+        if estimators.find(optimizer.estimator).joint:
             return Blocks.single(model)
         batch = self.task.collate(self.clients[0][:1])
         device = next(model.parameters()).device

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedspzo.estimators.estimator import to_float32
+from fedspzo.estimators.float32 import to_float32
 
 from .block_statistics import (
     FARTHEST,

@@ -3,10 +3,10 @@
 A head's loss is badly conditioned: along the mean of the features, which is no more than a bias, it
 bends far more than along what tells the classes apart, and the one limits the rate of the other.
 Along P random directions the Hessian times any combination of them takes P + 1 evaluations. From
-their projected gradients on, `PIVOTS` such products span the ways in which the loss bends where a
-step would go (Lanczos, 1950); what damps the step along these is again a coefficient a direction, a
-term like others. The subspace is that of randomized subspace Newton (Gower et al., arXiv
-1905.10874); eigenvalues count by their size, so that a saddle is left (Dauphin et al., arXiv
+their projected gradients on, `NEWTON_PRODUCTS` such products span the ways in which the loss bends
+where a step would go (Lanczos, 1950); what damps the step along these is again a coefficient a
+direction, a term like others. The subspace is that of randomized subspace Newton (Gower et al.,
+arXiv 1905.10874); eigenvalues count by their size, so that a saddle is left (Dauphin et al., arXiv
 1406.2572).
 """
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedspzo.estimators.defaults import PIVOTS
-from fedspzo.estimators.estimator import Estimator
+from fedspzo.estimators.anchored import Anchored
+from fedspzo.estimators.defaults import NEWTON_PRODUCTS
 from fedspzo.evaluation.evaluator import Evaluator
 
 LEAST = 1 / 32
@@ -48,7 +48,7 @@ class Spectrum:
         trace: float,
         product: Callable[[Sequence[float]], Sequence[float]],
     ) -> Spectrum:
-        """By Lanczos' method, from the gradient on; fewer than `PIVOTS` where these span it all.
+        """By Lanczos' method, from the gradient on; fewer products where these span it all.
 
         Args:
             gradient: the projected gradients.
@@ -58,7 +58,7 @@ class Spectrum:
         g = torch.tensor(gradient, dtype=torch.float64)
         pivots, products = g.new_zeros(len(g), 0), g.new_zeros(len(g), 0)
         following = g
-        for _ in range(min(PIVOTS, len(g))):
+        for _ in range(min(NEWTON_PRODUCTS, len(g))):
             size = following.norm()
             for _ in range(2):  # once more: rounding
                 following = following - pivots @ (pivots.T @ following)
@@ -93,14 +93,14 @@ class Spectrum:
         return [float(x) for x in damped]
 
 
-def spectrum_along(walk: Evaluator, estimator: Estimator, eps: Sequence[float]) -> Spectrum:
+def spectrum_along(walk: Evaluator, estimator: Anchored, eps: Sequence[float]) -> Spectrum:
     """Of the solved block's Hessian along its directions, whose points are visited for it."""
-    walk.visit(estimator.bending_points())
+    walk.visit(estimator.hessian_points())
     losses, block = walk.means(), len(eps) - 1
 
     def product(pivot: Sequence[float]) -> list[float]:
-        walk.visit(estimator.bending_points(pivot))
-        return estimator.product(walk.means(), eps, pivot)
+        walk.visit(estimator.hessian_points(pivot))
+        return estimator.hessian_product(walk.means(), eps, pivot)
 
     trace = estimator.curvature(losses, eps, block)
     assert trace is not None  # it is evaluated on both sides

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspzo.estimators.estimator import to_float32
+from fedspzo.estimators.float32 import to_float32
 from fedspzo.estimators.step_report import StepReport, terms_of
 from fedspzo.evaluation.in_place import MovableBlock
 

@@ -1,17 +1,23 @@
 """The estimators: where a step evaluates the loss, and what the losses say of the gradient.
 
-May import the root's modules. Knows neither models nor how weights are moved.
+One class a file, registered by name. Nothing here knows models or how weights are moved, and
+nothing heavy is imported, so that settings can be checked at once. May import the root's modules.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from . import anchored, balanced, coupled, mezo  # each registers its estimator
+from .base import ESTIMATORS, Estimator, find, register
+from .step_report import StepReport
 
-from fedspzo.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from .step_report import StepReport
-
-__all__ = ["StepReport"]
-
-__getattr__ = lazy_names(__name__, {"StepReport": ".step_report"})
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "StepReport",
+    "anchored",
+    "balanced",
+    "coupled",
+    "find",
+    "mezo",
+    "register",
+]

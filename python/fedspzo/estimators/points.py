@@ -1,26 +1,34 @@
-"""Where losses are evaluated: points theta + s eps z, each block moved along its directions."""
+"""Points at which a step evaluates the loss: each block moved along some of its directions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-Offset = tuple[tuple[int, float], ...]  # (direction, how far) of each that a block is moved along
-Point = tuple[Offset, ...]  # one offset a block
+Offset = tuple[tuple[int, float], ...]
+"""How a block is moved: pairs of a direction's number and how far, in units of eps."""
+Point = tuple[Offset, ...]
+"""One offset for each block."""
 Losses = Mapping[Point, float]
 
-HERE: Offset = ()  # the weights as they are
+HERE: Offset = ()
+"""The offset of a block that stays at its weights."""
 
 
 def along(direction: int, sign: int = +1) -> Offset:
-    """Moved along one direction."""
+    """Return the offset of a block that is moved along one direction."""
     return ((direction, sign),)
 
 
-def blend(weights: Sequence[float], also: int | None = None) -> Offset:
-    """Moved along all directions, each as far as its weight; and along one of them by 1 more."""
+def combination(weights: Sequence[float], also: int | None = None) -> Offset:
+    """Return the offset along the sum of all directions, each times its weight.
+
+    Args:
+        weights: one for each direction of the block.
+        also: a direction along which the block is moved by 1 more.
+    """
     return tuple((p, weight + (p == also)) for p, weight in enumerate(weights))
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of losses or their differences; of tensors too, as `fedspzo.evaluation.closures` needs it."""
+    """Return the mean of losses, or of the losses' tensors (`evaluation.closures`)."""
     return sum(values) / len(values)

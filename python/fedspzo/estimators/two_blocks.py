@@ -1,88 +1,81 @@
-"""The estimators for two blocks: P2 directions of block 2 for each of P1 of block 1.
-
-`balanced` evaluates block 2 on both sides of block 1's perturbation; `coupled` is our reading of
-FedSPZO's abstract (arXiv 2502.10239), `coupled-loo` the same with the mean of the other directions
-taken off each (leave one out).
-"""
+"""What the estimators for two blocks share: P2 directions of block 2 for each of P1 of block 1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from .points import HERE, Losses, Point, along, mean
+from .base import Estimator, check_count
+from .points import Losses, Point
 
-Differences = tuple[float, list[float]]  # for a direction of block 1, for its directions of block 2
-
-
-def side(p: int) -> int:
-    """The sign of block 1's perturbation while block 2's direction p is evaluated: s alternates."""
-    return -1 if p % 2 else +1
-
-
-# Each is two functions of block 1's direction `a` and its directions `ps` of block 2: the points,
-# in the order that moves the weights least, and the differences l(...) - l(...) that still have to
-# be divided by eps.
+Differences = tuple[float, list[float]]
+"""The differences of a direction of block 1, and of its directions of block 2."""
 
 
-def _balanced_one_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        yield along(a, s), HERE
-        for p in ps:
-            if side(p) == s:
-                yield along(a, s), along(p)
+@dataclass(frozen=True, kw_only=True)
+class TwoBlocks(Estimator):
+    """P1 directions of block 1, and for each of them P2 directions of block 2."""
 
+    def check_perturbations(self) -> None:
+        """Raise ValueError unless there are two numbers, each large enough."""
+        for count in self.perturbations:
+            check_count(count)
+        if len(self.perturbations) != 2:
+            raise ValueError(
+                f"perturbations are {self.perturbations}: estimator {self.name!r} needs two blocks,"
+                f" but there are {len(self.perturbations)}; pass split(model, at=LAYER) and"
+                " [P1, P2], or another estimator"
+            )
+        if self.perturbations[1] < self.fewest:
+            raise ValueError(
+                f"perturbations of block 2 is {self.perturbations[1]}, but {self.name!r}"
+                f" {self.sides}-sided needs at least {self.fewest}; raise P2"
+            )
 
-def _balanced_one(loss: Losses, a: int, ps: range) -> Differences:
-    base = {s: loss[along(a, s), HERE] for s in (+1, -1)}
-    differences = [loss[along(a, side(p)), along(p)] - base[side(p)] for p in ps]
-    return (base[+1] - base[-1]) / 2, differences
+    @property
+    def fewest(self) -> int:
+        """The fewest directions of block 2 for which it is defined."""
+        return 1
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """P1 and P1 P2."""
+        p1, p2 = self.perturbations
+        return p1, p1 * p2
 
-def _balanced_two_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        for p in ps:
-            if side(p) == s:
-                yield along(a, s), along(p, +1)
-                yield along(a, s), along(p, -1)
+    @classmethod
+    def default_perturbations(
+        cls, shares: Sequence[float], first: int, most: int
+    ) -> tuple[int, ...]:
+        """Choose P1 = 1 and P2 = C1 / C2, rounded to an even number, at least 2."""
+        return (1, *(max(2, 2 * round((1 - share) / share / 2)) for share in shares))
 
+    def points(self) -> list[Point]:
+        """Return the points of every direction of block 1."""
+        return [point for a, ps in self._repeats() for point in self.points_of(a, ps)]
 
-def _balanced_two(loss: Losses, a: int, ps: range) -> Differences:
-    plus = {p: loss[along(a, side(p)), along(p, +1)] for p in ps}
-    minus = {p: loss[along(a, side(p)), along(p, -1)] for p in ps}
-    means = {s: mean([(plus[p] + minus[p]) / 2 for p in ps if side(p) == s]) for s in (+1, -1)}
-    return (means[+1] - means[-1]) / 2, [(plus[p] - minus[p]) / 2 for p in ps]
+    def gradients(self, losses: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
+        """Return both blocks' differences over their eps."""
+        first: list[float] = []
+        second: list[float] = []
+        for a, ps in self._repeats():
+            d1, d2 = self.differences(losses, a, ps)
+            first.append(d1 / eps[0])
+            second.extend(d / eps[1] for d in d2)
+        return first, second
 
+    @abstractmethod
+    def points_of(self, a: int, ps: range) -> Iterator[Point]:
+        """Yield the points of block 1's direction `a` and its directions `ps` of block 2.
 
-def _coupled_points(a: int, ps: range) -> Iterator[Point]:
-    for s in (+1, -1):
-        for p in ps[::s]:  # backwards on the way down: the turn is one term, -2 eps
-            yield along(a, s), along(p, s)
+        They come in the order that moves the weights least.
+        """
 
+    @abstractmethod
+    def differences(self, losses: Losses, a: int, ps: range) -> Differences:
+        """Return the differences l(...) - l(...) of these directions, before division by eps."""
 
-def _coupled(loss: Losses, a: int, ps: range) -> Differences:
-    difference = [
-        (loss[along(a, +1), along(p, +1)] - loss[along(a, -1), along(p, -1)]) / 2 for p in ps
-    ]
-    return mean(difference), difference
-
-
-def _coupled_loo(loss: Losses, a: int, ps: range) -> Differences:
-    first, difference = _coupled(loss, a, ps)
-    n = len(difference)
-    # d - (sum - d) / (n - 1): the direction's difference less the mean of the others'
-    return first, [(d - first) * n / (n - 1) for d in difference]
-
-
-TWO_BLOCKS: dict[
-    tuple[str, str],
-    tuple[
-        Callable[[int, range], Iterator[Point]],
-        Callable[[Losses, int, range], Differences],
-        int,  # the fewest directions of block 2 it is defined for
-    ],
-] = {
-    ("balanced", "one"): (_balanced_one_points, _balanced_one, 1),
-    ("balanced", "two"): (_balanced_two_points, _balanced_two, 2),
-    ("coupled", "two"): (_coupled_points, _coupled, 1),
-    ("coupled-loo", "two"): (_coupled_points, _coupled_loo, 2),
-}
+    def _repeats(self) -> list[tuple[int, range]]:
+        p1, p2 = self.perturbations
+        return [(a, range(a * p2, (a + 1) * p2)) for a in range(p1)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspzo.estimators.estimator import Estimator
+from fedspzo.estimators import Estimator
 from fedspzo.estimators.points import Point
 from fedspzo.privacy import Mechanism
 

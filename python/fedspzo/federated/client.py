@@ -10,8 +10,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch import Tensor, nn
 
+from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks
-from fedspzo.estimators.defaults import FIRST_OF_MANY, MOST_OF_MANY, default_perturbations
+from fedspzo.estimators.defaults import FEDERATED_FIRST, FEDERATED_MOST
 from fedspzo.evaluation.closures import Closure
 from fedspzo.federated.protocol.messages import Plan, Report
 from fedspzo.federated.protocol.updates import (
@@ -238,12 +239,13 @@ def spzo(
     """The optimizer that the settings describe.
 
     Raises:
-        ValueError: `mezo` with a model cut into blocks, or another estimator with one that is not.
+        ValueError: a joint estimator, such as `mezo`, with a model cut into blocks, or another
+            estimator with one that is not.
     """
-    if settings.estimator == "mezo" and len(blocks.groups) != 1:
+    if estimators.find(settings.estimator).joint and len(blocks.groups) != 1:
         raise ValueError(
-            f"estimator is 'mezo', but the model is cut into {len(blocks.groups)} blocks;"
-            " pass Blocks.single(model)"
+            f"estimator is {settings.estimator!r}, but the model is cut into"
+            f" {len(blocks.groups)} blocks; pass Blocks.single(model)"
         )
     return SPZO(
         blocks,
@@ -272,16 +274,16 @@ def resolve(
         clients: whose examples are used, and the first one's model.
         batch_size: examples in a step.
     """
-    mezo = settings.estimator == "mezo"
+    kind = estimators.find(settings.estimator)
     client = clients[0]
     optimizer = spzo(client.replica.blocks, settings)
-    if settings.perturbations is None and not mezo:
+    if settings.perturbations is None and not kind.joint:
         with client.replica.local_steps():
             batch = client.batch(0, 0, 0, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
-        counts = default_perturbations(settings.estimator, shares, FIRST_OF_MANY, MOST_OF_MANY)
+        counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
         settings = replace(settings, perturbations=counts)
     filled = replace(
         settings,

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fedspzo import estimators
 from fedspzo.checks import (
     LIMIT_8,
     LIMIT_16,
@@ -19,9 +20,8 @@ from fedspzo.checks import (
     check_whole,
 )
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.estimators.defaults import default_lr_scales, directions
+from fedspzo.estimators.defaults import default_lr_scales
 
-Estimator = Literal["anchored", "balanced", "coupled", "coupled-loo", "mezo"]
 Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
@@ -50,7 +50,7 @@ class OptimizerConfig:
     """
 
     lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
-    estimator: Estimator = "anchored"
+    estimator: str = "anchored"
     sides: Sides | None = None
     perturbations: int | tuple[int, ...] | None = None
     eps: float | None = None
@@ -59,7 +59,7 @@ class OptimizerConfig:
     at: int | str | tuple[int | str, ...] = "auto"
 
     def __post_init__(self) -> None:
-        check_choice("estimator", self.estimator, get_args(Estimator))
+        estimators.find(self.estimator)
         optional = {"sides": Sides, "rounding": Rounding, "evaluation": EvaluationMode}
         for name, choices in optional.items():
             if getattr(self, name) is not None:
@@ -69,49 +69,36 @@ class OptimizerConfig:
                 check_positive("lr", rate)
         if self.eps is not None:
             check_positive("eps", self.eps)
-        if self.estimator.startswith("coupled") and self.sides == "one":
-            raise ValueError(
-                f"sides is 'one', but {self.estimator!r} is two-sided; leave sides out or set 'two'"
-            )
         self._check_blocks()
 
     def _check_blocks(self) -> None:
-        """The settings that have one value a block."""
+        """Check the settings that have one value a block."""
         value, lr = self.perturbations, self.lr
-        if self.estimator == "mezo":
+        kind = estimators.find(self.estimator)
+        if kind.joint:
             if isinstance(lr, tuple) and len(lr) != 1:
-                raise ValueError(f"lr is {lr!r}, but 'mezo' has one block; give one number")
+                raise ValueError(
+                    f"lr is {lr!r}, but {self.estimator!r} has one block; give one number"
+                )
             if value is not None:
                 check_whole("perturbations", value, 1, LIMIT_16 - 1)
-            return
-        if isinstance(lr, tuple) and len(lr) < 2:
+        elif isinstance(lr, tuple) and len(lr) < 2:
             raise ValueError(f"lr is {lr!r}; give one number, or one for each of several blocks")
-        if value is None:
-            return
-        if not isinstance(value, tuple) or not 1 < len(value) < LIMIT_8:
-            raise ValueError(
-                f"perturbations is {value!r}; give one number a block, [P1, P2], for"
-                f" {self.estimator!r}, and at most {LIMIT_8 - 1}"
-            )
-        anchored = self.estimator == "anchored"
-        for number, count in enumerate(value, 1):
-            check_whole(f"perturbations (P{number})", count, 0 if anchored else 1, LIMIT_16 - 1)
-        if not anchored and len(value) != 2:
-            raise ValueError(
-                f"perturbations is {value!r}, but {self.estimator!r} has two blocks; give [P1, P2]"
-            )
-        if not 0 < sum(self.directions) < LIMIT_16:
+        elif value is not None:
+            if not isinstance(value, tuple) or not 1 < len(value) < LIMIT_8:
+                raise ValueError(
+                    f"perturbations is {value!r}; give one number a block, [P1, P2], for"
+                    f" {self.estimator!r}, and at most {LIMIT_8 - 1}"
+                )
+            for number, count in enumerate(value, 1):
+                check_whole(f"perturbations (P{number})", count, 0, LIMIT_16 - 1)
+            if isinstance(lr, tuple) and len(lr) != len(value):
+                raise ValueError(
+                    f"lr is {lr!r}, perturbations is {value!r}; give each block one of both"
+                )
+        if value is not None and not 0 < sum(self.directions) < LIMIT_16:
             raise ValueError(
                 f"perturbations is {value!r}; give 1 to {LIMIT_16 - 1} directions in all"
-            )
-        if isinstance(lr, tuple) and len(lr) != len(value):
-            raise ValueError(
-                f"lr is {lr!r}, perturbations is {value!r}; give each block one of both"
-            )
-        two_sided = self.estimator == "balanced" and self.sides == "two"
-        if value[1] < 2 and (two_sided or self.estimator == "coupled-loo"):
-            raise ValueError(
-                f"perturbations is {value!r}, but {self.estimator!r} needs P2 >= 2 here; raise P2"
             )
 
     @property
@@ -123,9 +110,12 @@ class OptimizerConfig:
         """
         if self.perturbations is None:
             raise ValueError("perturbations is None; give them, or measure them first")
-        if isinstance(self.perturbations, int):
-            return (self.perturbations,)
-        return directions(self.estimator, self.perturbations)
+        counts = self.perturbations
+        kind = estimators.find(self.estimator)
+        return kind(
+            sides=self.sides or kind.default_sides(low_precision=False),
+            perturbations=(counts,) if isinstance(counts, int) else counts,
+        ).directions
 
     @property
     def learning_rates(self) -> tuple[float, ...]:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fedspzo.blocks.parameters import storage, trainable
+from fedspzo.estimators import Estimator
+from fedspzo.estimators.base import check_count
 from fedspzo.estimators.defaults import (
+    FIRST_PERTURBATIONS,
+    MOST_PERTURBATIONS,
     default_lr_scales,
-    default_perturbations,
-    directions,
-    solved_perturbations,
+    newton_perturbations,
 )
-from fedspzo.estimators.estimator import check_perturbations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -105,7 +106,7 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
             remedy = "of 0 or more" if zero else "above 0"
             raise ValueError(f"{field} is {value!r}; pass a finite number {remedy}")
     if group["perturbations"] is not None:
-        check_perturbations(group["perturbations"], fewest=0)
+        check_count(group["perturbations"], fewest=0)
     if low and group["weight_decay"]:
         raise ValueError(
             f"weight_decay is {group['weight_decay']}, but bfloat16 and float16 weights round"
@@ -114,27 +115,31 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
     return group
 
 
-def apply_rules(
-    groups: Sequence[Group], estimator: str, shares: Sequence[float] | None, *, solves: bool
+def fill_defaults(
+    groups: Sequence[Group],
+    estimator: type[Estimator],
+    shares: Sequence[float] | None,
+    *,
+    newton: bool,
 ) -> None:
-    """Settle what follows from the blocks' costs: perturbations, and from them rates.
+    """Fill in what follows from the blocks' costs: perturbations, and from them rates.
 
     Args:
         groups: an optimizer's; what is None and can be told is set.
-        estimator: its name.
+        estimator: its class.
         shares: for each block but the first, its cost share; None: not yet measured.
-        solves: whether the last block may take Newton steps.
+        newton: whether the last block may take Newton steps.
     """
-    if shares is not None and estimator != "mezo":
-        rule = default_perturbations(estimator, shares)
-        if solves and shares:
-            rule = (*rule[:-1], solved_perturbations(shares[-1]) or rule[-1])
+    if shares is not None:
+        rule = estimator.default_perturbations(shares, FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
+        if newton and shares:
+            rule = (*rule[:-1], newton_perturbations(shares[-1]) or rule[-1])
         for group, count in zip(groups, rule, strict=True):
             if group["perturbations"] is None:
                 group["perturbations"] = count
     counts = [group["perturbations"] for group in groups]
     if None not in counts:
-        scales = default_lr_scales(directions(estimator, counts))
+        scales = default_lr_scales(estimator(sides="two", perturbations=tuple(counts)).directions)
         for group, scale in zip(groups, scales, strict=True):
             if group["lr_scale"] is None:
                 group["lr_scale"] = scale

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fedspzo import estimators
 from fedspzo.auto_lr.auto_rate import AutoRate
 from fedspzo.auto_lr.block_statistics import START
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
@@ -20,8 +21,14 @@ from fedspzo.auto_lr.trust_ratio import judge, lost
 from fedspzo.blocks.activation_replay import ActivationReplay, evaluating, measure
 from fedspzo.blocks.cut import Blocks
 from fedspzo.choices import EvaluationMode, Rounding
-from fedspzo.estimators.defaults import evaluations_to_solve, is_solved, known_shares
-from fedspzo.estimators.estimator import Estimator, coefficients, to_float32
+from fedspzo.estimators import Estimator
+from fedspzo.estimators.anchored import Anchored
+from fedspzo.estimators.defaults import (
+    can_take_newton_steps,
+    known_shares,
+    newton_evaluations,
+)
+from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import Losses
 from fedspzo.estimators.step_report import StepReport, terms_of
 from fedspzo.evaluation.closures import Closure, backward_explained, private_gradients, read_losses
@@ -32,7 +39,15 @@ from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, step_rounding_seed
 
-from .param_groups import apply_rules, as_groups, distribute, is_low, learning_rate, named, resolve
+from .param_groups import (
+    as_groups,
+    distribute,
+    fill_defaults,
+    is_low,
+    learning_rate,
+    named,
+    resolve,
+)
 
 # What continues a run bit for bit, besides the param groups. The estimator is compared.
 _STATE = (
@@ -46,7 +61,7 @@ class SPZO(Optimizer):
 
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
     `weight_decay`; a block's learning rate is `lr * lr_scale`. A step evaluates the closure's loss
-    at perturbed weights (formulas: `fedspzo.estimators.estimator`), then adds `-lr g / P` along
+    at perturbed weights (formulas: `fedspzo.estimators`), then adds `-lr g / P` along
     each direction (with lr="auto" at most that, or a Newton step). The noise is addressed by (seed,
     parameter name, element), so nothing is drawn from torch's generators.
 
@@ -63,14 +78,14 @@ class SPZO(Optimizer):
             that block takes Newton steps (`fedspzo.auto_lr.newton`), unless it has weight decay or
             more than 32 directions. In several processes give `cost_shares`, so that all decide
             alike.
-        estimator: "anchored" (default for several blocks), "balanced", "coupled", "coupled-loo"
-            or "mezo" (default for one).
+        estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
+            for one), or one of your own (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16; for the others "two".
         perturbations: a sequence with one number a block, or one int for "mezo" (default 1).
-            Default by the rule (`rules.default_perturbations`): P1 = 3 and P_b = 3 / sqrt(C_b), at
-            most 32, the cost shares C_b measured in the first step; 8 to 32 for a last block that
-            takes Newton steps.
+            Default by the rule (`Anchored.default_perturbations`): P1 = 3 and P_b = 3 / sqrt(C_b),
+            at most 32, the cost shares C_b measured in the first step; 8 to 32 for a last block
+            that takes Newton steps.
         eps: the scale of the perturbations, one or a tuple. Default 1e-3 in float32, 5e-3 in
             bfloat16 and float16; 8 times as much for a block that takes Newton steps.
         weight_decay: decoupled: weights are multiplied by `1 - lr * weight_decay` just before the
@@ -133,11 +148,11 @@ class SPZO(Optimizer):
         groups = params.param_groups() if isinstance(params, Blocks) else as_groups(params)
         if estimator is None:
             estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
-        mezo = estimator == "mezo"
-        Estimator(name=estimator, sides=sides or "two", perturbations=(2,) * len(groups))
+        kind = estimators.find(estimator)
+        kind(sides=sides or "two", perturbations=(2,) * len(groups))  # checks them
         if perturbations is None:
-            perturbations = 1 if mezo else (None,) * len(groups)
-        elif not mezo and not isinstance(perturbations, Sequence):
+            perturbations = 1 if kind.joint else (None,) * len(groups)
+        elif not kind.joint and not isinstance(perturbations, Sequence):
             raise ValueError(
                 f"perturbations is {perturbations!r}; {estimator!r} takes one number a block"
             )
@@ -148,7 +163,7 @@ class SPZO(Optimizer):
         self.auto = AutoRate(cut=blocks is not None) if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
-        own = mezo or self.auto is not None or isinstance(lr, Sequence)
+        own = kind.joint or self.auto is not None or isinstance(lr, Sequence)
         for group in groups:
             # None: by the rule, once P is known. Not folded into lr, which schedulers own.
             group.setdefault("lr_scale", 1.0 if own or "lr" in group else None)
@@ -160,11 +175,12 @@ class SPZO(Optimizer):
         self.forwards = 0.0
         self.last_step: StepReport | None = None
         self.estimator = estimator
+        self._kind = kind
         self.privacy = privacy
         self._model = blocks.model if blocks else None
         self._replay = (
             ActivationReplay(blocks.layers, blocks.starts)
-            if blocks and not mezo
+            if blocks and not kind.joint
             else ActivationReplay(())
         )
         # without layers to replay every evaluation is a full forward
@@ -175,15 +191,14 @@ class SPZO(Optimizer):
         super().__init__(groups, {"weight_decay": weight_decay})
 
         low = any(is_low(g) for g in self.param_groups)
-        one = estimator in ("anchored", "balanced") and not low
-        self.sides = sides or ("one" if one else "two")
+        self.sides = sides or kind.default_sides(low)
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
         self.evaluation: EvaluationMode = evaluation or ("layerwise" if low else "in_place")
         self.scratch_bytes = scratch_bytes or default_scratch(
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
-        apply_rules(self.param_groups, self.estimator, self.cost_shares, solves=self._solves)
+        self._fill_defaults()
         self._estimator()  # checks estimator, sides and perturbations
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -206,12 +221,13 @@ class SPZO(Optimizer):
             )
         members = as_groups(param_group["params"])[0]["params"]
         group = {**self.defaults, **param_group, "params": members}
-        if self.estimator == "mezo" and self.param_groups:  # whose directions all blocks share
+        if self._kind.joint and self.param_groups:
             count = self.param_groups[0]["perturbations"]
             if group.setdefault("perturbations", count) != count:
                 raise ValueError(
                     f"perturbations is {group['perturbations']!r}, but the other groups have"
-                    f" {count}, and 'mezo' moves all along the same directions; leave it out"
+                    f" {count}, and {self.estimator!r} moves all along the same directions;"
+                    " leave it out"
                 )
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
         self._indexed += len(members)
@@ -259,8 +275,11 @@ class SPZO(Optimizer):
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
                     self.forwards += 1.0 + sum(self.cost_shares)
-                apply_rules(
-                    self.param_groups, self.estimator, self.cost_shares, solves=self._solves
+                fill_defaults(
+                    self.param_groups,
+                    self._kind,
+                    self.cost_shares,
+                    newton=self._may_take_newton_steps,
                 )
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
@@ -325,7 +344,7 @@ class SPZO(Optimizer):
         shares = self.cost_shares or ()
         walk = Evaluator(stands, seeds, eps, self._replay, shares, evaluate)
         spectrum = None
-        if estimator.solved is not None:
+        if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(walk, estimator, eps)
         walk.visit(estimator.points())
         losses = walk.means()
@@ -388,35 +407,38 @@ class SPZO(Optimizer):
         sides = 2 if self.sides == "two" else 1
         counts = [sides * group["perturbations"] for group in self.param_groups]
         if spectrum is not None:
-            counts[-1] = evaluations_to_solve(self.param_groups[-1]["perturbations"])
+            counts[-1] = newton_evaluations(self.param_groups[-1]["perturbations"])
         costs = [count * share for count, share in zip(counts, shares, strict=True)]
         costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(self.param_groups, gradients, curvatures, costs, spectrum)
 
+    def _fill_defaults(self) -> None:
+        newton = self._may_take_newton_steps
+        fill_defaults(self.param_groups, self._kind, self.cost_shares, newton=newton)
+
     def _estimator(self) -> Estimator:
+        """The estimator of the next step."""
         given = (group["perturbations"] for group in self.param_groups)
         counts = tuple(2 if count is None else count for count in given)
-        replays = bool(self._replay.starts)
-        mirrored = self.auto is not None and replays and self.auto.bending(counts)
-        solved = self._solves and is_solved(counts[-1], (self.cost_shares or (1.0,))[-1])
-        if self.auto is not None and self.estimator == "anchored" and any(counts):
-            counts = self.auto.turns(counts)
-        return Estimator(
-            name=self.estimator,
+        if self.auto is None or not issubclass(self._kind, Anchored):
+            return self._kind(sides=self.sides, perturbations=counts)
+        share = (self.cost_shares or (1.0,))[-1]
+        newton = self._may_take_newton_steps and can_take_newton_steps(counts[-1], share)
+        return self._kind(
             sides=self.sides,
-            perturbations=counts,
-            mirrored=mirrored,
-            solved=len(counts) - 1 if solved else None,
+            perturbations=self.auto.turns(counts) if any(counts) else counts,
+            mirrored=bool(self._replay.starts) and self.auto.bending(counts),
+            newton=len(counts) - 1 if newton else None,
         )
 
     @property
-    def _solves(self) -> bool:
+    def _may_take_newton_steps(self) -> bool:
         """Whether the last block may take Newton steps."""
         central = self.auto is not None and self.auto.central
         # a Newton step's rate is an inverse curvature: weights would decay at once
         decays = self.param_groups[-1]["weight_decay"] > 0
-        return self.estimator == "anchored" and central and not decays
+        return issubclass(self._kind, Anchored) and central and not decays
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]

@@ -12,22 +12,22 @@ import struct
 from dataclasses import dataclass
 from typing import get_args
 
+from fedspzo import estimators
 from fedspzo.byte_reader import Reader
 from fedspzo.checks import LIMIT_16, LIMIT_32, LIMIT_64, check_choice, check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.federated.settings import Estimator, OptimizerConfig, Seeds
+from fedspzo.federated.settings import OptimizerConfig, Seeds
 from fedspzo.journal.records import DIGEST_BYTES, STREAM
 from fedspzo_kernels import STREAMS
 
 from .framing import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
 from .updates import EVERYBODY, Scalars, Update
 
-_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdB")
+_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBdBB")
 _BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
 _CATCH_UP = struct.Struct("<?I")  # a download, number of updates
 _REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
 
-_ESTIMATORS = get_args(Estimator)
 _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
@@ -92,6 +92,7 @@ class Plan:
     def encode(self) -> bytes:
         """The message's bytes (docs/federation.md)."""
         o = self.optimizer
+        name = o.estimator.encode()
         counts = o.perturbations if isinstance(o.perturbations, tuple) else o.directions
         body = _PLAN_BODY.pack(
             self.round,
@@ -102,15 +103,15 @@ class Plan:
             self.local_steps,
             self.batch_size,
             _SEEDS.index(self.seeds),
-            _ESTIMATORS.index(o.estimator),
             _SIDES.index(o.sides),
             _ROUNDINGS.index(o.rounding),
             _EVALUATIONS.index(o.evaluation),
             STREAMS[STREAM],
             from_optional(o.eps),
             len(counts),
+            len(name),
         )
-        body += b"".join(map(_BLOCK.pack, counts, o.learning_rates))
+        body += name + b"".join(map(_BLOCK.pack, counts, o.learning_rates))
         body += _CATCH_UP.pack(self.download, len(self.updates))
         return frame(PLAN, body + b"".join(update.encode() for update in self.updates))
 
@@ -126,7 +127,8 @@ class Plan:
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
             reader.take(_PLAN_BODY)
         )
-        estimator, sides, rounding, evaluation, stream, eps, blocks = rest
+        sides, rounding, evaluation, stream, eps, blocks, length = rest
+        name = _estimator(reader.read(length))
         pairs = [reader.take(_BLOCK) for _ in range(blocks)]
         counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
         download, updates = reader.take(_CATCH_UP)
@@ -134,12 +136,11 @@ class Plan:
             raise ValueError(
                 f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
             )
-        name = pick("estimator", estimator, _ESTIMATORS)
         optimizer = OptimizerConfig(
             lr=rates,
             estimator=name,
             sides=pick("sides", sides, _SIDES),
-            perturbations=counts[0] if name == "mezo" and blocks == 1 else counts,
+            perturbations=counts[0] if estimators.find(name).joint and blocks == 1 else counts,
             eps=to_optional(eps),
             rounding=pick("rounding", rounding, _ROUNDINGS),
             evaluation=pick("evaluation", evaluation, _EVALUATIONS),
@@ -226,6 +227,11 @@ class Report:
         )
         reader.finish()
         return report
+
+
+def _estimator(name: bytes) -> str:
+    """Return the name as text, of an estimator that is known here."""
+    return estimators.find(name.decode("ascii", errors="backslashreplace")).name
 
 
 def _check_digest(value: object) -> None:

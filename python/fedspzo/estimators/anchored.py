@@ -1,0 +1,167 @@
+"""The anchored estimator, the default: one block at a time is moved, from the weights as they are.
+
+No block's estimate contains another's noise, and a block's evaluations replay all that comes before
+it. Ours; the paper's abstract does not describe it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .base import Estimator, check_count, register
+from .float32 import to_float32
+from .points import HERE, Losses, Offset, Point, along, combination, mean
+
+WIDER = 8
+"""A Newton block's eps over the one that is set: its second differences are divided by the square
+of eps, and of float32 losses little would be left."""
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Anchored(Estimator):
+    """P_b directions of block b, any number of blocks; 0 leaves a block as it is.
+
+    One-sided, g = (l(eps z) - l(0)) / eps with only block b moved; two-sided,
+    (l(eps z) - l(-eps z)) / 2 eps.
+
+    Attributes:
+        mirrored: whether all blocks but the first are evaluated on both sides whatever `sides`
+            says, which shows their curvature.
+        newton: the block, from 0, whose Hessian's products along its directions are evaluated too
+            (`auto_lr.newton`); the last one, or None.
+    """
+
+    name = "anchored"
+
+    mirrored: bool = False
+    newton: int | None = None
+
+    def check_perturbations(self) -> None:
+        """Raise ValueError unless every number is at least 0, and one above 0."""
+        for count in self.perturbations:
+            check_count(count, fewest=0)
+        if not any(self.perturbations):
+            raise ValueError(
+                f"perturbations are {self.perturbations}; give at least one block some"
+            )
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """The numbers of perturbations."""
+        return self.perturbations
+
+    @classmethod
+    def default_perturbations(
+        cls, shares: Sequence[float], first: int, most: int
+    ) -> tuple[int, ...]:
+        """Choose P_1 = `first` and P_b = P_1 / sqrt(C_b), rounded, at most `most`.
+
+        Of all ways to spend the same computation, directions in proportion to 1 / sqrt(cost)
+        leave the least noise in all, if blocks are alike in what one direction's noise does
+        (Neyman allocation).
+        """
+        later = (min(most, round(first * share**-0.5)) for share in shares)
+        return (first, *later)
+
+    def scales(self, eps: Sequence[float]) -> tuple[float, ...]:
+        """Return the scales that are set, `WIDER` times as much for the Newton block."""
+        return to_float32([WIDER * e if b == self.newton else e for b, e in enumerate(eps)])
+
+    def points(self) -> list[Point]:
+        """Return theta, then each block's ends of its directions, the last block's first.
+
+        In this order block 1 replays what theta's own evaluation has captured.
+        """
+        moves = [
+            self._alone(block, offset)
+            for block in reversed(range(len(self.perturbations)))
+            for offset in self._offsets(block)
+        ]
+        return [self._alone(), *moves]
+
+    def gradients(self, losses: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
+        """Return each block's differences over its eps."""
+        return tuple(self.gradient(losses, eps, block) for block in range(len(eps)))
+
+    def gradient(self, losses: Losses, eps: Sequence[float], block: int) -> list[float]:
+        """Return the projected gradients of one block; its own points are enough."""
+        count = self.perturbations[block]
+        return [self._difference(losses, block, p) / eps[block] for p in range(count)]
+
+    def curvatures(self, losses: Losses, eps: Sequence[float]) -> tuple[float | None, ...]:
+        """Estimate the trace of each block's Hessian; None for a block seen from one side."""
+        return tuple(self.curvature(losses, eps, block) for block in range(len(eps)))
+
+    def curvature(self, losses: Losses, eps: Sequence[float], block: int) -> float | None:
+        """Estimate the trace of one block's Hessian; None if seen from one side.
+
+        The mean over the block's directions of (l(eps z) + l(-eps z) - 2 l(0)) / eps^2
+        (Hutchinson's estimate by second differences).
+        """
+        here = losses[self._alone()]
+        differences = [
+            losses[self._alone(block, along(p, +1))]
+            + losses[self._alone(block, along(p, -1))]
+            - 2 * here
+            for p in range(self.perturbations[block])
+            if self._two_sided(block)
+        ]
+        return mean(differences) / eps[block] ** 2 if differences else None
+
+    def hessian_points(self, pivot: Sequence[float] = ()) -> list[Point]:
+        """Return where `hessian_product` needs the loss, in the order in which to evaluate it.
+
+        Args:
+            pivot: the vector that the Hessian is multiplied with. Empty: the points, among
+                `points()`, that the Newton block's gradient needs; evaluate these first.
+        """
+        block = self._newton_block()
+        if not pivot:
+            return [self._alone(), *(self._alone(block, at) for at in self._offsets(block))]
+        each = (combination(pivot, also=q) for q in range(self.perturbations[block]))
+        return [self._alone(block, at) for at in (combination(pivot), *each)]
+
+    def hessian_product(
+        self, losses: Losses, eps: Sequence[float], pivot: Sequence[float]
+    ) -> list[float]:
+        """Multiply the Newton block's Hessian along its P directions with a vector v, (P,).
+
+        Entry q is (l(eps v + eps z_q) - l(eps v) - l(eps z_q) + l(0)) / eps^2, where eps v stands
+        for the sum of all eps z_p, each times v_p.
+        """
+        block = self._newton_block()
+        moved, *both = (losses[point] for point in self.hessian_points(pivot))
+        here = losses[self._alone()]
+        return [
+            (value - moved - losses[self._alone(block, along(q))] + here) / eps[block] ** 2
+            for q, value in enumerate(both)
+        ]
+
+    def _newton_block(self) -> int:
+        if self.newton is None:
+            raise ValueError("newton is None; build the estimator with the block's number")
+        return self.newton
+
+    def _two_sided(self, block: int) -> bool:
+        return self.sides == "two" or (self.mirrored and block > 0) or block == self.newton
+
+    def _offsets(self, block: int) -> Iterator[Offset]:
+        """Yield a block's offsets in the order that moves it least."""
+        for p in range(self.perturbations[block]):
+            yield along(p, +1)
+            if self._two_sided(block):
+                yield along(p, -1)
+
+    def _alone(self, block: int = 0, offset: Offset = HERE) -> Point:
+        """Return the point where one block is moved and the others are as they are."""
+        offsets = [HERE] * len(self.perturbations)
+        offsets[block] = offset
+        return tuple(offsets)
+
+    def _difference(self, losses: Losses, block: int, p: int) -> float:
+        plus = losses[self._alone(block, along(p, +1))]
+        if self._two_sided(block):
+            return (plus - losses[self._alone(block, along(p, -1))]) / 2
+        return plus - losses[self._alone()]
