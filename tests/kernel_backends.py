@@ -32,10 +32,12 @@ def capability(name: str) -> Any:
             os.environ["FEDSPZO_CPU_CAPABILITY"] = before
 
 
-def compiled(name: str) -> Op:
+def compiled(name: str, form: str = "perturb_") -> Op:
+    """One of the three ops with an instruction set forced."""
+
     def op(*args: Any) -> None:
         with capability(name):
-            torch.ops.fedspzo.perturb_(*args)
+            getattr(torch.ops.fedspzo, form)(*args)
 
     return op
 

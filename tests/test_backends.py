@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fedspzo_kernels
 
@@ -23,9 +25,12 @@ print(fedspzo_kernels.noise(5, key=1, seed=2).tolist())
 """
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, folder: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -67,6 +72,52 @@ def test_a_backend_that_is_not_there_is_refused(environment: dict[str, str], mes
     done = python(SHOW, **environment)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder with the package, whose compiled libraries do not load."""
+    package = tmp_path / "fedspzo_kernels"
+    shutil.copytree(ROOT / "fedspzo_kernels", package, ignore=shutil.ignore_patterns("*.so"))
+    for stem in ("_C", "_C_cuda"):
+        (package / f"{stem}.abi3.so").write_text(
+            "not a library, but a text that is long enough\n" * 9
+        )
+    return tmp_path
+
+
+WITH_CUDA = "import torch; torch.version.cuda = '13.0'\n"
+SERVING = """
+import fedspzo_kernels as kernels
+print([kernels.serving(device) for device in ("cpu", "cuda", "meta")])
+print([kernels.info()["backends"][name].reason for name in ("cpu", "cuda")])
+"""
+
+
+def test_a_library_that_does_not_load_is_a_warning_with_the_loaders_words(broken: Path) -> None:
+    done = python(WITH_CUDA + SERVING, broken, CUDA_VISIBLE_DEVICES="")
+    serving, reasons = done.stdout.splitlines()
+    assert serving == "['reference', 'reference', 'reference']"
+    for name, stem in (("cpu", "_C"), ("cuda", "_C_cuda")):
+        reason = rf"{stem}\.abi3\.so does not load: .*{stem}\.abi3\.so: invalid ELF header"
+        assert re.search(rf"RuntimeWarning: fedspzo: no {name} backend: {reason}", done.stderr)
+        assert re.search(reason, reasons)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_request_for_a_library_that_does_not_load_is_refused(broken: Path, name: str) -> None:
+    done = python(WITH_CUDA + SERVING, broken, FEDSPZO_BACKEND=name)
+    assert done.returncode != 0
+    refusal = f"RuntimeError: FEDSPZO_BACKEND is '{name}', but that backend is not there: _C"
+    assert refusal in done.stderr
+    assert "invalid ELF header; unset it" in done.stderr
+
+
+def test_serving_names_the_backend_that_the_dispatcher_calls() -> None:
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key("fedspzo::perturb_", key)
+        assert (fedspzo_kernels.serving(device) != "reference") == has_kernel
+    assert fedspzo_kernels.serving(torch.device("meta")) == "reference"
 
 
 def test_an_unknown_capability_is_refused() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 import torch
 from kernel_backends import same_bits
@@ -9,7 +12,7 @@ from test_perturb import DTYPES, TERMS, values
 
 import fedspzo_kernels
 from fedspzo import SPZO
-from fedspzo_kernels import perturb_
+from fedspzo_kernels import perturb, perturb_, perturb_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,6 +22,14 @@ pytestmark = [
 # Around the packets (8), runs (16, 32), chunks (16384) and a launch's blocks.
 SIZES = (0, 1, 7, 8, 9, 31, 32, 33, 4097, 16383, 16385, 300_001)
 OFFSETS = (0, 1, 8, 4093, 2**34 - 5, 2**62 + 6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _served_by_the_backend_under_test() -> None:
+    """FEDSPZO_BACKEND names it, else it is cuda: another one's bits would prove nothing here."""
+    backend = os.environ.get("FEDSPZO_BACKEND") or "cuda"
+    reason = fedspzo_kernels.info()["backends"]["cuda"]
+    assert fedspzo_kernels.serving("cuda") == backend, reason
 
 
 def assert_equal(on_gpu: list[torch.Tensor], on_cpu: list[torch.Tensor]) -> None:
@@ -151,3 +162,47 @@ def test_a_step_has_the_cpus_bits_given_equal_losses(dtype: torch.dtype) -> None
         return [parameter.detach() for parameter in parameters.values()]
 
     assert_equal(stepped("cuda"), stepped("cpu"))
+
+
+@pytest.mark.parametrize("stream", list(fedspzo_kernels.STREAMS))
+@pytest.mark.parametrize("rounding_seed", [None, 11])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_other_forms_have_the_cpus_bits(
+    dtype: torch.dtype, rounding_seed: int | None, stream: str
+) -> None:
+    settings: dict[str, Any] = {"stream": stream, "rounding_seed": rounding_seed}
+    settings["rounding"] = "nearest" if rounding_seed is None else "stochastic"
+    many = tuple(range(70)), tuple(0.01 * k for k in range(70))
+    ids = torch.tensor([49, 0, 7, 7, 12])
+    for width in (1, 33, 768, 4100):
+        source = values(50 * width, dtype).view(50, width)
+
+        def forms(device: str, offset: int, terms: Any, source: Any = source) -> list[torch.Tensor]:
+            there, rows = source.to(device), ids.to(device)
+            (whole,) = perturb([there], [3], *terms, offsets=[offset], **settings)
+            looked_up = perturb_rows(there, rows, 3, *terms, offset=offset, **settings)
+            return [whole, looked_up, there]
+
+        for offset in OFFSETS:
+            for terms in (*TERMS, many):
+                on_cpu = forms("cpu", offset, terms)
+                assert_equal(forms("cuda", offset, terms), on_cpu)
+                assert_equal(on_cpu[2:], [source])
+
+
+def test_a_row_that_is_not_there_is_nan() -> None:
+    rows = torch.tensor([3, 1, -1, 2**62], device="cuda")
+    out = perturb_rows(torch.zeros(3, 40, device="cuda"), rows, 1, [2], [1.0])
+    assert out.isnan().all(1).tolist() == [True, False, True, True]
+
+
+def test_a_lookup_does_not_wait_for_the_gpu() -> None:
+    source, rows = torch.zeros(300, 40, device="cuda"), torch.arange(100, device="cuda")
+    seeds, coeffs = torch.tensor([3], device="cuda"), torch.tensor([1.0], device="cuda")
+    perturb_rows(source, rows, 1, seeds, coeffs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = perturb_rows(source, rows, 1, seeds, coeffs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_equal([out], [fedspzo_kernels.noise(4000, 1, 3).view(100, 40)])

@@ -109,7 +109,7 @@ def test_what_does_not_fit_the_scratch_buffer_goes_by_rows(family):
 
 
 class Seen(TorchDispatchMode):
-    """What `perturb_` was given, and, on demand, a death at the n-th operation."""
+    """How much the op has perturbed, and, on demand, a death at the n-th operation."""
 
     def __init__(self, die_at: int = -1) -> None:
         super().__init__()
@@ -119,8 +119,11 @@ class Seen(TorchDispatchMode):
         if self.count == self.die_at:
             raise KeyboardInterrupt
         self.count += 1
-        if func is torch.ops.fedspzo.perturb_.default:
-            self.elements.append(sum(tensor.numel() for tensor in args[0]))
+        if func is torch.ops.fedspzo.perturb_out.default:
+            self.elements.append(sum(tensor.numel() for tensor in args[1]))
+        elif func is torch.ops.fedspzo.perturb_rows.default:
+            self.elements.append(args[2].numel())
+        assert func is not torch.ops.fedspzo.perturb_.default  # no copy that is then perturbed
         return func(*args, **(kwargs or {}))
 
 
@@ -153,7 +156,7 @@ def test_an_embedding_is_perturbed_in_the_rows_of_the_batch_alone():
     def loss() -> Tensor:
         with Seen() as seen:
             value = model(ids).float().square().mean()
-        assert seen.elements == [5 * 16, 16 * 16 + 16]
+        assert seen.elements == [8 * 16, 16 * 16 + 16]
         losses.append(value)
         return value
 

@@ -249,13 +249,13 @@ def test_in_place_steps_do_the_same_to_rounding(settings):
 def test_in_place_schedule_takes_few_passes(monkeypatch):
     """Turns and restores are fused with what follows; block 1's restore with the update."""
     calls: list[tuple[int, int]] = []
-    plain = fedspzo_kernels.perturb_
+    plain = fedspzo_kernels.Perturber.add_
 
-    def counted(tensors, keys, seeds, coeffs, **kwargs):
-        calls.append((len(tensors), len(seeds)))
-        plain(tensors, keys, seeds, coeffs, **kwargs)
+    def counted(perturber, seeds, coeffs, **kwargs):
+        calls.append((len(perturber.tensors), len(seeds)))
+        plain(perturber, seeds, coeffs, **kwargs)
 
-    monkeypatch.setattr(fedspzo_kernels, "perturb_", counted)
+    monkeypatch.setattr(fedspzo_kernels.Perturber, "add_", counted)
     model = llama()
     blocks = split(model, THREE)
     optimizer = SPZO(blocks, perturbations=(2, 3, 4), cost_shares=(0.5, 0.25))
@@ -444,7 +444,7 @@ def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(
     monkeypatch, evaluation, after
 ):
     """A real SIGINT at each op in turn: the step is undone, or has been done."""
-    plain = fedspzo_kernels.perturb_
+    plain = fedspzo_kernels.Perturber.add_
     counter = {"left": 0}
 
     def struck(*args, **kwargs):
@@ -455,7 +455,7 @@ def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(
         if after and counter["left"] == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(fedspzo_kernels, "perturb_", struck)
+    monkeypatch.setattr(fedspzo_kernels.Perturber, "add_", struck)
     model = llama()
     blocks = split(model, at=-1)
     optimizer = SPZO(blocks, 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_shares=(0.5,))
@@ -481,7 +481,7 @@ def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(
 def test_a_failing_op_puts_weights_back(monkeypatch, evaluation):
     """Also when block 1 has its update already and block 2's fails."""
     model = llama()
-    plain, calls = fedspzo_kernels.perturb_, []
+    plain, calls = fedspzo_kernels.Perturber.add_, []
     blocks = split(model, at=-1)
     optimizer = SPZO(blocks, 1e-2, evaluation=evaluation, perturbations=(1, 2), cost_shares=(0.5,))
     before = weights(model)
@@ -492,7 +492,7 @@ def test_a_failing_op_puts_weights_back(monkeypatch, evaluation):
             raise MemoryError
         plain(*args, **kwargs)
 
-    monkeypatch.setattr(fedspzo_kernels, "perturb_", failing)
+    monkeypatch.setattr(fedspzo_kernels.Perturber, "add_", failing)
     # layerwise, the two updates are the only ops; a first one is taken back by arithmetic
     for fail_at in range(1, 3 if evaluation == "layerwise" else 7):
         calls.clear()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu_build
+import numpy as np
 import pytest
 import sass
 from sass import DTYPES, VARIANTS, Code, Variant
@@ -19,19 +23,25 @@ pytestmark = pytest.mark.slow
 Kernels = dict[Variant, Code]
 
 
-@functools.cache
 def cuda(architecture: int = 90) -> Kernels:
     if reason := sass.missing():
         pytest.skip(reason)
-    return sass.cuda_kernels(architecture)
+    return compiled(architecture)
+
+
+compiled = functools.cache(sass.cuda_kernels)
 
 
 @functools.cache
-def triton() -> Kernels:
+def triton(form: str = "whole") -> Kernels:
     """For sm_90, in a process of its own: in this one Triton may be interpreted, not compiled."""
     if reason := sass.missing():
         pytest.skip(reason)
-    code = "import pickle, sys, sass; pickle.dump(sass.triton_kernels(90), sys.stdout.buffer)"
+    variants = "sass.VARIANTS" if form == "whole" else "[v for v in sass.VARIANTS if v.one_term]"
+    code = (
+        f"import pickle, sys, sass; kernels = sass.triton_kernels(90, {form!r}, {variants});"
+        "pickle.dump(kernels, sys.stdout.buffer)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(sass.__file__).parent,
@@ -44,12 +54,18 @@ def triton() -> Kernels:
 
 
 @pytest.mark.parametrize(
-    "kernels", [functools.partial(cuda, 80), cuda, triton], ids=["cuda 80", "cuda 90", "triton 90"]
+    "kernels",
+    [
+        functools.partial(cuda, 80),
+        cuda,
+        *(functools.partial(triton, form) for form in ("whole", "shifted", "rows")),
+    ],
+    ids=["cuda 80", "cuda 90", "triton 90", "triton 90 shifted", "triton 90 rows"],
 )
 def test_no_spills_no_local_memory_and_16_byte_accesses_of_theta(
     kernels: Callable[[], Kernels],
 ) -> None:
-    assert list(kernels()) == VARIANTS
+    assert list(kernels()) in (VARIANTS, [variant for variant in VARIANTS if variant.one_term])
     for variant, code in kernels().items():
         assert code.stack == code.local == 0, (variant, code)
         assert code.shared <= 16384, (variant, code)
@@ -61,9 +77,45 @@ def test_no_spills_no_local_memory_and_16_byte_accesses_of_theta(
 def test_one_term() -> None:
     """Under about 28 instructions an element an H200 is bound by its memory in bfloat16."""
     brain = cuda()[Variant("bfloat16", "normal-v1")].instructions
-    assert brain <= 22.5
-    assert cuda()[Variant("float16", "normal-v1")].instructions <= 22.5
+    assert brain <= 23.5
+    assert cuda()[Variant("float16", "normal-v1")].instructions <= 23.5
     assert cuda()[Variant("float32", "normal-v1")].instructions <= brain
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_blocks_of_a_multiprocessor(architecture: int) -> None:
+    least = {(True, False): 6, (True, True): 5, (False, False): 4, (False, True): 4}
+    for variant, code in cuda(architecture).items():
+        if variant.stream == "normal-v1":
+            blocks = code.blocks(architecture, sass.THREADS)
+            assert blocks >= least[variant.one_term, variant.stochastic], (variant, code)
+
+
+def test_blocks_are_bounded_by_registers_shared_memory_and_threads() -> None:
+    code = Code(0, 0, registers=40, stack=0, local=0, shared=9216, accesses={})
+    assert code.blocks(90, 256) == 6
+    assert dataclasses.replace(code, registers=32).blocks(90, 256) == 8
+    assert dataclasses.replace(code, registers=33).blocks(90, 256) == 6
+    assert dataclasses.replace(code, registers=255).blocks(90, 256) == 1
+    assert dataclasses.replace(code, shared=60_000).blocks(90, 256) == 3
+    assert dataclasses.replace(code, shared=60_000).blocks(80, 256) == 2
+    assert dataclasses.replace(code, registers=16, shared=0).blocks(90, 32) == 32
+
+
+def test_threads_that_read_the_table_do_not_meet_in_a_bank() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no c++ on the path")
+    assert sass.wavefronts() == 4
+    assert sass.wavefronts(gpu_build.VARIANTS["signed-table"]) == pytest.approx(8.1, abs=0.1)
+
+
+def test_wavefronts_are_counted_for_eight_threads_at_a_time() -> None:
+    lanes = np.arange(32)
+    assert sass.count_wavefronts(lanes * 0) == 4  # one row for all
+    assert sass.count_wavefronts(lanes * 16) == 4  # each in banks of its own
+    assert sass.count_wavefronts(lanes * 32) == 8  # two by two in the same banks
+    assert sass.count_wavefronts(lanes * 128) == 32
+    assert sass.count_wavefronts(np.where(lanes < 8, lanes * 128, lanes * 16)) == 8 + 3
 
 
 def test_replay() -> None:
@@ -89,3 +141,5 @@ def test_triton() -> None:
     for dtype in DTYPES:
         assert triton()[Variant(dtype, "normal-v1")].instructions <= 30
         assert triton()[Variant(dtype, "rademacher-v1")].instructions <= 20
+        # an offset that is known to be one of whole vectors costs little
+        assert triton("shifted")[Variant(dtype, "normal-v1")].instructions <= 30

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_backends import REFERENCE, same_bits
+from test_forms import COUNTS, assert_same
 from test_perturb import DTYPES, TERMS, values
 from torch import Tensor
 
@@ -23,15 +24,16 @@ if importlib.util.find_spec("triton") is None:
 import triton
 import triton.language as tl
 
-from fedspzo_kernels import noise_table
-from fedspzo_kernels.triton import perturb_, signed_table
+import fedspzo_kernels.triton
+from fedspzo_kernels import noise_table, reference
+from fedspzo_kernels.triton import perturb_, perturb_out, perturb_rows, signed_table
 from fedspzo_kernels.triton.kernel import fma
 
 pytestmark = pytest.mark.slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (0, 1, 33, 4097)
-OFFSETS = (0, 3, 2**34 - 5)
+OFFSETS = (0, 3, 40, 2**34 - 5)  # no shift, any shift, one of whole vectors, any
 
 
 @pytest.mark.parametrize("stream", [0, 1])
@@ -55,6 +57,78 @@ def test_bits_equal_the_reference(
             special = expected.isnan()
             assert torch.equal(got.isnan(), special)
             assert same_bits(got[~special], expected[~special]), (offset, terms)
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("rounding_seed", [None, 11])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")
+def test_out_of_place_and_rows_have_the_reference_bits(
+    dtype: torch.dtype, rounding_seed: int | None, stream: int
+) -> None:
+    random = None if rounding_seed is None else torch.tensor(rounding_seed, device=DEVICE)
+    cases = ((33, 0, 1), (1030, 2**62 + 6, 3), (16, 16, 0))
+    for width, offset, count in cases:
+        scalars = (*(column.to(DEVICE) for column in COUNTS[count]), random, stream)
+        source = values(5 * width, dtype).to(DEVICE).view(5, width)
+        expected, out = torch.empty_like(source), torch.empty_like(source)
+        reference.perturb_out([source], [expected], [-7], [offset], *scalars)
+        perturb_out([source], [out], [-7], [offset], *scalars)
+        assert_same(out, expected, width)
+        rows = torch.tensor([4, 1, 1, 0, 4], device=DEVICE)
+        perturb_rows(source, rows, out, -7, offset, *scalars)
+        assert_same(out, expected[rows], width)
+        assert_same(source, values(5 * width, dtype).to(DEVICE).view(5, width))
+
+
+def test_a_row_that_is_not_there_is_nan() -> None:
+    for dtype in DTYPES:
+        source, rows = torch.zeros(3, 8, dtype=dtype), torch.tensor([3, 1, -1, 2**62])
+        out = torch.zeros(4, 8, dtype=dtype, device=DEVICE)
+        scalars = (torch.tensor([1]).to(DEVICE), torch.tensor([1.0]).to(DEVICE), None, 0)
+        perturb_rows(source.to(DEVICE), rows.to(DEVICE), out, 1, 0, *scalars)
+        assert out.isnan().all(1).tolist() == [True, False, True, True]
+
+
+def test_blocks_cover_every_row_wherever_it_begins() -> None:
+    """Many widths and offsets around a block of 1024; constant noise is seen where it is added."""
+    scalars = (torch.tensor([1]).to(DEVICE), torch.tensor([1.0]).to(DEVICE), None, 1)
+    for width in (1, 512, 1000, 1024, 1025, 1536, 2048, 2050):
+        for offset in (0, 1, 512, 1023, 1024):
+            source = torch.zeros(3, width, device=DEVICE)
+            rows = torch.tensor([2, 0], device=DEVICE)
+            out = torch.zeros(2, width, device=DEVICE)
+            perturb_rows(source, rows, out, 1, offset, *scalars)
+            assert (out.abs() == 1).all(), (width, offset)
+
+
+def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may not be the current one: CUDA launches on that."""
+    here, events = fedspzo_kernels.triton, []
+
+    class Guard:
+        def __init__(self, tensor: Tensor) -> None:
+            self.device = tensor.device
+
+        def __enter__(self) -> None:
+            events.append(self.device)
+
+        def __exit__(self, *exc_info: object) -> None:
+            events.append("left")
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *args, **kwargs: events.append("launched")
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    for name in ("perturb_kernel", "rows_kernel"):
+        monkeypatch.setattr(here, name, Kernel())
+    scalars = (torch.tensor([1]), torch.tensor([1.0]), None, 0)
+    table, rows = torch.zeros(3, 4), torch.tensor([1])
+    perturb_([table], [1], [0], *scalars)
+    perturb_out([table], [table.clone()], [1], [0], *scalars)
+    perturb_rows(table, rows, torch.zeros(1, 4), 1, 0, *scalars)
+    assert events == [table.device, "launched", "left"] * 3
 
 
 def test_the_signed_table_has_each_row_twice() -> None:
@@ -192,3 +266,23 @@ def test_it_serves_on_request() -> None:
     assert runs[0][0] == "True"
     assert runs[1][0] == "False"
     assert runs[0][1] == runs[1][1]
+
+
+def test_all_three_forms_are_registered() -> None:
+    code = (
+        "import torch, fedspzo_kernels as k, fedspzo_kernels.triton as t;"
+        f"t.register('{DEVICE.upper()}'); used = [];"
+        "t.perturb_kernel = t.rows_kernel = type('Kernel', (), {'__getitem__':"
+        " lambda self, grid: lambda *args, **kwargs: used.append(len(args))})();"
+        f"x, rows = torch.zeros(2, 4, device='{DEVICE}'), torch.zeros(1, device='{DEVICE}').long();"
+        "k.perturb_([x], [1], [2], [1.0]); k.perturb([x], [1], [2], [1.0]);"
+        "k.perturb_rows(x, rows, 1, [2], [1.0]); print(len(used))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FEDSPZO_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["3"]

@@ -62,7 +62,7 @@ CENTRAL = (
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
 )
 
-# MiniLM's head is new: as many as `examples/real` names, where the rule has 8
+# MiniLM's head is new: as many as `examples/minilm` names, where the rule has 8
 _MORE = {"perturbations": (1, 32)}
 _RULE, _NEW = ("decoder", "encoder"), ("minilm",)
 

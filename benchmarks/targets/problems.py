@@ -109,7 +109,7 @@ def _decoder() -> Config:
     return configuration.load(DEMO_CONFIG)
 
 
-REAL = ROOT / "examples/real"
+REAL = ROOT / "examples/minilm"
 
 
 def _real() -> Config:
@@ -128,7 +128,7 @@ def _encoder() -> Config:
 
 
 def _needs_real() -> str | None:
-    return None if (REAL / "model").exists() else "its weights: run `make real` once"
+    return None if (REAL / "model").exists() else "its weights: run `make minilm` once"
 
 
 PROBLEMS = (

@@ -19,12 +19,13 @@ struct Stream {
 struct SpanKernels {
   const char* name;
 
-  // values[j] += coeff * normal(index + j), for j < count.
-  void (*add_normal)(float* values, uint64_t index, int64_t count, Stream stream, float coeff);
+  // values[j] = source[j] + coeff * normal(index + j), for j < count. They may be the same memory.
+  void (*add_normal)(const float* source, float* values, uint64_t index, int64_t count,
+                     Stream stream, float coeff);
 
   // The same on bfloat16, the sum rounded to nearest even.
-  void (*add_normal_bfloat16)(uint16_t* values, uint64_t index, int64_t count, Stream stream,
-                              float coeff);
+  void (*add_normal_bfloat16)(const uint16_t* source, uint16_t* values, uint64_t index,
+                              int64_t count, Stream stream, float coeff);
 
   // values[j] += coeff * (bit `first + j` of `words` ? -1 : 1).
   void (*add_signs)(float* values, const uint32_t* words, int64_t first, int64_t count,

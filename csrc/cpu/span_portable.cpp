@@ -16,15 +16,16 @@ void each_normal(uint64_t index, int64_t count, Stream stream, Add add) {
   }
 }
 
-void add_normal(float* values, uint64_t index, int64_t count, Stream stream, float coeff) {
+void add_normal(const float* source, float* values, uint64_t index, int64_t count, Stream stream,
+                float coeff) {
   each_normal(index, count, stream,
-              [=](int64_t j, float z) { values[j] = fmaf(coeff, z, values[j]); });
+              [=](int64_t j, float z) { values[j] = fmaf(coeff, z, source[j]); });
 }
 
-void add_normal_bfloat16(uint16_t* values, uint64_t index, int64_t count, Stream stream,
-                         float coeff) {
+void add_normal_bfloat16(const uint16_t* source, uint16_t* values, uint64_t index, int64_t count,
+                         Stream stream, float coeff) {
   each_normal(index, count, stream, [=](int64_t j, float z) {
-    values[j] = nearest_bfloat16(fmaf(coeff, z, float_of_bfloat16(values[j])));
+    values[j] = nearest_bfloat16(fmaf(coeff, z, float_of_bfloat16(source[j])));
   });
 }
 

@@ -84,9 +84,10 @@ struct BrainBlock {
   static void store(uint16_t* p, const Float (&values)[2]) { V::store_even_odd(p, values); }
 };
 
-// values += coeff * normals, for the block whose first counter is `counter`.
+// out = source + coeff * normals, for the block whose first counter is `counter`.
 template <class V, class Block>
-inline void add_normal_block(typename Block::Element* p, uint32_t counter, const PhiloxSpan& span,
+inline void add_normal_block(const typename Block::Element* source, typename Block::Element* out,
+                             uint32_t counter, const PhiloxSpan& span,
                              const typename V::Table& table, typename V::Float coeff) {
   using Float = typename V::Float;
   typename V::Int words[2];
@@ -97,18 +98,18 @@ inline void add_normal_block(typename Block::Element* p, uint32_t counter, const
   typename V::Cubics cubics[2];
   table.look_up(t, cubics);
   Float values[2];
-  Block::load(p, values);
+  Block::load(source, values);
   for (int i = 0; i < 2; ++i) {
     const auto& c = cubics[i];
     const Float z = V::fused(V::fused(V::fused(c.c3, t[i], c.c2), t[i], c.c1), t[i], c.c0);
     values[i] = V::fused(coeff, V::flip_sign(z, f[i]), values[i]);
   }
-  Block::store(p, values);
+  Block::store(out, values);
 }
 
 template <class V, class Block>
-void add_normal(typename Block::Element* values, uint64_t index, int64_t count, Stream stream,
-                float coeff) {
+void add_normal(const typename Block::Element* source, typename Block::Element* values,
+                uint64_t index, int64_t count, Stream stream, float coeff) {
   using Element = typename Block::Element;
   constexpr int64_t kBlock = 2 * V::kLanes;
   constexpr int64_t kAhead = 32;  // blocks
@@ -118,14 +119,15 @@ void add_normal(typename Block::Element* values, uint64_t index, int64_t count, 
   for (int64_t j = -int64_t(index % kBlock); j < count; j += kBlock) {
     const uint32_t counter = uint32_t((index + j) / 4);
     if (j >= 0 && j + kBlock <= count) {
+      __builtin_prefetch(source + j + kAhead * kBlock);
       __builtin_prefetch(values + j + kAhead * kBlock, 1);
-      add_normal_block<V, Block>(values + j, counter, span, table, coeffs);
+      add_normal_block<V, Block>(source + j, values + j, counter, span, table, coeffs);
       continue;
     }
     Element block[kBlock] = {};
     const int64_t first = j < 0 ? 0 : j, last = j + kBlock < count ? j + kBlock : count;
-    memcpy(block + (first - j), values + first, (last - first) * sizeof(Element));
-    add_normal_block<V, Block>(block, counter, span, table, coeffs);
+    memcpy(block + (first - j), source + first, (last - first) * sizeof(Element));
+    add_normal_block<V, Block>(block, block, counter, span, table, coeffs);
     memcpy(values + first, block + (first - j), (last - first) * sizeof(Element));
   }
 }

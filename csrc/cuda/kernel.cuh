@@ -1,7 +1,10 @@
 // The kernel of fedspzo::perturb_: theta stays in registers while the terms are added to it.
 #pragma once
 
+#include <type_traits>
+
 #include "layout.h"
+#include "table.cuh"
 #include "values.cuh"
 
 namespace fedspzo {
@@ -9,7 +12,7 @@ namespace fedspzo {
 struct Terms {
   const int64_t* seeds;
   const float* coeffs;
-  int64_t count;
+  int count;
   const int64_t* rounding_seed;  // null: nearest even
 };
 
@@ -20,51 +23,47 @@ struct alignas(16) TermSpan {
 };
 static_assert(sizeof(TermSpan) == 80);
 
-// The table with the sign of f in the row, bits(f) >> 22: neither |f| nor moving the sign then
-// costs an instruction. The bits are those of normal_of, because negating f, c0 and c2 negates
-// every step of the evaluation.
-constexpr uint32_t kPositive = 127u << kSegmentBits, kNegative = kPositive + (256u << kSegmentBits);
-
-__device__ const Cubic kDeviceTable[kTableRows] = {
-#include "../noise_table.inc"
-};
+// What only a GPU can decide. setup.py builds these values, benchmarks/gpu_build.py others beside
+// them, and FEDSPZO_SIGNED_TABLE (table.cuh), to be measured; then the macros go.
+#ifndef FEDSPZO_ONE_TERM_BLOCKS
+#define FEDSPZO_ONE_TERM_BLOCKS 6
+#endif
+#ifndef FEDSPZO_TERM_BLOCKS
+#define FEDSPZO_TERM_BLOCKS 4
+#endif
+#ifndef FEDSPZO_TERM_PACKETS
+#define FEDSPZO_TERM_PACKETS 2
+#endif
+#ifndef FEDSPZO_CHUNK_SIZE
+#define FEDSPZO_CHUNK_SIZE 16384
+#endif
 
 struct NormalNoise {
   static constexpr int kCounterShift = 2;  // a counter has 1 << kCounterShift elements
 
   // Neighbouring packets of a thread's turn.
   template <bool kOneTerm>
-  static constexpr int kPackets = kOneTerm ? 1 : 2;
+  static constexpr int kPackets = kOneTerm ? 1 : FEDSPZO_TERM_PACKETS;
 
-  struct Shared {
-    Cubic rows[kNegative - kPositive + kTableRows];
-  };
-
-  __device__ static void prepare(Shared& shared) {
-    for (uint32_t i = threadIdx.x; i < kTableRows; i += kThreads) {
-      const Cubic c = kDeviceTable[(kPositive + i) & (kTableRows - 1)];
-      shared.rows[i] = c;
-      shared.rows[i + kNegative - kPositive] = {-c.c0, c.c1, -c.c2, c.c3};
-    }
+  // Blocks that a multiprocessor shall hold at a time, which bounds a thread's registers; 0: any.
+  // With one term and stochastic rounding every bound spills some.
+  static constexpr int min_blocks(bool one_term, bool stochastic) {
+    return !one_term ? FEDSPZO_TERM_BLOCKS : stochastic ? 0 : FEDSPZO_ONE_TERM_BLOCKS;
   }
 
-  __device__ static float normal(uint32_t word, const Shared& shared) {
-    const float f = float(int32_t(word | 1u));
-    const Cubic c = shared.rows[int32_t(bits_of(f) >> kTableShift) - int32_t(kPositive)];
-    return fmaf(fmaf(fmaf(c.c3, f, c.c2), f, c.c1), f, c.c0);
-  }
+  using Shared = Table;
 
   // Adds the term to the kPlaces elements of a chunk's run; `counter` is the low word of the
   // chunk's first counter.
   template <int kPlaces>
   __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t run,
-                             const TermSpan& term, const Shared& shared) {
+                             const TermSpan& term, const Shared& table) {
 #pragma unroll
     for (int place = 0; place < kPlaces; place += 4) {
       const Words words = philox(counter + run * (kPlaces / 4) + place / 4, term.philox);
 #pragma unroll
       for (int w = 0; w < 4; ++w)
-        v[place + w] = fmaf(term.coeff, normal(words.w[w], shared), v[place + w]);
+        v[place + w] = table.add_normal(v[place + w], term.coeff, words.w[w]);
     }
   }
 };
@@ -75,8 +74,11 @@ struct SignNoise {
   template <bool kOneTerm>
   static constexpr int kPackets = 4;  // the elements of one word
 
-  struct Shared {};
-  __device__ static void prepare(Shared&) {}
+  static constexpr int min_blocks(bool, bool) { return 0; }
+
+  struct Shared {
+    __device__ void fill() {}
+  };
 
   template <int kPlaces>
   __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t run,
@@ -92,19 +94,19 @@ struct SignNoise {
   }
 };
 
-constexpr uint32_t kChunkSize = 16384;
+constexpr uint32_t kChunkSize = FEDSPZO_CHUNK_SIZE;
 constexpr int kTermTile = 64;
 
-__device__ inline TermSpan term_span(const Terms& terms, int64_t k, uint64_t key,
+__device__ inline TermSpan term_span(const Terms& terms, int k, uint64_t key,
                                      uint32_t counter_high) {
   return {PhiloxSpan(counter_high, key, uint64_t(terms.seeds[k])), terms.coeffs[k]};
 }
 
-// Keeps words in registers that the compiler would rather compute again in every turn.
+// Its words in registers: see the keep of one word.
 __device__ inline void keep(PhiloxSpan& span) {
   uint32_t* words = &span.first;
 #pragma unroll
-  for (int i = 0; i < int(sizeof(PhiloxSpan) / 4); ++i) asm volatile("" : "+r"(words[i]));
+  for (int i = 0; i < int(sizeof(PhiloxSpan) / 4); ++i) keep(words[i]);
 }
 
 // The random bits of stochastic rounding: one counter a packet.
@@ -113,6 +115,7 @@ struct Random {
   PhiloxSpan span;
   uint32_t counter;
 
+  __device__ Random() {}
   __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key) {
     if constexpr (kStochastic) {
       counter = uint32_t(chunk.base / kPacket);
@@ -166,18 +169,19 @@ __device__ inline void store_whole(typename Storage::Element* p, const float (&v
   }
 }
 
-// kOneTerm: the term is known before the loop, and its constants stay in registers. Otherwise a
-// tile of terms at a time is prepared in shared memory, and a thread takes two packets, which
-// share the loads of a term.
+// kOneTerm: the term is known before the loop, and its constants stay in registers. Otherwise they
+// are in shared memory, a tile of terms at a time, and a thread takes more packets, which share the
+// loads of a term. A tile that holds all terms is filled once a chunk, else once a turn.
 template <class Storage, class Noise, bool kOneTerm, bool kStochastic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochastic))
     perturb_kernel(const __grid_constant__ TensorTable table, const Terms terms) {
   using Element = typename Storage::Element;
   constexpr int kPackets = Noise::template kPackets<kOneTerm>;
   constexpr int kPlaces = kPackets * kPacket;
   __shared__ typename Noise::Shared shared;
   __shared__ TermSpan tile[kOneTerm ? 1 : kTermTile];
-  Noise::prepare(shared);
+  __shared__ Random<kStochastic> shared_random;
+  shared.fill();
   __syncthreads();
 
   for (uint32_t number = blockIdx.x; number < table.chunks; number += gridDim.x) {
@@ -193,51 +197,92 @@ __global__ void __launch_bounds__(kThreads)
       only = term_span(terms, 0, key, counter_high);
       keep(only.philox);
     }
-    Random<kStochastic> random(terms, chunk, key);
-    if constexpr (kOneTerm && kStochastic) keep(random.span);
+    Random<kStochastic> own_random(terms, chunk, key);
+    if constexpr (kOneTerm && kStochastic) keep(own_random.span);
+    const Random<kStochastic>& random = kOneTerm ? own_random : shared_random;
 
+    const auto fill_tile = [&](int k, int count) {
+      __syncthreads();
+      if (kStochastic && threadIdx.x == kThreads - 1)
+        shared_random = Random<kStochastic>(terms, chunk, key);
+      if (int(threadIdx.x) < count)
+        tile[threadIdx.x] = term_span(terms, k + int(threadIdx.x), key, counter_high);
+      __syncthreads();
+    };
+    const bool one_tile = terms.count <= kTermTile;
+    if constexpr (!kOneTerm) {
+      if (one_tile) fill_tile(0, terms.count);
+    }
     const auto add = [&](float (&v)[kPlaces], uint32_t run) {
       if constexpr (kOneTerm) {
         Noise::add(v, uint32_t(counter), run, only, shared);
       } else {
-        for (int64_t k = 0; k < terms.count; k += kTermTile) {
-          const int count = int(min(int64_t(kTermTile), terms.count - k));
-          __syncthreads();
-          if (threadIdx.x < count)
-            tile[threadIdx.x] = term_span(terms, k + threadIdx.x, key, counter_high);
-          __syncthreads();
+        for (int k = 0; k < terms.count; k += kTermTile) {
+          const int count = min(kTermTile, terms.count - k);
+          if (!one_tile) fill_tile(k, count);
 #pragma unroll 1
           for (int t = 0; t < count; ++t) Noise::add(v, uint32_t(counter), run, tile[t], shared);
         }
       }
     };
 
-    // Whole runs at aligned addresses, 16 bytes at a time; then what is left, element by element.
-    // With more than one term the threads meet at barriers, so all take the same turns.
+    // Whole runs at aligned addresses go 16 bytes at a time, others element by element. A thread
+    // that does not write is there for the barriers alone.
     const Interior interior = interior_runs(chunk, kPackets, aligned);
-#pragma unroll 1
-    for (uint32_t turn = interior.first + threadIdx.x;
-         kOneTerm ? turn < interior.last : turn - threadIdx.x < interior.last; turn += kThreads) {
-      const uint32_t run = kOneTerm ? turn : min(turn, interior.last - 1);
+    const auto take = [&](uint32_t run, bool whole, bool writes) {
       Element* p = origin + run * kPlaces;
       float v[kPlaces];
-      load_whole<Storage>(p, v);
+      if (whole) {
+        load_whole<Storage>(p, v);
+      } else {
+        load<Storage>(p, run_at(chunk, run, kPackets), v);
+      }
       add(v, run);
-      if (kOneTerm || turn < interior.last) store_whole<Storage>(p, v, random, run * kPackets);
-    }
+      if (!writes) return;
+      if (whole) {
+        store_whole<Storage>(p, v, random, run * kPackets);
+      } else {
+        store<Storage>(p, run_at(chunk, run, kPackets), v, random, run * kPackets);
+      }
+    };
     const uint32_t edges =
         last_run(chunk, kPackets) - first_run(chunk, kPackets) - (interior.last - interior.first);
+    if constexpr (kOneTerm) {
 #pragma unroll 1
-    for (uint32_t edge = 0; edge < edges; edge += kThreads) {
-      const uint32_t run = edge_run(chunk, kPackets, interior, edge + threadIdx.x);
-      const Run part = run_at(chunk, run, kPackets);
-      Element* p = origin + run * kPlaces;
-      float v[kPlaces];
-      load<Storage>(p, part, v);
-      add(v, run);
-      store<Storage>(p, part, v, random, run * kPackets);
+      for (uint32_t run = interior.first + threadIdx.x; run < interior.last; run += kThreads)
+        take(run, true, true);
+#pragma unroll 1
+      for (uint32_t edge = threadIdx.x; edge < edges; edge += kThreads)
+        take(edge_run(chunk, kPackets, interior, edge), false, true);
+    } else {
+      // The threads meet at barriers, so all take the same turns.
+#pragma unroll 1
+      for (uint32_t turn = interior.first; turn < interior.last; turn += kThreads)
+        take(min(turn + threadIdx.x, interior.last - 1), true, turn + threadIdx.x < interior.last);
+#pragma unroll 1
+      for (uint32_t edge = 0; edge < edges; edge += kThreads)
+        take(edge_run(chunk, kPackets, interior, edge + threadIdx.x), false, true);
     }
   }
+}
+
+using Kernel = void (*)(TensorTable, Terms);
+
+template <class Storage, class Noise>
+Kernel choose_kernel(bool one_term, bool stochastic) {
+  constexpr bool kRounds = !std::is_same_v<Storage, Float32>;
+  if (kRounds && stochastic) {
+    return one_term ? perturb_kernel<Storage, Noise, true, kRounds>
+                    : perturb_kernel<Storage, Noise, false, kRounds>;
+  }
+  return one_term ? perturb_kernel<Storage, Noise, true, false>
+                  : perturb_kernel<Storage, Noise, false, false>;
+}
+
+template <class Storage>
+Kernel choose_kernel(bool normal, bool one_term, bool stochastic) {
+  return normal ? choose_kernel<Storage, NormalNoise>(one_term, stochastic)
+                : choose_kernel<Storage, SignNoise>(one_term, stochastic);
 }
 
 }  // namespace fedspzo

@@ -40,6 +40,14 @@ FEDSPZO_FN uint64_t chunks_of(uint64_t begin, uint64_t end, uint64_t chunk_size)
   return begin == end ? 0 : (end - 1) / chunk_size - begin / chunk_size + 1;
 }
 
+// Adds elements begin to begin + numel - 1 of a parameter, if there are any; `data` is the first.
+FEDSPZO_FN void add_tensor(TensorTable& table, void* data, uint64_t begin, uint64_t numel,
+                           uint64_t key, uint64_t chunk_size) {
+  if (numel == 0) return;
+  table.entries[table.tensors++] = {data, begin, begin + numel, key, table.chunks};
+  table.chunks += uint32_t(chunks_of(begin, begin + numel, chunk_size));
+}
+
 // The tensor that chunk number `chunk` of the launch belongs to.
 FEDSPZO_FN uint32_t find_tensor(const TensorTable& table, uint32_t chunk) {
   uint32_t low = 0, high = table.tensors;

@@ -10,43 +10,33 @@
 #include "../arguments.h"
 #include "kernel.cuh"
 
+// It is in libtorch_cuda, which libtorch brings along where torch has CUDA. Weak, so that a torch
+// without CUDA can load the library too: as tests do.
+#pragma weak aoti_torch_get_current_cuda_stream
+
 namespace fedspzo {
 namespace {
 
-constexpr int kBlocksPerProcessor = 8;
-
-using Kernel = void (*)(TensorTable, Terms);
-
-template <class Storage, class Noise, bool kStochastic>
-Kernel choose(bool one_term) {
-  return one_term ? perturb_kernel<Storage, Noise, true, kStochastic>
-                  : perturb_kernel<Storage, Noise, false, kStochastic>;
-}
-
-template <class Storage>
-Kernel choose(int64_t stream, bool one_term, bool stochastic) {
-  if (stream == kNormal) {
-    return stochastic ? choose<Storage, NormalNoise, true>(one_term)
-                      : choose<Storage, NormalNoise, false>(one_term);
-  }
-  return stochastic ? choose<Storage, SignNoise, true>(one_term)
-                    : choose<Storage, SignNoise, false>(one_term);
-}
-
 Kernel choose(ScalarType dtype, int64_t stream, bool one_term, bool stochastic) {
-  if (dtype == ScalarType::BFloat16) return choose<Bfloat16>(stream, one_term, stochastic);
-  if (dtype == ScalarType::Half) return choose<Float16>(stream, one_term, stochastic);
-  return stream == kNormal ? choose<Float32, NormalNoise, false>(one_term)
-                           : choose<Float32, SignNoise, false>(one_term);
+  const bool normal = stream == kNormal;
+  if (dtype == ScalarType::BFloat16) return choose_kernel<Bfloat16>(normal, one_term, stochastic);
+  if (dtype == ScalarType::Half) return choose_kernel<Float16>(normal, one_term, stochastic);
+  return choose_kernel<Float32>(normal, one_term, stochastic);
 }
 
+void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "perturb_: ", cudaGetErrorString(error));
+}
+
+// One launch, of no more blocks than the device holds at a time: each fills its table once.
 void launch(Kernel kernel, const TensorTable& table, const Terms& terms, int processors,
             cudaStream_t stream) {
   if (table.chunks == 0) return;
-  const uint32_t most = uint32_t(processors) * kBlocksPerProcessor;
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0));
+  const uint32_t most = uint32_t(processors * blocks);
   kernel<<<(table.chunks < most ? table.chunks : most), kThreads, 0, stream>>>(table, terms);
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "perturb_: ", cudaGetErrorString(error));
+  check(cudaGetLastError());
 }
 
 void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vector<int64_t> offsets,
@@ -63,25 +53,28 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
                     "seeds, coeffs and rounding_seed must be on CUDA device ", device);
   }
 
+  STD_TORCH_CHECK(seeds.numel() <= 1 << 30, "seeds: ", seeds.numel(),
+                  "; pass at most 2^30 at a time");
+
   const torch::stable::accelerator::DeviceGuard guard(device);
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr,
+                  "perturb_: this torch has no CUDA");
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
   int processors = 1;
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
 
-  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), seeds.numel(),
+  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(),
+                    int(seeds.numel()),
                     rounding_seed ? rounding_seed->const_data_ptr<int64_t>() : nullptr};
   for (const ScalarType dtype : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
-    const Kernel kernel =
-        choose(dtype, stream, terms.count == 1, terms.rounding_seed && dtype != ScalarType::Float);
+    const Kernel kernel = choose(dtype, stream, terms.count == 1, terms.rounding_seed != nullptr);
     TensorTable table;
     table.tensors = table.chunks = 0;
     for (size_t t = 0; t < tensors.size(); ++t) {
-      if (tensors[t].scalar_type() != dtype || tensors[t].numel() == 0) continue;
-      const uint64_t begin = uint64_t(offsets[t]), end = begin + uint64_t(tensors[t].numel());
-      table.entries[table.tensors++] = {tensors[t].mutable_data_ptr(), begin, end,
-                                        uint64_t(keys[t]), table.chunks};
-      table.chunks += uint32_t(chunks_of(begin, end, kChunkSize));
+      if (tensors[t].scalar_type() != dtype) continue;
+      add_tensor(table, tensors[t].mutable_data_ptr(), uint64_t(offsets[t]),
+                 uint64_t(tensors[t].numel()), uint64_t(keys[t]), kChunkSize);
       if (table.tensors == kMaxTensors) {
         launch(kernel, table, terms, processors, static_cast<cudaStream_t>(current));
         table.tensors = table.chunks = 0;

@@ -1,16 +1,10 @@
 // Loads and stores of a packet's eight elements: 16 bytes at a time where the address allows it.
 #pragma once
 
-#include "../rounding.h"
+#include "intrinsics.cuh"
 #include "layout.h"
 
 namespace fedspzo {
-
-// Written out, because the compiler takes a vector it has computed piece by piece apart again.
-__device__ inline void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
-}
 
 struct Float32 {
   using Element = float;
@@ -18,9 +12,12 @@ struct Float32 {
   __device__ static float store(float x) { return x; }
 
   __device__ static void load8(const float* p, float* v) {
-    const float4 a = reinterpret_cast<const float4*>(p)[0],
-                 b = reinterpret_cast<const float4*>(p)[1];
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+#pragma unroll
+    for (int half = 0; half < 8; half += 4) {
+      const Words words = load16(p + half);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[half + i] = float_of(words.w[i]);
+    }
   }
   __device__ static void store8(float* p, const float* v) {
     store16(p, bits_of(v[0]), bits_of(v[1]), bits_of(v[2]), bits_of(v[3]));
@@ -34,11 +31,9 @@ struct Sixteen {
   using Element = uint16_t;
 
   __device__ static void load8(const uint16_t* p, float* v) {
-    const uint4 words = *reinterpret_cast<const uint4*>(p);
-    Self::unpack(words.x, v[0], v[1]);
-    Self::unpack(words.y, v[2], v[3]);
-    Self::unpack(words.z, v[4], v[5]);
-    Self::unpack(words.w, v[6], v[7]);
+    const Words words = load16(p);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) Self::unpack(words.w[i], v[2 * i], v[2 * i + 1]);
   }
   __device__ static void store8(uint16_t* p, const float* v) {
     store16(p, Self::pack(v[0], v[1]), Self::pack(v[2], v[3]), Self::pack(v[4], v[5]),
@@ -68,9 +63,7 @@ struct Bfloat16 : Sixteen<Bfloat16> {
     high = float_of(word & 0xFFFF0000u);
   }
   __device__ static uint32_t pack(float low, float high) {
-    uint32_t word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
+    return nearest_bfloat16_pair(low, high);
   }
   // `random`: 16 bits below for the low value, 16 above for the high one. Infinities have no low
   // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a
@@ -84,15 +77,9 @@ struct Bfloat16 : Sixteen<Bfloat16> {
 
 struct Float16 : Sixteen<Float16> {
   __device__ static void unpack(uint32_t word, float& low, float& high) {
-    asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
-        : "=f"(low), "=f"(high)
-        : "r"(word));
+    float16_pair_to_floats(word, low, high);
   }
-  __device__ static uint32_t pack(float low, float high) {
-    uint32_t word;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-  }
+  __device__ static uint32_t pack(float low, float high) { return nearest_float16_pair(low, high); }
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     return pack(neighbour(low, __byte_perm(random, 0, 0x1044)), neighbour(high, random));
   }

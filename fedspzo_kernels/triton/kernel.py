@@ -1,4 +1,4 @@
-"""The kernel of `perturb_` in Triton: csrc/noise.h and csrc/rounding.h once more, bit for bit."""
+"""The kernels in Triton: csrc/noise.h and csrc/rounding.h once more, bit for bit."""
 
 from __future__ import annotations
 
@@ -108,11 +108,10 @@ def nearest(value, dtype: tl.constexpr):
         return value.to(dtype)
 
 
-@triton.jit(do_not_specialize=["offset", "key", "terms"])
-def perturb_kernel(
-    theta,
-    numel,
-    offset,
+@triton.jit
+def perturbed(
+    x,
+    index,
     key,
     seeds,
     coeffs,
@@ -122,20 +121,15 @@ def perturb_kernel(
     NORMAL: tl.constexpr,
     ONE_TERM: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    SHIFT: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """One program: 4 * GROUPS elements of one tensor, at a multiple of that number.
+    """`round(x + sum_k coeffs[k] * z_k)` for the block of 4 * GROUPS elements that x has.
 
-    `offset` is the index of theta's first element less SHIFT, which is its rest modulo
-    4 * GROUPS. `table` is null for `rademacher-v1`.
+    `index` is that of the block's first element in the whole parameter, and a multiple of
+    4 * GROUPS: so the block's counters share their high word. `table` is not read for
+    `rademacher-v1`.
     """
     BLOCK: tl.constexpr = 4 * GROUPS
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    place = start - SHIFT + tl.arange(0, BLOCK)
-    index = offset.to(tl.int64) + start  # of the block's first element in the whole parameter
-    inside = (place >= 0) & (place < numel)
-    x = tl.load(theta + place, mask=inside)
     value = x.to(tl.float32)
     group = tl.arange(0, GROUPS).to(tl.uint32)
     key = key.to(tl.int64).to(tl.uint64, bitcast=True)
@@ -173,7 +167,107 @@ def perturb_kernel(
         )
         words = interleave4(w0, w1, w2, w3)
         random = tl.interleave(words & 0xFFFF, words >> 16)
-        y = stochastic(value, random, x.dtype)
+        return stochastic(value, random, x.dtype)
     else:
-        y = nearest(value, x.dtype)
-    tl.store(theta + place, y, mask=inside)
+        return nearest(value, x.dtype)
+
+
+@triton.jit(do_not_specialize=["offset", "shift", "key", "terms"])
+def perturb_kernel(
+    source,
+    out,
+    numel,
+    offset,
+    shift,
+    key,
+    seeds,
+    coeffs,
+    terms,
+    rounding_seed,
+    table,
+    NORMAL: tl.constexpr,
+    ONE_TERM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    UNIT: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Perturb one block of a tensor's elements, at a multiple of 4 * GROUPS of the parameter.
+
+    The tensor begins UNIT * `shift` elements after such a multiple, which is `offset`. UNIT is 0
+    where it begins at one; else it tells the compiler how far the elements' addresses are aligned.
+    `source` and `out` may be the same.
+    """
+    BLOCK: tl.constexpr = 4 * GROUPS
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    place = start - shift * UNIT + tl.arange(0, BLOCK)
+    inside = place < numel
+    if UNIT > 0:
+        inside = inside & (place >= 0)
+    x = tl.load(source + place, mask=inside)
+    y = perturbed(
+        x,
+        offset.to(tl.int64) + start,
+        key,
+        seeds,
+        coeffs,
+        terms,
+        rounding_seed,
+        table,
+        NORMAL,
+        ONE_TERM,
+        STOCHASTIC,
+        GROUPS,
+    )
+    tl.store(out + place, y, mask=inside)
+
+
+@triton.jit(do_not_specialize=["key", "terms"])
+def rows_kernel(
+    source,
+    rows,
+    out,
+    count,
+    width,
+    offset,
+    key,
+    seeds,
+    coeffs,
+    terms,
+    rounding_seed,
+    table,
+    NORMAL: tl.constexpr,
+    ONE_TERM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Perturb one block of one looked-up row: number program_id(1) of those the row touches.
+
+    Blocks stand at multiples of 4 * GROUPS of the parameter, wherever the row begins. `offset` is
+    the index of the source's first element. A row that the source has not becomes NaN.
+    """
+    BLOCK: tl.constexpr = 4 * GROUPS
+    number = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + number)
+    there = (row >= 0) & (row < count)
+    row = tl.where(there, row, 0)
+    first = offset + row * width  # the row's first element
+    index = (first // BLOCK + tl.program_id(1)) * BLOCK
+    place = index - first + tl.arange(0, BLOCK)
+    inside = (place >= 0) & (place < width)
+    readable = tl.where(there, width, 0)
+    x = tl.load(source + row * width + place, mask=(place >= 0) & (place < readable))
+    y = perturbed(
+        x,
+        index,
+        key,
+        seeds,
+        coeffs,
+        terms,
+        rounding_seed,
+        table,
+        NORMAL,
+        ONE_TERM,
+        STOCHASTIC,
+        GROUPS,
+    )
+    tl.store(out + number * width + place, tl.where(there, y, float("nan")), mask=inside)

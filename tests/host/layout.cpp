@@ -48,8 +48,7 @@ int main() {
         std::vector<std::vector<int>> visits;
         for (const uint64_t size : sizes) {
           if (size == 0) continue;
-          table.entries[table.tensors++] = {nullptr, begin, begin + size, 0, table.chunks};
-          table.chunks += uint32_t(chunks_of(begin, begin + size, kChunk));
+          add_tensor(table, nullptr, begin, size, 0, kChunk);
           visits.emplace_back(size);
         }
         for (uint32_t number = 0; number < table.chunks; ++number) {

@@ -36,9 +36,10 @@ def print_info() -> None:
     console.print(backends)
     machine = Table("device", "", title="machine", title_justify="left")
     machine.add_row("CPU", platform.processor() or platform.machine())
-    compiled = kernels["backends"]["cpu"].available
-    machine.add_row("CPU served by", f"{'cpu' if compiled else 'reference'} backend")
+    machine.add_row("CPU served by", f"{fedspzo_kernels.serving('cpu')} backend")
     machine.add_row("CPU capability", str(kernels["cpu_capability"] or "unknown: not compiled"))
     machine.add_row("threads", str(kernels["threads"]))
     machine.add_row("GPU", str(kernels["gpu"] or "none that torch can use"))
+    if kernels["gpu"]:
+        machine.add_row("GPU served by", f"{fedspzo_kernels.serving('cuda')} backend")
     console.print(machine)

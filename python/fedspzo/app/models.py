@@ -5,7 +5,8 @@ Weights come from safetensors files alone; nothing is unpickled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
@@ -24,7 +25,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedspzo.checks import LIMIT_64, check_choice, check_text, check_whole
+from fedspzo.blocks.output_rows import has_linear_output, untie_rows
+from fedspzo.checks import LIMIT_32, LIMIT_64, check_choice, check_text, check_whole
 from fedspzo.errors import InputError, one_line
 
 from .config import DEMO, Config, ModelConfig
@@ -43,17 +45,21 @@ class Recipe:
         kind: which head the model has.
         labels: of a classification head, in the order of its outputs; else empty.
         seed: from which a classification head that the checkpoint lacks is initialised.
+        rows: tokens whose rows of the output layer are parameters of their own (`output_rows`).
     """
 
     dtype: str
     kind: Kind
     labels: tuple[str, ...] = ()
     seed: int = 0
+    rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, get_args(get_type_hints(ModelConfig)["dtype"]))
         check_choice("kind", self.kind, get_args(Kind))
         check_whole("seed", self.seed, 0, LIMIT_64 - 1)
+        for token in self.rows:
+            check_whole("rows", token, 0, LIMIT_32 - 1)
         for label in self.labels:
             check_text("label", label)
 
@@ -71,18 +77,20 @@ class Recipe:
         return cls(dtype=config.model.dtype, kind="masked" if masked else "causal")
 
 
-def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
-    """The config's model, in evaluation mode on its device, and its task.
+def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
+    """Load the config's model, in evaluation mode on its device, and make its task.
 
-    A classification head the checkpoint lacks is initialised from [federation] seed: every
-    participant then starts from the same bits.
+    A prompt's verbalizers get rows of their own in the output layer. A classification head the
+    checkpoint lacks is initialised from [federation] seed: every participant then starts from the
+    same bits.
 
     Raises:
         InputError: if the model cannot be had, or does not fit the task.
     """
     name = config.model.name
     device = _device(config)
-    model, tokenizer = pretrained(name, Recipe.of(config, splits))
+    recipe = Recipe.of(config, splits)
+    model, tokenizer = pretrained(name, recipe)
     model.to(device)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -90,7 +98,11 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task]:
             f"[model] name is {name!r}, whose tokenizer has {len(tokenizer)} tokens but whose "
             f"model has {rows}; name a model saved with its own tokenizer"
         )
-    return model, _task(config, splits, tokenizer, _longest(config, model, tokenizer))
+    task = _task(config, splits, tokenizer, _longest(config, model, tokenizer))
+    if isinstance(task, PromptClassification) and has_linear_output(model):
+        recipe = replace(recipe, rows=tuple(task.words.tolist()))
+        untie_rows(model, recipe.rows)
+    return model, task, recipe
 
 
 def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
@@ -117,11 +129,20 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         _explain(name, error, offline)
     model.eval()
+    if recipe.rows:
+        _untie(name, model, recipe.rows)
     if model.config.pad_token_id is None:
         # Heads of causal models look for it to find a row's last token.
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     return model, tokenizer
+
+
+def _untie(name: str, model: nn.Module, rows: Sequence[int]) -> None:
+    try:
+        untie_rows(model, rows)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name!r} is not the journal's model: {error}") from None
 
 
 def _device(config: Config) -> str:

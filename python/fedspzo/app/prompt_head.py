@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedspzo.blocks.output_rows import OutputRows
+
 
 @contextmanager
 def head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
@@ -34,10 +36,21 @@ def head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None
 
     with ExitStack() as stack:
         stack.callback(head.register_forward_pre_hook(keep).remove)
-        if type(head) is nn.Linear and "forward" not in vars(head):
+        if isinstance(head, OutputRows) and torch.equal(head.tokens, words.to(head.tokens.device)):
+            head.__dict__["forward"] = partial(_answers_alone, head)
+            stack.callback(head.__dict__.pop, "forward")
+        elif type(head) is nn.Linear and "forward" not in vars(head):
             head.__dict__["forward"] = partial(_some_logits, head, words)
             stack.callback(head.__dict__.pop, "forward")
         yield
+
+
+def _answers_alone(head: OutputRows, hidden: Tensor) -> Tensor:
+    """Return logits, (..., vocabulary): those of the head's own rows, and 0 elsewhere."""
+    answers = head.answers(hidden)
+    logits = answers.new_zeros(*hidden.shape[:-1], len(head.base.weight))
+    logits[..., head.tokens] = answers
+    return logits
 
 
 def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:

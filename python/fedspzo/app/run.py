@@ -18,6 +18,7 @@ from torch import nn
 
 from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks, split
+from fedspzo.blocks.output_rows import merge_rows
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig, RoundResult, RunResult, dirichlet, iid
 from fedspzo.federated import run as run_federation
@@ -59,13 +60,13 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         InputError: the model cannot be had, or does not fit task, data or settings.
     """
     start = time.perf_counter()
-    model, task = models.load(config, splits)
+    model, task, recipe = models.load(config, splits)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         # A small model's operations are too short to share: threads gain little on a free machine
         # and, waiting for each other, lose a factor of twenty on a busy one.
         torch.set_num_threads(1)
-    experiment = Experiment(config, splits, task, folder, quiet=quiet)
+    experiment = Experiment(config, splits, task, recipe, folder, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     folder.create()
     if not folder.resumes:
@@ -81,6 +82,7 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     if config.optimizer.lr == "auto":  # the rates went on changing
         used = replace(used, lr="auto")
     folder.write(CONFIG, to_toml(replace(config, optimizer=used)))
+    merge_rows(model)
     folder.save_model(model, task.tokenizer)
 
     summary = _summary(config, splits.test, rows)
@@ -113,6 +115,7 @@ class Experiment:
         config: Config,
         splits: Splits,
         task: Task,
+        recipe: Recipe,
         folder: RunFolder,
         *,
         quiet: bool,
@@ -120,6 +123,7 @@ class Experiment:
         self.config = config
         self.splits = splits
         self.task = task
+        self.recipe = recipe
         self.folder = folder
         self.quiet = quiet
         self.test = task.encode(splits.test)
@@ -199,7 +203,7 @@ class Experiment:
         return RunJournal(
             self.folder.path / name,
             source=self.config.model.name,
-            model=asdict(Recipe.of(self.config, self.splits)),
+            model=asdict(self.recipe),
             about=identity(self.config),
         )
 
@@ -212,7 +216,7 @@ class Experiment:
         federation = self.config.federation
         steps = federation.participants * federation.local_steps
         rounds = max(1, round(forwards / (steps * settings.forwards_per_step)))
-        model, _ = models.load(self.config, self.splits)
+        model, _, _ = models.load(self.config, self.splits)
         _, rows = self.train_model(
             self.cut(model, optimizer),
             optimizer,

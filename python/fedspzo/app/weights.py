@@ -62,12 +62,15 @@ def load(name: str, header: Header) -> Weights:
 
 
 def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
+    from fedspzo.blocks.output_rows import merge_rows
+
     from .models import Recipe, pretrained
 
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
     try:
-        known = Recipe(**{**recipe, "labels": tuple(recipe["labels"])})
+        lists = {name: tuple(recipe.get(name, ())) for name in ("labels", "rows")}
+        known = Recipe(**{**recipe, **lists})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the journal's header does not say how its model is loaded ({one_line(error)}); give"
@@ -76,6 +79,7 @@ def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
     model, tokenizer = pretrained(name, known)
 
     def save(folder: Path) -> None:
+        merge_rows(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

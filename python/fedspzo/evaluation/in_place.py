@@ -35,9 +35,11 @@ class InPlaceBlock:
 
     def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
         self._tensors = [tensor for _, tensor in group]
-        self._keys = [key_of(name) for name, _ in group]
         self._terms: dict[int, float] = {}
         self._snapshot = [t.detach().clone() for t in self._tensors] if snapshot else None
+        self._perturber = fedspzo_kernels.Perturber(
+            self._snapshot or self._tensors, [key_of(name) for name, _ in group]
+        )
 
     def move(
         self,
@@ -54,18 +56,23 @@ class InPlaceBlock:
             for seed, coefficient in target.items():
                 delta[seed] = delta.get(seed, 0.0) + coefficient
             delta = {seed: c for seed, c in delta.items() if c != 0}
-        else:
-            self._copy_back()
-            delta = dict(target)
-        if delta and self._tensors:
-            fedspzo_kernels.perturb_(
-                self._tensors,
-                self._keys,
-                list(delta),
-                list(delta.values()),
+            if delta and self._tensors:
+                self._perturber.add_(
+                    list(delta),
+                    list(delta.values()),
+                    rounding=rounding,
+                    rounding_seed=rounding_seed,
+                )
+        elif target and self._tensors:
+            self._perturber.add(
+                list(target),
+                list(target.values()),
+                out=self._tensors,
                 rounding=rounding,
                 rounding_seed=rounding_seed,
             )
+        else:
+            self._copy_back()
         self._terms = dict(target)
 
     def decay(self, factor: float) -> None:

@@ -9,7 +9,6 @@ with some rows of its weight at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fedspzo_kernels import STREAMS
+from fedspzo_kernels import Perturber, perturb_rows
 
 from .in_place import InPlaceBlock, key_of
 from .scratch_buffer import ScratchBuffer
@@ -40,6 +39,7 @@ class LayerwiseBlock:
         self.scratch = scratch
         self.terms: dict[int, float] = {}
         self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._perturbers: dict[tuple[Any, ...], Perturber] = {}  # by names and rows
         self.copy(copied)
 
     def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
@@ -57,20 +57,27 @@ class LayerwiseBlock:
         """Copy back what had to be moved in place."""
         self._copied.restore()
 
-    def add_to(self, tensors: Sequence[Tensor], keys: list[int], offsets: list[int]) -> None:
-        """Add the terms to contiguous copies of weights, in place.
-
-        This is `fedspzo_kernels.perturb_` less its checks, which cost more than a small weight.
-        """
-        device = tensors[0].device
+    def scalars(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The terms' seeds and coefficients, on a device."""
         if device not in self._scalars:
             self._scalars[device] = (
                 torch.tensor([signed(seed) for seed in self.terms]).to(device),
                 torch.tensor(list(self.terms.values()), dtype=torch.float32).to(device),
             )
-        torch.ops.fedspzo.perturb_(
-            tensors, keys, offsets, *self._scalars[device], None, STREAMS["normal-v1"]
-        )
+        return self._scalars[device]
+
+    def write(
+        self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
+    ) -> None:
+        """Write the parameters' weights, or some rows of each, with the terms added."""
+        weights = (*(parameter.called for parameter in parameters), rows.start, rows.stop)
+        if weights not in self._perturbers:
+            self._perturbers[weights] = Perturber(
+                [parameter.part(rows) for parameter in parameters],
+                [parameter.key for parameter in parameters],
+                offsets=[parameter.first(rows) for parameter in parameters],
+            )
+        self._perturbers[weights].add(*self.scalars(out[0].device), out=out)
 
 
 class VirtualParameter(Tensor):
@@ -101,8 +108,12 @@ class VirtualParameter(Tensor):
             requires_grad=weight.requires_grad,
         )
         self.called, self.weight, self.block = name, weight.detach(), block
-        self.key = signed(key_of(name))
+        self.key = key_of(name)
         return self
+
+    def part(self, rows: slice) -> Tensor:
+        """The weight, or some rows of it."""
+        return self.weight if rows == slice(None) else self.weight[rows]
 
     def first(self, rows: slice) -> int:
         """The index of the rows' first element in the parameter."""
@@ -142,7 +153,7 @@ def _perturbed(
 
     They are valid until the next call, unless `lasting`.
     """
-    weights = [s.weight if rows == slice(None) else s.weight[rows] for s in parameters]
+    weights = [parameter.part(rows) for parameter in parameters]
     # while it is watched who reads weights, a view may not lie in them even without terms
     every = lasting and parameters[0].block.scratch.watched
     moved = [i for i, parameter in enumerate(parameters) if every or parameter.block.terms]
@@ -154,12 +165,10 @@ def _perturbed(
     else:
         copies = first.block.scratch.take(likes, first.called)
     for i, copy in zip(moved, copies, strict=True):
-        weights[i] = copy.copy_(weights[i])
+        weights[i] = copy if parameters[i].block.terms else copy.copy_(weights[i])
     for block in dict.fromkeys(s.block for s in parameters if s.block.terms):
         mine = [i for i in moved if parameters[i].block is block]
-        keys = [parameters[i].key for i in mine]
-        offsets = [parameters[i].first(rows) for i in mine]
-        block.add_to([weights[i] for i in mine], keys, offsets)
+        block.write([parameters[i] for i in mine], rows, [weights[i] for i in mine])
     return weights
 
 
@@ -208,32 +217,16 @@ def _embedding(
     """F.embedding; only the rows that are looked up are perturbed."""
     if not isinstance(weight, VirtualParameter) or isinstance(input, VirtualParameter):
         return F.embedding(input, weight, padding_idx, max_norm, norm_type)
-    with weight.block.scratch.aside():
-        most = weight.block.scratch.rows([weight])
-        if not weight.block.terms or not input.numel():
+    block = weight.block
+    with block.scratch.aside():
+        if not block.terms or not input.numel():
             return F.embedding(input, weight.weight, padding_idx, max_norm, norm_type)
-        if most >= len(weight) or max_norm is not None:
+        few = len(weight) <= min(input.numel(), block.scratch.rows([weight]))
+        if few or max_norm is not None:
             (whole,) = _perturbed([weight])
             return F.embedding(input, whole, padding_idx, max_norm, norm_type)
-        ids = input.reshape(-1)
-        result = weight.weight.new_empty(len(ids), weight.shape[1])
-        for some, out in zip(ids.split(most), result.split(most), strict=True):
-            _look_up(some, weight, out)
-        return result.view(*input.shape, weight.shape[1])
-
-
-def _look_up(ids: Tensor, weight: VirtualParameter, out: Tensor) -> None:
-    """Write the perturbed rows of some ids to `out`."""
-    rows, places = ids.unique(return_inverse=True)
-    (table,) = weight.block.scratch.take([weight.weight[:1].expand(len(rows), -1)], weight.called)
-    torch.index_select(weight.weight, 0, rows, out=table)
-    # neighbours in the table that are neighbours in the weight are one tensor with one offset
-    numbers = rows.tolist()
-    starts = [i for i, n in enumerate(numbers) if i == 0 or n != numbers[i - 1] + 1]
-    lengths = [b - a for a, b in pairwise([*starts, len(numbers)])]
-    offsets = [numbers[i] * weight.shape[1] for i in starts]
-    weight.block.add_to(table.split(lengths), [weight.key] * len(starts), offsets)
-    torch.index_select(table, 0, places, out=out)
+        ids, scalars = input.reshape(-1).long(), block.scalars(input.device)
+        return perturb_rows(weight.weight, ids, weight.key, *scalars).view(*input.shape, -1)
 
 
 _BY_ROWS = {F.linear: _linear, F.embedding: _embedding}

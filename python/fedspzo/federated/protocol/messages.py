@@ -18,7 +18,6 @@ from fedspzo.checks import LIMIT_16, LIMIT_32, LIMIT_64, check_choice, check_who
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.federated.settings import OptimizerConfig, Seeds
 from fedspzo.journal.records import DIGEST_BYTES, STREAM
-from fedspzo_kernels import STREAMS
 
 from .framing import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
 from .updates import EVERYBODY, Scalars, Update
@@ -32,7 +31,8 @@ _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
 _EVALUATIONS = (None, *get_args(EvaluationMode))
-_STREAM_NAMES = {code: name for name, code in STREAMS.items()}
+_STREAM_CODE = 0
+_STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Plan:
             _SIDES.index(o.sides),
             _ROUNDINGS.index(o.rounding),
             _EVALUATIONS.index(o.evaluation),
-            STREAMS[STREAM],
+            _STREAM_CODE,
             from_optional(o.eps),
             len(counts),
             len(name),

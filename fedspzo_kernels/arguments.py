@@ -1,0 +1,157 @@
+"""Check the public forms' arguments. Each error names the argument, the value and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .streams import STREAMS
+
+Rounding = Literal["nearest", "stochastic"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_INDEX = 2**63 - 1
+
+
+class Terms(NamedTuple):
+    """The terms of one call, checked.
+
+    Attributes:
+        seeds: int64 (K,).
+        coeffs: float32 (K,).
+        rounding_seed: int64 () for stochastic rounding, or None.
+    """
+
+    seeds: Tensor
+    coeffs: Tensor
+    rounding_seed: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        seeds: Tensor | Sequence[int],
+        coeffs: Tensor | Sequence[float],
+        rounding: Rounding,
+        rounding_seed: Tensor | int | None,
+    ) -> Terms:
+        """Check what `perturb_` was given; it says what these are."""
+        seeds, coeffs = _seed_tensor(seeds), _coefficient_tensor(coeffs)
+        if seeds.numel() != coeffs.numel():
+            raise ValueError(
+                f"seeds and coeffs: {seeds.numel()} seeds for {coeffs.numel()} coefficients;"
+                " pass one coefficient a seed"
+            )
+        random = _rounding_tensor(rounding, rounding_seed)
+        return cls(seeds.contiguous(), coeffs.contiguous(), random)
+
+    def to(self, device: torch.device) -> Terms:
+        """Copies on a device. They are small and pageable, so the host does not wait for a GPU."""
+        return Terms(
+            self.seeds.to(device, non_blocking=True),
+            self.coeffs.to(device, non_blocking=True),
+            None
+            if self.rounding_seed is None
+            else self.rounding_seed.to(device, non_blocking=True),
+        )
+
+
+def check_tensor(tensor: Tensor, name: str) -> None:
+    """Refuse what no form of the op takes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch.Tensor")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}; perturb_ takes"
+            " torch.float32, torch.bfloat16 and torch.float16"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}; pass a dense tensor")
+    if tensor.is_contiguous():
+        return
+    if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} is expanded (strides"
+            f" {tensor.stride()}), so its elements share memory; pass its .contiguous() copy"
+        )
+
+
+def check_out(out: Tensor, source: Tensor, shape: torch.Size, name: str) -> None:
+    """Refuse an `out` that the values do not fit: it has the source's dtype and device."""
+    check_tensor(out, name)
+    if out.shape != shape or out.dtype != source.dtype or out.device != source.device:
+        raise ValueError(
+            f"{name} has shape {tuple(out.shape)} and dtype {out.dtype} on {out.device}; pass shape"
+            f" {tuple(shape)} and dtype {source.dtype} on {source.device}"
+        )
+
+
+def check_offset(offset: int, tensor: Tensor, name: str) -> None:
+    """Refuse an index of the first element that is negative or leads beyond 2**63 - 1."""
+    if not isinstance(offset, int) or not 0 <= offset <= MAX_INDEX - tensor.numel():
+        raise ValueError(
+            f"{name} is {offset!r}; pass the index of the tensor's first element in the"
+            " whole parameter, an int >= 0 with the last index below 2**63"
+        )
+
+
+def stream_code(stream: str) -> int:
+    """The code that the ops take for a stream's name."""
+    if stream not in STREAMS:
+        raise ValueError(f"stream is {stream!r}; pass one of {', '.join(STREAMS)}")
+    return STREAMS[stream]
+
+
+def signed(value: int, name: str) -> int:
+    """The int64 with the same 64 bits."""
+    if not isinstance(value, int) or not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name} is {value!r}; pass an int of 64 bits, signed or unsigned")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _seed_tensor(seeds: Tensor | Sequence[int]) -> Tensor:
+    if not isinstance(seeds, Tensor):
+        return torch.tensor([signed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]).long()
+    if seeds.dtype != torch.int64 or seeds.dim() != 1:
+        raise TypeError(
+            f"seeds is a {seeds.dtype} tensor of shape {tuple(seeds.shape)};"
+            " pass an int64 tensor of shape (K,)"
+        )
+    return seeds
+
+
+def _coefficient_tensor(coeffs: Tensor | Sequence[float]) -> Tensor:
+    if not isinstance(coeffs, Tensor):
+        coeffs = torch.tensor([float(c) for c in coeffs], dtype=torch.float32)
+    if coeffs.dtype != torch.float32 or coeffs.dim() != 1:
+        raise TypeError(
+            f"coeffs is a {coeffs.dtype} tensor of shape {tuple(coeffs.shape)};"
+            " pass a float32 tensor of shape (K,)"
+        )
+    if coeffs.device.type == "cpu":
+        for k, c in enumerate(coeffs.tolist()):
+            if not math.isfinite(c):
+                raise ValueError(f"coeffs[{k}] is {c} in float32; pass finite coefficients")
+    return coeffs
+
+
+def _rounding_tensor(rounding: str, rounding_seed: Tensor | int | None) -> Tensor | None:
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
+    if rounding == "nearest":
+        if rounding_seed is not None:
+            raise ValueError("rounding_seed is given but rounding is 'nearest'; leave it out")
+        return None
+    if rounding_seed is None:
+        raise ValueError("rounding_seed is missing; rounding='stochastic' needs a 64-bit seed")
+    if not isinstance(rounding_seed, Tensor):
+        return torch.tensor(signed(rounding_seed, "rounding_seed"))
+    if rounding_seed.dtype != torch.int64 or rounding_seed.numel() != 1:
+        raise TypeError(
+            f"rounding_seed is a {rounding_seed.dtype} tensor of shape"
+            f" {tuple(rounding_seed.shape)}; pass an int64 tensor of one element"
+        )
+    return rounding_seed.reshape(())

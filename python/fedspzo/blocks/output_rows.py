@@ -1,0 +1,131 @@
+"""Some rows of an output layer as parameters of their own.
+
+A prompt's answer reads the logits of a few words. Where the output layer is tied to the input
+embeddings, as in LLaMA, OPT and RoBERTa, the rows of these words hold most of the loss's gradient,
+and yet a cut would leave them in block 1 with the embeddings. As parameters of their own they are
+a block that costs next to nothing to evaluate. What the words mean as input stays in the embedding:
+the output layer is no longer tied to it in these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class OutputRows(nn.Module):
+    """An output layer whose logits for some tokens come from rows that train.
+
+    Args:
+        base: the model's output layer, (vocabulary, D). It computes the other logits. It does not
+            train any more, but for what it shares with the input embeddings.
+        tokens: the N tokens whose rows train.
+
+    Attributes:
+        rows: (N, D), at first the base's rows.
+        bias: (N,), likewise, or None.
+        tokens: (N,), int64.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, base: nn.Linear, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("tokens", torch.tensor(tokens, device=base.weight.device))
+        self.rows = nn.Parameter(base.weight.detach()[self.tokens].clone())
+        bias = base.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach()[self.tokens].clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return all logits, (..., vocabulary), of hidden states (..., D)."""
+        logits: Tensor = self.base(hidden)
+        return logits.index_copy(-1, self.tokens, self.answers(hidden).to(logits.dtype))
+
+    def answers(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the tokens alone, (..., N)."""
+        return F.linear(hidden, self.rows, self.bias)
+
+
+def _output_layer(model: nn.Module) -> object:
+    get = getattr(model, "get_output_embeddings", None)
+    return None if get is None else get()
+
+
+def has_linear_output(model: nn.Module) -> bool:
+    """Tell whether `untie_rows` can be used: the output layer is a linear one as torch makes it."""
+    return type(_output_layer(model)) is nn.Linear
+
+
+def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
+    """Give a Hugging Face model's output layer rows of its own for some tokens.
+
+    Args:
+        model: it is changed in place; `merge_rows` puts an ordinary layer back.
+        tokens: their numbers, each once.
+
+    Raises:
+        TypeError: the model has no linear output layer.
+        ValueError: a token is out of the vocabulary or named twice.
+    """
+    base = _output_layer(model)
+    if type(base) is not nn.Linear:
+        raise TypeError(
+            f"rows: {type(model).__name__} has {type(base).__name__} as its output layer; pass a"
+            " model with a linear one, or leave rows out"
+        )
+    chosen = [int(token) for token in tokens]
+    known = all(0 <= token < len(base.weight) for token in chosen)
+    if not chosen or len(set(chosen)) != len(chosen) or not known:
+        raise ValueError(
+            f"rows is {chosen}; give different token numbers from 0 to {len(base.weight) - 1}"
+        )
+    head = OutputRows(base, chosen)
+    _leave_to_rows(base, model.get_input_embeddings().weight, head.tokens)  # type: ignore[operator]
+    model.set_output_embeddings(head)  # type: ignore[operator]
+    return head
+
+
+@torch.no_grad()
+def _leave_to_rows(base: nn.Linear, inputs: Tensor, tokens: Tensor) -> None:
+    """Bring the base to one form, whatever it holds in the rows that it no longer computes.
+
+    So a model that `merge_rows` made ordinary has the digest that it had before, once its rows are
+    untied again: it is tied where its other rows are the embeddings', else its rows are zeros.
+    """
+    if base.weight is not inputs:
+        others = torch.ones(len(base.weight), dtype=torch.bool, device=tokens.device)
+        others[tokens] = False
+        if base.weight.shape == inputs.shape and torch.equal(base.weight[others], inputs[others]):
+            base.weight = inputs
+        else:
+            base.weight.requires_grad_(False)[tokens] = 0.0
+    if base.bias is not None:
+        base.bias = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+        base.bias[tokens] = 0.0
+
+
+def merge_rows(model: nn.Module) -> None:
+    """Put the rows into an ordinary output layer, not tied any more; the same logits to the bit.
+
+    Does nothing to a model whose rows are its output layer's. Afterwards `save_pretrained` writes
+    the model, its output layer beside its embeddings, as one that `from_pretrained` reads.
+    """
+    head = _output_layer(model)
+    if not isinstance(head, OutputRows):
+        return
+    base, tokens = head.base, head.tokens
+    model.set_output_embeddings(base)  # type: ignore[operator]
+    with torch.no_grad():
+        # new parameters, as what was tied would not be saved under its own name
+        weight = base.weight.detach().clone()
+        weight[tokens] = head.rows
+        base.weight = nn.Parameter(weight)
+        if head.bias is not None:
+            bias = base.bias.detach().clone()
+            bias[tokens] = head.bias
+            base.bias = nn.Parameter(bias)
+    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
