@@ -45,14 +45,18 @@ HEADER = Header(
         "optimizer": asdict(OPTIMIZER),
         "privacy": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
         "auto": {
-            "steps": 8,
-            "cut": True,
-            "averaged": 2.5,
-            "added": 2,
+            "effective_clients": 2.5,
             "factor": 1.0,
-            "first": 0.7,
+            "steps": 8,
+            "first_loss": 0.7,
             "blocks": [
-                {"size": 0.1, "turns": 8, "squares": 2.0, "traces": trace, "lately": 0.5}
+                {
+                    "weight_rms": 0.1,
+                    "turns": 8,
+                    "square_sum": 2.0,
+                    "trace_sum": trace,
+                    "smoothed_square": 0.5,
+                }
                 for trace in (None, 3.0)
             ],
         },

@@ -26,8 +26,8 @@ from fedspzo.journal.records import Record
 
 def huge() -> Iterator[tuple[str, Any, bytes]]:
     many = struct.pack("<I", 2**32 - 1)
-    plan_head = bytes(16) + bytes(16) + struct.pack("<?HIBBBBBBdB", True, 1, 1, *[0] * 6, 1.0, 2)
-    blocks = struct.pack("<HdHd", 1, 1.0, 2, 1.0)
+    plan_head = bytes(16) + bytes(16) + struct.pack("<?HIBBBBBdBB", True, 1, 1, *[0] * 5, 1.0, 2, 8)
+    blocks = b"anchored" + struct.pack("<HdHd?", 1, 1.0, 2, 1.0, False)
     yield "updates of a plan", Plan.decode, frame(PLAN, plan_head + blocks + many)
     entries = struct.pack("<IIH", 1, 0, 2**16 - 1)
     yield "entries of an update", Plan.decode, frame(PLAN, plan_head + blocks + entries)

@@ -888,17 +888,3 @@ def test_the_closure_is_required_and_returns_a_scalar():
     with pytest.raises(TypeError, match="closure returned a NoneType"):
         optimizer.step(lambda: None)
     assert isinstance(optimizer.step(lambda: loss_of(model)().item()), float)  # a float will do
-
-
-def test_reseeding_starts_another_sequence():
-    model = llama()
-    optimizer = SPZO(split(model, THREE), cost_shares=(0.25, 0.1), seed=1)
-    optimizer.step(loss_of(model))
-    first = optimizer.last_step.seeds
-    optimizer.reseed(2)
-    optimizer.step(loss_of(model))
-    assert optimizer.last_step.step == 0
-    assert optimizer.last_step.seeds != first
-    optimizer.reseed(1)
-    optimizer.step(loss_of(model))
-    assert optimizer.last_step.seeds == first

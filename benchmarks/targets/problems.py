@@ -97,7 +97,7 @@ def load(problem: Problem) -> Loaded:
     """The problem's model, task and examples."""
     config = problem.config()
     splits = read_splits(config.data, config.task)
-    model, task = models.load(config, splits)
+    model, task, _ = models.load(config, splits)
     for name, parameter in model.named_parameters():
         if problem.freeze is not None and problem.freeze in name:
             parameter.requires_grad_(False)
@@ -127,11 +127,39 @@ def _encoder() -> Config:
     return replace(config, model=ModelConfig(name=str(MASKED)), task=task)
 
 
+REVIEWS = ROOT / "examples/reviews"
+
+
+def _reviews() -> Config:
+    """The reviews, looked at on the validation split: the test split is for the final runs."""
+    config = configuration.load(REVIEWS / "config.toml")
+    return replace(config, data=replace(config.data, test=REVIEWS / "validation.jsonl"))
+
+
+def _needs_reviews() -> str | None:
+    there = (REVIEWS / "model").exists() and (REVIEWS / "train.jsonl").exists()
+    return None if there else "model and reviews: run `make real` once"
+
+
 def _needs_real() -> str | None:
     return None if (REAL / "model").exists() else "its weights: run `make minilm` once"
 
 
 PROBLEMS = (
+    Problem(
+        name="reviews",
+        title="SmolLM2, 134.5 M parameters, tied embeddings, real movie reviews, a word after them",
+        config=_reviews,
+        needs=_needs_reviews,
+        clients=4,
+        every=100,
+        budget=2000,
+        accuracies=(0.75, 0.78, 0.80),
+        losses=(0.55, 0.50),
+        tests=256,
+        tuning=1,
+        seeds=3,
+    ),
     Problem(
         name="decoder",
         title="decoder, 0.6 M parameters, a word after the text",

@@ -1,114 +1,105 @@
-"""What a block's turns have shown with `lr="auto"`, and the rate that this allows.
-
-A block's first turns set its rate, as large as three bounds let it be; their constants were chosen
-on the problems of `benchmarks/compute_to_target.py`:
-
-* size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
-  update of P directions has the norm lr |g| sqrt(d / P). This one is kept to ever after.
-* worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
-  by r^2 / WORTH; it promises lr |g|^2.
-* curvature, of the blocks whose evaluations are cheap: the rate is a small part of the one that is
-  best for a single step, P / trace(H) where noise dominates.
-
-Where it costs no more than a pass to know how the loss bends along the last block's directions,
-that takes the place of all three for it: its steps are damped Newton steps
-(`fedspzo.auto_lr.newton`).
-"""
+"""What the turns of a block have shown with `lr="auto"`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-START = 1e-4
-"""A block's rate where nothing bounds it."""
-LEARN = 8
-"""A block's steps that set its rate, each by the mean over the steps so far."""
-LARGEST_ONLY, LARGEST, LARGEST_LAST = 0.03, 0.045, 0.25
-"""The largest step: the norm of a block's update over that of its weights; of a network that is one
-block, of a block that others lead, and of the last one, which leads: a new head is small at first,
-and no worth bounds it."""
-WORTH = 0.14
-"""In 1 / nats; see above."""
-STIFF = 1 / 32
-"""The part of the rate that is best for a single step."""
-NEWTON, FARTHEST = 0.5, 1.0
-"""The part of a damped Newton step that is taken, as half of a batch's gradient may be its own; and
-the norm of the longest one over that of the block's weights, as all of it may be."""
-QUICK = 0.75
-"""Smoothing of a block's squared gradients, a turn."""
+from torch import Tensor
+
+LEARNING_TURNS = 8
+"""Turns of a block that set its rate, each by the mean over the turns so far."""
+SMOOTHING = 0.75
+"""Decay of the moving averages over a block's turns, per turn."""
+PART = 2**22
+"""Elements of a tensor that are copied to float32 at a time."""
 
 
 @dataclass
 class BlockStatistics:
-    """What a block's turns have shown.
+    """What the turns of a block have shown. A turn is a step in which the block moves.
 
     Attributes:
-        size: its root mean square weight, at the start.
-        turns: how many there were.
-        squares: the sum over the first `LEARN` of the mean squared projected gradient; of a block
-            that takes Newton steps, of the gradient times the damped one, here and in `lately`.
-        traces: the sum over these of the Hessian's estimated trace; None where not known.
-        lately: the smoothed mean squared projected gradient.
-        bend: the smoothed typical size of the eigenvalues of the Hessian along its directions; 0
-            where they are not known. `traces` then sums these sizes.
-        rested: steps since its last turn.
-        unseen: turns since the trust ratio of one was looked at.
-        wait: steps from one turn to the next.
+        weight_rms: root mean square of the block's weights before the first step.
+        turns: turns so far.
+        directions: directions of the last turn.
+        square_sum: sum over the first `LEARNING_TURNS` turns of the mean squared projected
+            gradient. A block that takes Newton steps counts the gradient times the damped gradient,
+            here and in `smoothed_square`.
+        trace_sum: sum over these turns of the Hessian's trace, estimated; None where a turn did
+            not show it. A block that takes Newton steps sums typical eigenvalues instead.
+        smoothed_square: moving average of the mean squared projected gradient.
+        smoothed_eigenvalue: moving average of the typical eigenvalue of the Hessian along the
+            block's directions; 0 for a block that takes no Newton steps.
+        steps_since_turn: steps since the last turn.
+        unchecked_turns: turns since the trust ratio was last checked in one.
+        turn_interval: steps from one turn to the next.
     """
 
-    size: float
+    weight_rms: float
     turns: int = 0
-    squares: float = 0.0
-    traces: float | None = 0.0
-    lately: float = 0.0
-    bend: float = 0.0
-    rested: int = 0
-    unseen: int = 0
-    wait: int = 1
+    directions: int = 0
+    square_sum: float = 0.0
+    trace_sum: float | None = 0.0
+    smoothed_square: float = 0.0
+    smoothed_eigenvalue: float = 0.0
+    steps_since_turn: int = 0
+    unchecked_turns: int = 0
+    turn_interval: int = 1
 
-    def add(self, square: float, trace: float | None) -> None:
-        """Take note of a turn."""
-        self.lately += self._news * (square - self.lately)
-        self.rested = 0
-        self.unseen += 1
+    @property
+    def takes_newton_steps(self) -> bool:
+        """Whether the curvature along the block's directions is known."""
+        return self.smoothed_eigenvalue != 0
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether the block's next turn still counts for the sums that set its rate."""
+        return self.turns < LEARNING_TURNS
+
+    def add_turn(self, directions: int, square: float, trace: float | None) -> None:
+        """Add a turn.
+
+        Args:
+            directions: their number.
+            square: the mean squared projected gradient.
+            trace: the estimated trace of the Hessian, if the turn showed it.
+        """
+        self.smoothed_square += self._news * (square - self.smoothed_square)
+        if self.is_learning:
+            self.square_sum += square
+            known = self.trace_sum
+            self.trace_sum = None if trace is None or known is None else known + trace
+        self.directions = directions
+        self.steps_since_turn = 0
+        self.unchecked_turns += 1
         self.turns += 1
-        if self.turns <= LEARN:
-            self.squares += square
-            known = self.traces
-            self.traces = None if trace is None or known is None else known + trace
+
+    def add_eigenvalue(self, eigenvalue: float) -> float:
+        """Add the typical eigenvalue of a turn, before `add_turn`.
+
+        Returns:
+            The damping of the turn's Newton step: the mean over the first `LEARNING_TURNS` turns or
+            the moving average, whichever is larger.
+        """
+        self.smoothed_eigenvalue += self._news * (eigenvalue - self.smoothed_eigenvalue)
+        early = (self.trace_sum or 0.0) + (eigenvalue if self.is_learning else 0.0)
+        return max(self.smoothed_eigenvalue, early / min(self.turns + 1, LEARNING_TURNS))
 
     @property
     def _news(self) -> float:
-        """How much a turn's values count beside those before it."""
-        return 1 - QUICK if self.turns else 1.0
+        """Weight of a turn's values in the moving averages."""
+        return 1 - SMOOTHING if self.turns else 1.0
 
-    def damping(self, typical: float) -> float:
-        """Take note of a turn's eigenvalues, before `add`: what damps its Newton step.
 
-        The mean over the first `LEARN` turns, or what is smoothed over the last ones, if larger.
-        """
-        self.bend += self._news * (typical - self.bend)
-        early = (self.traces or 0.0) + (typical if self.turns < LEARN else 0.0)
-        return max(self.bend, early / min(self.turns + 1, LEARN))
+def root_mean_square(tensors: Sequence[Tensor]) -> float:
+    """Return the root mean square over all elements of `tensors`; 0 where there are none."""
+    parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
+    total = sum(float(part.float().square().sum()) for part in parts)
+    return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 
-    def rate(self, count: int, largest: float, worth: float, stiff: float) -> float:
-        """The largest rate that the bounds allow for `count` directions.
 
-        Args:
-            count: of a step.
-            largest, worth, stiff: the bounds' constants; 0: this bound is none.
-        """
-        learned = min(self.turns, LEARN)
-        if self.bend:
-            return NEWTON * count / max(self.bend, (self.traces or 0.0) / learned)
-        square = max(self.squares / learned, self.lately)
-        trace = (self.traces or 0.0) / learned
-        bounds = []
-        if self.size and square:
-            bounds.append(largest * self.size * math.sqrt(count / square))
-        if self.size:
-            bounds.append(worth * self.size**2 * count)
-        if trace > 0:
-            bounds.append(min(1.0, stiff * count) / trace)  # it may all be in one direction
-        return min((bound for bound in bounds if bound), default=START)
+def mean_product(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the mean of a_k b_k; 0 where there are none."""
+    return sum(x * y for x, y in zip(a, b, strict=True)) / max(1, len(a))

@@ -1,105 +1,99 @@
-"""Whether training has left its best loss behind, told from the losses alone, and the way back.
-
-Where it has, the steps since then are taken back by the negative of their terms, which are terms
-like others; of a slow drift only the last ones are (see `fedspzo.auto_lr.auto_rate`).
-"""
+"""Whether training has left its best loss behind, told from the losses alone."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
-from .block_statistics import LEARN
+from .block_statistics import LEARNING_TURNS
 
-Terms = tuple[dict[int, float], ...]
-"""For each block, seed to coefficient."""
+Verdict = Literal["best", "near", "diverged"]
 
 SMOOTHING = 0.9
-"""Of the losses, a step."""
-RISE, SLACK, EARLY = 1.1, 0.105, 0.5
-"""Diverged: the smoothed loss is above RISE times its best plus SLACK times the first ones; plus
-EARLY times them in the first `LEARN` steps and as many after a way back: few batches tell little.
-"""
-CHANCE, SLOW = 7.0, 0.98
-"""Where losses vary by chance the smoothed one has to be above its best by CHANCE of its standard
-deviations too: the least of many noisy values is far below their mean. SLOW smooths the losses'
-variance. Of a round of all clients, the median of their losses is taken as it is."""
-MEMORY = 64
-"""Steps that can be taken back."""
+"""Decay of the moving average of the loss, per step."""
+RISE = 1.1
+"""Largest ratio of the moving average to its best value."""
+SLACK = 0.105
+"""Rise beyond that ratio that is allowed too, over the mean of the first losses."""
+EARLY_SLACK = 0.5
+"""`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart, as few batches tell
+little."""
+DEVIATIONS = 7.0
+"""Standard deviations of the moving average that it may be above its best value, where losses vary
+by chance: the least of many noisy values is far below their mean."""
+VARIANCE_SMOOTHING = 0.98
+"""Decay of the moving average of the losses' variance, per step."""
 
 
 @dataclass
 class LossMonitor:
-    """The course that losses take, a step's or a round's.
+    """Watches the losses of steps, or of rounds.
 
     Attributes:
-        steps: steps seen.
-        varies: whether losses are of other examples from step to step, a batch's or a few clients',
-            and so vary by chance.
-        added: how many local steps a round adds up.
-        first: the mean loss of the first `LEARN` steps.
-        since: steps since the first, or since some were taken back.
-        lost: steps in a row whose losses were not finite.
-        smoothed, best: the smoothed loss, now and at its best.
+        steps: losses observed.
+        varies: losses are of other examples from step to step, a batch's or a few clients', and so
+            vary by chance. The median over all clients' losses is taken as it is.
+        local_steps: steps that each loss stands for.
+        first_mean: mean of the first `LEARNING_TURNS` losses.
+        since_restart: steps since the start, or since the last restart.
+        smoothed: moving average of the loss.
+        best: lowest value of the moving average.
         latest: the last losses, two at most.
-        variance: the smoothed variance of losses about their course, which is a sixth of the mean
-            square of l_t - 2 l_(t-1) + l_(t-2).
-        bends: how many of these there were.
-        strays: the standard deviation of the smoothed loss, as it was at the best one.
-        recent: the terms of the steps since the best, oldest first, the last `MEMORY` at most.
+        variance: moving average of the losses' variance about their trend, which is a sixth of the
+            mean square of the second difference l_t - 2 l_(t-1) + l_(t-2).
+        second_differences: number of these so far.
+        best_deviation: standard deviation of the moving average, when it was lowest.
     """
 
     steps: int = 0
     varies: bool = True
-    added: int = 1
-    first: float = 0.0
-    since: int = 0
-    lost: int = 0
+    local_steps: int = 1
+    first_mean: float = 0.0
+    since_restart: int = 0
     smoothed: float = 0.0
     best: float = 0.0
     latest: list[float] = field(default_factory=list)
     variance: float = 0.0
-    bends: int = 0
-    strays: float = 0.0
-    recent: list[Terms] = field(default_factory=list)
+    second_differences: int = 0
+    best_deviation: float = 0.0
 
-    def diverged(self, loss: float) -> bool:
-        """Take note of a step's loss, or a round's; whether the best one was left behind."""
+    def observe(self, loss: float) -> Verdict:
+        """Take note of a loss.
+
+        Returns:
+            "best": the moving average is at its lowest, or compared with itself alone so far;
+            "diverged": it is above its best value by more than what is allowed; "near": between.
+        """
         self.steps += 1
-        before, self.since = self.since, self.since + self.added
-        if self.steps <= LEARN:  # one batch's loss alone may be far off
-            self.first += (loss - self.first) / self.steps
+        before, self.since_restart = self.since_restart, self.since_restart + self.local_steps
+        if self.steps <= LEARNING_TURNS:  # one batch's loss alone may be far off
+            self.first_mean += (loss - self.first_mean) / self.steps
+        self._update_variance(loss)
+        news = max(1 - SMOOTHING**self.local_steps, self.local_steps / self.since_restart)
+        self.smoothed += news * (loss - self.smoothed)
+        settled = before < LEARNING_TURNS <= self.since_restart
+        if not before or settled or self.smoothed <= self.best:
+            self.best = self.smoothed
+            self.best_deviation = math.sqrt(self.variance * news / (2 - news))
+            return "best"
+        early = self.since_restart <= LEARNING_TURNS
+        allowed = (EARLY_SLACK if early else SLACK) * abs(self.first_mean)
+        allowed += (RISE - 1) * abs(self.best)
+        if self.varies:
+            allowed = max(allowed, DEVIATIONS * self.best_deviation)
+        return "diverged" if self.smoothed > self.best + allowed else "near"
+
+    def restart(self) -> None:
+        """Compare losses with those to come: the best of many noisy ones flatters its weights."""
+        self.since_restart, self.smoothed = 0, 0.0
+
+    def _update_variance(self, loss: float) -> None:
         if len(self.latest) == 2:
             before_last, last = self.latest
-            bend = loss - 2 * last + before_last
-            square = bend * bend  # ** would raise where it is too large
-            self.bends += 1
-            self.variance += max(1 - SLOW, 1 / self.bends) * (square / 6 - self.variance)
+            difference = loss - 2 * last + before_last
+            square = difference * difference  # ** would raise where it is too large
+            self.second_differences += 1
+            news = max(1 - VARIANCE_SMOOTHING, 1 / self.second_differences)
+            self.variance += news * (square / 6 - self.variance)
         self.latest = [*self.latest[-1:], loss]
-        news = max(1 - SMOOTHING**self.added, self.added / self.since)
-        self.smoothed += news * (loss - self.smoothed)
-        slack = (SLACK if self.since > LEARN else EARLY) * abs(self.first)
-        if not before or before < LEARN <= self.since or self.smoothed <= self.best:
-            self.best = self.smoothed
-            self.strays = math.sqrt(self.variance * news / (2 - news))
-            self.recent.clear()
-        del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
-        slack += (RISE - 1) * abs(self.best)
-        if self.varies:
-            slack = max(slack, CHANCE * self.strays)
-        return self.smoothed > self.best + slack
-
-    def begin_anew(self) -> None:
-        """Compare losses with those to come: the best of many noisy ones flatters its weights."""
-        self.recent.clear()
-        self.since, self.smoothed = 0, 0.0
-
-    def take_back(self) -> Terms:
-        """The terms that undo the steps since the best loss, the last `MEMORY` at most."""
-        undone: Terms = tuple({} for _ in self.recent[0])
-        for step in self.recent:
-            for total, terms in zip(undone, step, strict=True):
-                for seed, coefficient in terms.items():
-                    total[seed] = -coefficient
-        self.begin_anew()
-        return undone

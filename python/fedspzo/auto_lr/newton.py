@@ -1,13 +1,13 @@
 """Newton's steps in the span of a block's directions, where its evaluations are almost free.
 
-A head's loss is badly conditioned: along the mean of the features, which is no more than a bias, it
-bends far more than along what tells the classes apart, and the one limits the rate of the other.
-Along P random directions the Hessian times any combination of them takes P + 1 evaluations. From
-their projected gradients on, `NEWTON_PRODUCTS` such products span the ways in which the loss bends
-where a step would go (Lanczos, 1950); what damps the step along these is again a coefficient a
-direction, a term like others. The subspace is that of randomized subspace Newton (Gower et al.,
-arXiv 1905.10874); eigenvalues count by their size, so that a saddle is left (Dauphin et al., arXiv
-1406.2572).
+A head's loss is badly conditioned: its curvature is far higher along the mean of the features,
+which is no more than a bias, than along what tells the classes apart, and the one limits the rate
+of the other. Along P random directions the Hessian times any combination of them takes P + 1
+evaluations. From their projected gradients on, `NEWTON_PRODUCTS` such products span the directions
+of high curvature where a step would go (Lanczos, 1950); what damps the step along these is again a
+coefficient a direction, a term like others. The subspace is that of randomized subspace Newton
+(Gower et al., arXiv 1905.10874). Eigenvalues count by their size, so that a saddle is left (Dauphin
+et al., arXiv 1406.2572).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import NEWTON_PRODUCTS
 from fedspzo.evaluation.evaluator import Evaluator
 
-LEAST = 1 / 32
-"""Of the mean size of eigenvalues, the least that damps a step."""
+LEAST_DAMPING = 1 / 32
+"""Least damping of a step, over the mean size of all eigenvalues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,9 @@ class Spectrum:
         trace: float,
         product: Callable[[Sequence[float]], Sequence[float]],
     ) -> Spectrum:
-        """By Lanczos' method, from the gradient on; fewer products where these span it all.
+        """Estimate it by Lanczos' method, from the gradient on.
+
+        It takes `NEWTON_PRODUCTS` products, or fewer where these span the whole space.
 
         Args:
             gradient: the projected gradients.
@@ -75,26 +77,30 @@ class Spectrum:
         return cls(values, pivots @ rotation, trace)
 
     @property
-    def typical(self) -> float:
-        """The mean eigenvalue without the largest, by size; at least `LEAST` times that of all.
+    def typical_eigenvalue(self) -> float:
+        """The mean size of all eigenvalues but the largest.
 
-        A batch of few examples bends in few ways, and what is seen of the others is rounding.
+        It is at least `LEAST_DAMPING` times the mean size of all. The loss of a batch of few
+        examples has curvature along few directions, and what is seen of the others is rounding.
         """
         count = len(self.vectors)
         sizes = self.values.abs()
         total = count * self.trace - float(self.values.sum()) + float(sizes.sum())
         rest = (total - float(max(sizes, default=0.0))) / max(1, count - 1)
-        return max(rest, LEAST * abs(total) / count)
+        return max(rest, LEAST_DAMPING * abs(total) / count)
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
-        """Projected gradients, less where the loss bends: (|H| / damping + 1)^-1 g."""
+        """Damp projected gradients where the curvature is high: (|H| / damping + 1)^-1 g."""
         g = torch.tensor(gradients, dtype=torch.float64)
         damped = self.vectors @ ((self.vectors.T @ g) / (self.values.abs() / damping + 1))
         return [float(x) for x in damped]
 
 
 def spectrum_along(walk: Evaluator, estimator: Anchored, eps: Sequence[float]) -> Spectrum:
-    """Of the solved block's Hessian along its directions, whose points are visited for it."""
+    """Estimate the last block's Hessian spectrum along its directions.
+
+    Evaluates the extra points that this needs.
+    """
     walk.visit(estimator.hessian_points())
     losses, block = walk.means(), len(eps) - 1
 

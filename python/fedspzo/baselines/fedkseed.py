@@ -159,7 +159,8 @@ def _train(
         for step in range(federation.local_steps):
             batch = client.batch(federation.seed, plan.round, step, federation.batch_size)
             member = pool.draw(plan.round, plan.client, step, plan.probabilities)
-            optimizer.steps = member  # the step of that number has the member's direction
+            # the step of that number has the member's direction
+            optimizer.step_at(pool.seed, member)
             loss = optimizer.step(partial(client.task.loss, replica.blocks.model, batch))
             done = optimizer.last_step
             if done is not None and not done.skipped:

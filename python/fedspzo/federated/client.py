@@ -219,13 +219,12 @@ class Client:
         if self._optimizer is None or self._settings != settings:
             self._settings = settings
             self._optimizer = spzo(self.replica.blocks, plan.optimizer, privacy=self.privacy)
-        for group, rate in zip(
-            self._optimizer.param_groups, plan.optimizer.learning_rates, strict=True
-        ):
-            group["lr"], group["lr_scale"] = rate, 1.0
         everybody = plan.seeds == "shared"
-        self._optimizer.reseed(client_seed(plan.run_seed, EVERYBODY if everybody else self.client))
-        self._optimizer.steps = first_step(plan.round, plan.local_steps)
+        self._optimizer.step_at(
+            client_seed(plan.run_seed, EVERYBODY if everybody else self.client),
+            first_step(plan.round, plan.local_steps),
+            plan.optimizer.learning_rates,
+        )
         return self._optimizer
 
 

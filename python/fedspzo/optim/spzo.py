@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedspzo import estimators
-from fedspzo.auto_lr.auto_rate import AutoRate
-from fedspzo.auto_lr.block_statistics import START
+from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
-from fedspzo.auto_lr.trust_ratio import judge, lost
+from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.trust_ratio import Trial
 from fedspzo.blocks.activation_replay import ActivationReplay, evaluating, measure
 from fedspzo.blocks.cut import Blocks
+from fedspzo.checks import check_positive, check_whole
 from fedspzo.choices import EvaluationMode, Rounding
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
@@ -74,7 +75,7 @@ class SPZO(Optimizer):
             `lr_scale`), so that every direction counts alike; or a tuple, one a block; or "auto":
             one a block, found from losses and backed off when training diverges, for one more
             forward pass in every eighth step; at first the last block moves alone, and the others
-            may wait for their turns (`fedspzo.auto_lr.auto_rate`). Where its evaluations are cheap,
+            may wait for their turns (`fedspzo.auto_lr.central`). Where its evaluations are cheap,
             that block takes Newton steps (`fedspzo.auto_lr.newton`), unless it has weight decay or
             more than 32 directions. In several processes give `cost_shares`, so that all decide
             alike.
@@ -160,7 +161,7 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if isinstance(lr, str) and privacy is not None:
             raise ValueError(NOT_PRIVATE)
-        self.auto = AutoRate(cut=blocks is not None) if isinstance(lr, str) else None
+        self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
         lr = START if isinstance(lr, str) else lr
         settings = {"lr": lr, "eps": eps, "perturbations": perturbations}
         own = kind.joint or self.auto is not None or isinstance(lr, Sequence)
@@ -170,7 +171,7 @@ class SPZO(Optimizer):
         for name, value in settings.items():
             distribute(groups, name, value)
 
-        self.reseed(seed)
+        self.seed, self.steps = _checked_seed(seed), 0
         self.skipped = 0
         self.forwards = 0.0
         self.last_step: StepReport | None = None
@@ -285,6 +286,8 @@ class SPZO(Optimizer):
                     report = self._estimate(stands, evaluate)
                 else:
                     report = self._estimate_layerwise(evaluate)
+            if self.auto is not None:
+                self._set_rates(self.auto.rates)
             if not report.skipped:
                 for group, stand, seeds in zip(groups, stands, report.seeds, strict=True):
                     if group["weight_decay"] and seeds:  # a block without directions stays
@@ -310,13 +313,10 @@ class SPZO(Optimizer):
     def _unlearned_if_it_fails(self) -> Iterator[None]:
         """Put back what lr="auto" has learned in a step that an exception ends."""
         known = self.auto and self.auto.copy()
-        rates = [group["lr"] for group in self.param_groups]
         try:
             yield
         except BaseException:
             self.auto = known
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
             raise
 
     def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
@@ -340,7 +340,7 @@ class SPZO(Optimizer):
         seeds = estimator.seeds(self.seed, self.steps)
         eps = estimator.scales([group["eps"] for group in self.param_groups])
         if self.auto is not None:
-            self.auto.measure(self.param_groups)
+            self.auto.measure([group["params"] for group in self.param_groups])
         shares = self.cost_shares or ()
         walk = Evaluator(stands, seeds, eps, self._replay, shares, evaluate)
         spectrum = None
@@ -354,10 +354,8 @@ class SPZO(Optimizer):
             found = private_gradients(self.privacy, estimator, walk.losses, eps)
         gradients = tuple(to_float32(g) for g in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
-        updates = tuple(
-            coefficients(g, learning_rate(group))
-            for g, group in zip(followed, self.param_groups, strict=True)
-        )
+        rates = self._rates()
+        updates = tuple(map(coefficients, followed, rates))
         # whether a private step is taken must not tell of a loss
         finite = () if self.privacy else losses.values()
         skipped = not all(map(math.isfinite, (*finite, *chain.from_iterable(gradients + updates))))
@@ -374,12 +372,12 @@ class SPZO(Optimizer):
             ),
             forwards=walk.forwards,
             skipped=skipped,
-            lr=tuple(learning_rate(group) for group in self.param_groups),
+            lr=rates,
         )
         if self.auto is None:
             return report
         if skipped:
-            return lost(self.auto, self.param_groups, report)
+            return self.auto.skip(report)
         moved = next(block for block, found in enumerate(gradients) if found)
 
         def look() -> Tensor:
@@ -389,8 +387,8 @@ class SPZO(Optimizer):
                 self._replay.capture()
             return evaluate()
 
-        cost = (1.0, *shares)[moved]
-        return judge(self.auto, self.param_groups, stands, report, look, cost)
+        dtypes = {parameter.dtype for group in self.param_groups for parameter in group["params"]}
+        return self.auto.judge(report, Trial(stands, look, (1.0, *shares)[moved], dtypes))
 
     def _learn(
         self,
@@ -400,7 +398,7 @@ class SPZO(Optimizer):
         eps: Sequence[float],
         spectrum: Spectrum | None,
     ) -> tuple[Sequence[float], ...]:
-        """With lr="auto", set the rates; what the update follows: gradients, Newton's, clipped."""
+        """Return what the update follows: the gradients, or what lr="auto" makes of them."""
         if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
         shares = (1.0, *(self.cost_shares or ()))
@@ -411,7 +409,7 @@ class SPZO(Optimizer):
         costs = [count * share for count, share in zip(counts, shares, strict=True)]
         costs[-1] += 1  # the loss where the weights are, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
-        return self.auto.learn(self.param_groups, gradients, curvatures, costs, spectrum)
+        return self.auto.learn(gradients, curvatures, costs, spectrum)
 
     def _fill_defaults(self) -> None:
         newton = self._may_take_newton_steps
@@ -428,17 +426,17 @@ class SPZO(Optimizer):
         return self._kind(
             sides=self.sides,
             perturbations=self.auto.turns(counts) if any(counts) else counts,
-            mirrored=bool(self._replay.starts) and self.auto.bending(counts),
+            mirrored=bool(self._replay.starts) and self.auto.measures_curvature(counts),
             newton=len(counts) - 1 if newton else None,
         )
 
     @property
     def _may_take_newton_steps(self) -> bool:
         """Whether the last block may take Newton steps."""
-        central = self.auto is not None and self.auto.central
+        newton = self.auto is not None and self.auto.takes_turns
         # a Newton step's rate is an inverse curvature: weights would decay at once
         decays = self.param_groups[-1]["weight_decay"] > 0
-        return issubclass(self._kind, Anchored) and central and not decays
+        return issubclass(self._kind, Anchored) and newton and not decays
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]
@@ -452,12 +450,48 @@ class SPZO(Optimizer):
                 stacklevel=3,
             )
 
-    def reseed(self, seed: int) -> None:
-        """Start the sequence of directions of `seed`, from step 0."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"seed is {seed!r}; pass an int in [0, 2**64)")
-        self.seed = seed
-        self.steps = 0
+    def step_at(self, seed: int, step: int = 0, lr: Sequence[float] | None = None) -> None:
+        """Choose where the next step stands: its directions, and its learning rates.
+
+        A federation's client calls this before each round, so that its steps follow from the plan
+        alone, whatever it did before.
+
+        Args:
+            seed: of the sequence of directions, in [0, 2**64).
+            step: the next step's number in that sequence, in [0, 2**64). Later steps count on from
+                it.
+            lr: one learning rate a block, used as it is: each block's `lr_scale` becomes 1. None
+                (default): the rates stay.
+
+        Raises:
+            ValueError: naming the argument, its value and the remedy. Nothing has changed then.
+        """
+        _checked_seed(seed)
+        check_whole("step", step, 0, SEED_LIMIT - 1)
+        if lr is not None:
+            if self.auto is not None:
+                raise ValueError(f"lr is {lr!r}, but this optimizer finds its rates; leave it out")
+            if len(lr) != len(self.param_groups):
+                raise ValueError(
+                    f"lr is {lr!r}, but there are {len(self.param_groups)} blocks; give each one"
+                )
+            for rate in lr:
+                check_positive("lr", rate)
+            for group in self.param_groups:
+                group["lr_scale"] = 1.0
+            self._set_rates(lr)
+        self.seed, self.steps = seed, step
+
+    def _rates(self) -> tuple[float, ...]:
+        """Return the learning rate that each block's update uses."""
+        if self.auto is None:
+            return tuple(learning_rate(group) for group in self.param_groups)
+        scales = (group["lr_scale"] for group in self.param_groups)
+        return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def __getstate__(self) -> dict[str, Any]:
         """It holds the model's layers: a copy would move others."""
@@ -495,7 +529,7 @@ class SPZO(Optimizer):
                 "state_dict names other parameters than this optimizer's; build SPZO from the same"
                 " model, split at the same layer"
             )
-        auto = state["auto"] and AutoRate.from_dict(state["auto"])
+        auto = state["auto"] and CentralPolicy.from_dict(state["auto"])
         if auto and self.privacy is not None:
             raise ValueError(NOT_PRIVATE)
         super().load_state_dict(state_dict)
@@ -503,3 +537,9 @@ class SPZO(Optimizer):
         self.auto = auto
         for name in _STATE:
             setattr(self, name, state[name])
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed is {seed!r}; pass an int in [0, 2**64)")
+    return seed

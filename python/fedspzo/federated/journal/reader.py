@@ -65,7 +65,7 @@ def found_rates(
     values = (header.run or {}).get("auto")
     if values is None:
         return None
-    return FoundRates.from_dict(values, federation, optimizer.learning_rates)
+    return FoundRates.from_dict(values, federation, optimizer.directions)
 
 
 def first_round(header: Header) -> int:

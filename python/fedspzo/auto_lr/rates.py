@@ -1,0 +1,165 @@
+"""Learning rates from block statistics: a pure function.
+
+A block's rate is as large as three bounds let it be:
+
+* size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
+  update of P directions has the norm lr |g| sqrt(d / P).
+* worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
+  by r^2 / WORTH; it promises lr |g|^2.
+* curvature, of blocks that show it: the rate is a small part of the one that is best for a single
+  step, P / trace(H) where noise dominates.
+
+A block that takes Newton steps (`fedspzo.auto_lr.newton`) has a rate that follows from its
+eigenvalues instead. In the long run rates fall, so that the noise they add has a bound.
+
+The constants were chosen on the problems of `benchmarks/compute_to_target.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .block_statistics import LEARNING_TURNS, BlockStatistics
+
+START = 1e-4
+"""Rate of a block that has had no turn, or that nothing bounds."""
+HALVE = 0.5
+"""Factor of all rates where training diverges or a step breaks its promise, and of that step."""
+SIZE_ONLY = 0.03
+"""Largest norm of a step over that of the block's weights, in a network that is one block."""
+SIZE_LED = 0.045
+"""Largest norm of a step over that of the block's weights, for a block that the last one leads."""
+SIZE_LAST = 0.25
+"""Largest norm of a step over that of the block's weights, for the last of several blocks. It is
+higher, as the weights of a new head are small at first."""
+SIZE_NEWTON = 1.0
+"""Largest norm of a Newton step over that of the block's weights."""
+WORTH = 0.14
+"""Squared share of its weights that a step may move a block by, for each nat that it promises."""
+CURVATURE = 1 / 32
+"""Share of the best rate for a single step that the curvature allows."""
+NEWTON = 0.5
+"""Share of a damped Newton step that is taken, as half of a batch's gradient may be its own."""
+STEADY_TURNS = 20
+"""Turns of a block after which its rate falls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSettings:
+    """What the rates depend on besides the block statistics.
+
+    A federation takes a round for a step. The sum of `local_steps` means over `clients` directions
+    has local_steps / clients times the noise of one step, in squared norm. Where that is less than
+    1, the bounds on size and curvature allow as much more (the latter no more than what is stable,
+    1 / trace); what noise is worth grows with `clients`, as with P. Where it is more, a round
+    counts for as many turns.
+
+    Attributes:
+        last_leads: the blocks are those of a network, whose last one leads the others. False: they
+            are just groups, each bounded like an only block.
+        decay: the factor of a rate, given the share STEADY_TURNS / turns in (0, 1].
+        clients: effective number of clients whose own directions an update is the mean of.
+        local_steps: steps that an update is the sum of.
+    """
+
+    last_leads: bool
+    decay: Callable[[float], float]
+    clients: float = 1.0
+    local_steps: int = 1
+
+    @property
+    def noise_reduction(self) -> float:
+        """How many times less noise an update has than one step, in squared norm."""
+        return self.clients / self.local_steps
+
+
+def rates(
+    blocks: Sequence[BlockStatistics], settings: RateSettings, factor: float = 1.0
+) -> tuple[float, ...]:
+    """Return the learning rate of each block.
+
+    Args:
+        blocks: what the blocks have shown.
+        settings: of the policy.
+        factor: multiplies all rates, those of blocks without a turn too.
+    """
+    return tuple(
+        factor * _fall(seen, role, settings) * _bound(seen, role, settings)
+        if seen.turns
+        else factor * START
+        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+    )
+
+
+def longest_steps(
+    blocks: Sequence[BlockStatistics], settings: RateSettings, factor: float = 1.0
+) -> tuple[float, ...]:
+    """Return the largest root mean square change of a weight that a step may make, for each block.
+
+    Args:
+        blocks, settings, factor: as for `rates`.
+    """
+    return tuple(
+        factor
+        * _fall(seen, role, settings)
+        * (SIZE_NEWTON if seen.takes_newton_steps else role.size)
+        * seen.weight_rms
+        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What a block is among the others, for its bounds.
+
+    Attributes:
+        size: largest norm of a step over that of the block's weights.
+        worth: whether a step has to be worth its noise.
+        falls: whether the rate falls in the long run, even if the block takes no Newton steps.
+    """
+
+    size: float
+    worth: bool
+    falls: bool
+
+
+_ONLY = _Role(SIZE_ONLY, worth=True, falls=False)
+_LED = _Role(SIZE_LED, worth=True, falls=True)
+_LAST = _Role(SIZE_LAST, worth=False, falls=False)
+
+
+def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_Role]:
+    if not settings.last_leads or len(blocks) == 1:
+        return [_ONLY] * len(blocks)
+    return [*[_LED] * (len(blocks) - 1), _LAST]
+
+
+def _fall(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+    """Return the factor that the number of its turns makes of a block's rate."""
+    if not role.falls and not seen.takes_newton_steps:
+        return 1.0
+    more = max(0.0, 1 / settings.noise_reduction - 1)
+    turns = seen.turns + max(0, seen.turns - LEARNING_TURNS) * more
+    return settings.decay(min(1.0, STEADY_TURNS / max(1, turns)))
+
+
+def _bound(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+    """Return the largest rate that the bounds allow."""
+    count = seen.directions
+    learned = min(seen.turns, LEARNING_TURNS)
+    trace = (seen.trace_sum or 0.0) / learned
+    if seen.takes_newton_steps:
+        return NEWTON * count / max(seen.smoothed_eigenvalue, trace)
+    gain = max(1.0, math.sqrt(settings.noise_reduction))
+    square = max(seen.square_sum / learned, seen.smoothed_square)
+    bounds = []
+    if seen.weight_rms and square:
+        bounds.append(gain * role.size * seen.weight_rms * math.sqrt(count / square))
+    if seen.weight_rms and role.worth:
+        bounds.append(WORTH * settings.clients * seen.weight_rms**2 * count)
+    if trace > 0:
+        # the trace may all be in one direction
+        bounds.append(min(1.0, gain * CURVATURE * count) / trace)
+    return min((bound for bound in bounds if bound), default=START)
