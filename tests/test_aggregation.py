@@ -141,6 +141,7 @@ def noise(report: Report, past: list[Report]) -> list[bytes]:
     return [replace(report, gradients=lie).encode()]
 
 
+@pytest.mark.slow
 def test_liars_ruin_the_mean_and_no_other_rule() -> None:
     data = toy_data([20] * 10 + [300])
     test = ToyTask().collate(data.pop())

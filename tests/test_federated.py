@@ -79,6 +79,7 @@ def test_one_client_with_one_local_step_is_central_training(optimizer, dtype, se
         assert digest(blocks.model.named_parameters()) == done.digest, step
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_whatever_the_threads_and_copies():
     expected = digests(train())
     assert digests(train(replicas=4)) == expected

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .aggregation import AggregationRule, register_rule
     from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
+    from .journal.compaction import compact
     from .journal.writer import RunJournal
     from .participation import sample
     from .partition import dirichlet, iid
@@ -49,6 +50,7 @@ _HOMES = {
     "Setup": ".strategy",
     "Strategy": ".strategy",
     "Task": ".client",
+    "compact": ".journal.compaction",
     "dirichlet": ".partition",
     "iid": ".partition",
     "register_rule": ".aggregation",
@@ -78,6 +80,7 @@ __all__ = [
     "Setup",
     "Strategy",
     "Task",
+    "compact",
     "dirichlet",
     "iid",
     "register_rule",
