@@ -2,7 +2,8 @@
 
 `SPZO` is the optimizer and `split` cuts a model into blocks. `fedspzo.federated` holds the server,
 the clients and the in-process loop, `fedspzo.journal` the record of a run, `fedspzo_kernels` the
-fused op underneath.
+fused op underneath. Imports names when they are first used; the modules beside this one (errors,
+seeds, files, checks) import no package of fedspzo.
 """
 
 from __future__ import annotations
