@@ -65,7 +65,7 @@ def demo(
     config = configuration.load(DEMO_CONFIG)
     config = replace(config, model=replace(config.model, dtype=dtype, device="cpu"))  # type: ignore[arg-type]
     splits = read_splits(config.data, config.task)
-    model, task = models.load(config, splits)
+    model, task, _ = models.load(config, splits)
     train, test = task.encode(splits.train), task.encode(splits.test)
     batches = torch.Generator().manual_seed(seed)
     optimizer = SPZO(
