@@ -2,11 +2,11 @@
 
     python benchmarks/block_statistics.py [--after STEPS]
 
-For each group of weights: n, the squared norm of the mean gradient over batches; s, the mean squared
-norm of one batch's gradient; T, the trace of the Hessian, by second differences along random
-directions; and C, the cost of an evaluation that replays what comes before, in forward passes. One
-direction with the best step lowers the loss by n^2 / (2 s T) in expectation (see `gain`), for C passes
-or more. `--after`: measured after that many steps of training the verbalizers' rows alone.
+For each group of weights: n, the squared norm of the mean gradient over batches; s, the mean
+squared norm of one batch's gradient; T, the trace of the Hessian, by second differences along
+random directions. A step of lr g z along one direction lowers the loss by lr n - lr^2 s T / 2 in
+expectation, so by n^2 / (2 s T) at most: the gain. `--after`: measured after that many steps of
+training the verbalizers' rows alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedspzo_kernels import Perturber, parameter_key
 RESULTS = Path(__file__).parent / "results/block_statistics.md"
 BATCHES, DIRECTIONS = 8, 12
 EPS = 2e-3
-"""Of the root mean square of each group's weights: large enough for float32's second differences."""
+"""Of each group's root mean square: large enough for second differences in float32."""
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -131,7 +131,8 @@ def table(loaded: Loaded, after: int) -> list[str]:
         count = sum(p.numel() for _, p in named)
         gain = n * n / (2 * s * t) if t > 0 and n > 0 else float("nan")
         lines.append(
-            f"| {after} | {label} | {count:,} | {n:.3g} | {s:.3g} | {t:.3g} ± {error:.1g} | {gain:.2g} |"
+            f"| {after} | {label} | {count:,} | {n:.3g} | {s:.3g} | {t:.3g} ± {error:.1g} |"
+            f" {gain:.2g} |"
         )
         print(lines[-1], flush=True)
     return lines

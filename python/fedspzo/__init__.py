@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .blocks import Blocks, split
+    from .blocks import Blocks, merge_rows, split, untie_rows
     from .estimators import StepReport
     from .optim import SPZO
     from .privacy import Mechanism, Privacy
 
-__all__ = ["SPZO", "Blocks", "Mechanism", "Privacy", "StepReport", "__version__", "split"]
+__all__ = [
+    "SPZO",
+    "Blocks",
+    "Mechanism",
+    "Privacy",
+    "StepReport",
+    "__version__",
+    "merge_rows",
+    "split",
+    "untie_rows",
+]
 
 __version__ = "0.1.0"
 
@@ -30,6 +40,8 @@ __getattr__ = lazy_names(
         "Privacy": ".privacy",
         "SPZO": ".optim",
         "StepReport": ".estimators",
+        "merge_rows": ".blocks",
         "split": ".blocks",
+        "untie_rows": ".blocks",
     },
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .activation_replay import Touched, evaluating
 from .layer_stack import find_cuts
+from .output_rows import untie_rows
 from .parameters import Named, storage, trainable
 
 At = int | str | Sequence[int | str]
@@ -60,6 +61,7 @@ def split(
     at: At = "auto",
     *,
     example: Mapping[str, Any] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Blocks:
     """Cut `model` into consecutive blocks.
 
@@ -77,6 +79,9 @@ def split(
             block 2 is the head, where a weight matrix of it trains that is not tied to an earlier
             one; else the last eighth of the layers, at least one, with the head.
         example: keyword arguments of one forward pass.
+        rows: the tokens that a prompt is answered with, of a Hugging Face language model: their
+            rows of the output layer are put apart and end up in the last block
+            (`blocks.output_rows`). The model is changed; `merge_rows` puts them back to save it.
 
     Raises:
         TypeError: `at` is neither an int nor a string nor a sequence of them.
@@ -84,6 +89,8 @@ def split(
             trainable parameters; the message tells what to pass.
     """
     model = unwrap(model)
+    if rows is not None:
+        untie_rows(model, rows)
     stack, cuts = find_cuts(model, at)
     before = _used_before(model, stack, cuts, example)
     if at == "auto":

@@ -276,12 +276,7 @@ class SPZO(Optimizer):
                     later = [dict(named(group)) for group in groups[1:]]
                     self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
                     self.forwards += 1.0 + sum(self.cost_shares)
-                fill_defaults(
-                    self.param_groups,
-                    self._kind,
-                    self.cost_shares,
-                    newton=self._may_take_newton_steps,
-                )
+                self._fill_defaults()
                 if self.evaluation == "in_place":
                     report = self._estimate(stands, evaluate)
                 else:
