@@ -37,8 +37,14 @@ __device__ inline void float16_pair_to_floats(uint32_t word, float& low, float& 
       : "r"(word));
 }
 
-// Keeps a word in its register where the compiler would rather compute it again in every turn.
+// Keep a word or an address in its register where the compiler would rather compute it again in
+// every turn.
 __device__ inline void keep(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
+template <class T>
+__device__ inline void keep(T*& address) {
+  asm volatile("" : "+l"(address));
+}
 
 #else
 
@@ -72,6 +78,9 @@ inline void float16_pair_to_floats(uint32_t word, float& low, float& high) {
 }
 
 inline void keep(uint32_t&) {}
+
+template <class T>
+inline void keep(T*&) {}
 
 #endif
 
