@@ -46,7 +46,7 @@ struct NormalNoise {
   static constexpr int kPackets = kOneTerm ? 1 : FEDSPZO_TERM_PACKETS;
 
   // Blocks that a multiprocessor shall hold at a time, which bounds a thread's registers; 0: any.
-  // With one term and stochastic rounding every bound spills some.
+  // With one term and stochastic rounding any bound lengthens the loop, and may spill some.
   static constexpr int min_blocks(bool one_term, bool stochastic) {
     return !one_term ? FEDSPZO_TERM_BLOCKS : stochastic ? 0 : FEDSPZO_ONE_TERM_BLOCKS;
   }
@@ -116,14 +116,17 @@ struct Random {
   uint32_t counter;
 
   __device__ Random() {}
-  __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key) {
-    if constexpr (kStochastic) {
-      counter = uint32_t(chunk.base / kPacket);
-      span = PhiloxSpan(uint32_t(chunk.base / kPacket >> 32) | kRoundingDomain, key,
-                        uint64_t(*terms.rounding_seed));
-    }
-  }
+  __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key)
+      : span(uint32_t(chunk.base / kPacket >> 32) | kRoundingDomain, key,
+             uint64_t(*terms.rounding_seed)),
+        counter(uint32_t(chunk.base / kPacket)) {}
   __device__ Words packet(uint32_t packet) const { return philox(counter + packet, span); }
+};
+
+template <>
+struct Random<false> {
+  __device__ Random() {}
+  __device__ Random(const Terms&, const Chunk&, uint64_t) {}
 };
 
 template <class Storage, int kPlaces>
