@@ -327,12 +327,14 @@ def main() -> None:
     print("|", f"{columns} accesses".replace(", ", " | "), "|")
     print("|" + " --- |" * 13)
     for architecture in (80, 90):
-        kernels = {"CUDA": cuda_kernels(architecture, flags)}
+        kernels = {
+            f"CUDA, {form}": cuda_kernels(architecture, flags, form) for form in ("whole", "rows")
+        }
         if build == "default":
             for form in ("whole", "shifted", "rows"):
                 kernels[f"Triton, {form}"] = triton_kernels(architecture, form)
         for language, found in kernels.items():
-            threads = THREADS if language == "CUDA" else _triton_threads()
+            threads = THREADS if language.startswith("CUDA") else _triton_threads()
             for variant, code in found.items():
                 counted = "one term" if variant.one_term else "each term"
                 counted += ", stochastic" if variant.stochastic else ""

@@ -41,9 +41,12 @@ __device__ inline void float16_pair_to_floats(uint32_t word, float& low, float& 
 // every turn.
 __device__ inline void keep(uint32_t& word) { asm volatile("" : "+r"(word)); }
 
+// Of global memory, which the compiler has to see again behind the asm.
 template <class T>
 __device__ inline void keep(T*& address) {
-  asm volatile("" : "+l"(address));
+  size_t global = __cvta_generic_to_global(address);
+  asm volatile("" : "+l"(global));
+  address = static_cast<T*>(__cvta_global_to_generic(global));
 }
 
 #else
