@@ -41,7 +41,8 @@ __device__ inline void float16_pair_to_floats(uint32_t word, float& low, float& 
 // every turn.
 __device__ inline void keep(uint32_t& word) { asm volatile("" : "+r"(word)); }
 
-// Of global memory, which the compiler has to see again behind the asm.
+// Behind the asm the compiler has to be told again that the address is of global memory, or it takes
+// slower instructions, for memory of any kind.
 template <class T>
 __device__ inline void keep(T*& address) {
   size_t global = __cvta_generic_to_global(address);

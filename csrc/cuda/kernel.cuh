@@ -172,7 +172,7 @@ __device__ inline void store_whole(typename Storage::Element* p, const float (&v
   }
 }
 
-// Of a row that the tensor has not.
+// Writes NaN to the chunk of a row that the tensor has not; `out` is of the chunk's base.
 template <class Storage>
 __device__ inline void fill_nan(typename Storage::Element* out, const Chunk& chunk) {
 #pragma unroll 1

@@ -73,8 +73,8 @@ FEDSPZO_FN RowTable row_table(const void* source, void* out, uint64_t begin, uin
                               uint64_t width, const int64_t* ids, uint64_t count, uint64_t key,
                               uint64_t chunk_size) {
   const uint64_t chunks = count * chunks_of_row(width, chunk_size);
-  return {{{source, out, begin, begin + height * width, key, 0}},
-          ids, uint32_t(count), height, width, uint32_t(chunks)};
+  const TensorEntry entry{source, out, begin, begin + height * width, key, 0};
+  return {{entry}, ids, uint32_t(count), height, width, uint32_t(chunks)};
 }
 
 // The tensor that chunk number `chunk` of the launch belongs to.
