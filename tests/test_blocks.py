@@ -12,8 +12,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import ActivationReplay, evaluating
+from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks, split
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.blocks.parameters import storage
 from fedspzo.optim.spzo import SPZO
 from fedspzo_kernels import parameter_key, perturb_

@@ -7,8 +7,8 @@ from typing import Any, Unpack
 
 import torch
 
-from fedspzo.blocks.activation_replay import evaluating
 from fedspzo.blocks.cut import Blocks
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, RunResult
 from fedspzo.federated.client import Task
 from fedspzo.journal.replica import Replica

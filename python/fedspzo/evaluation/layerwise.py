@@ -14,9 +14,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import Touched, eager
+from fedspzo.blocks.evaluation_mode import eager
 from fedspzo.blocks.layer_stack import find_stack
 from fedspzo.blocks.parameters import storage
+from fedspzo.blocks.touched import Touched
 
 from .scratch_buffer import ScratchBuffer, footprint
 from .virtual_parameter import LayerwiseBlock, VirtualParameter

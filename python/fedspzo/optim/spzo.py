@@ -18,8 +18,10 @@ from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.rates import START
 from fedspzo.auto_lr.trust_ratio import Trial
-from fedspzo.blocks.activation_replay import ActivationReplay, evaluating, measure
+from fedspzo.blocks.activation_replay import ActivationReplay
+from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.cut import Blocks
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.checks import check_positive, check_whole
 from fedspzo.choices import EvaluationMode, Rounding
 from fedspzo.estimators import Estimator
