@@ -339,16 +339,16 @@ class SPZO(Optimizer):
         if self.auto is not None:
             self.auto.measure([group["params"] for group in self.param_groups])
         shares = self.cost_shares or ()
-        walk = Evaluator(stands, seeds, eps, self._replay, shares, evaluate)
+        evaluator = Evaluator(stands, seeds, eps, self._replay, shares, evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
-            spectrum = spectrum_along(walk, estimator, eps)
-        walk.visit(estimator.points())
-        losses = walk.means()
+            spectrum = spectrum_along(evaluator, estimator, eps)
+        evaluator.visit(estimator.points())
+        losses = evaluator.means()
         if self.privacy is None:
             found = estimator.gradients(losses, eps)
         else:
-            found = private_gradients(self.privacy, estimator, walk.losses, eps)
+            found = private_gradients(self.privacy, estimator, evaluator.losses, eps)
         gradients = tuple(to_float32(g) for g in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         rates = self._rates()
@@ -367,7 +367,7 @@ class SPZO(Optimizer):
             rounding_seed=(
                 step_rounding_seed(self.seed, self.steps) if self.rounding == "stochastic" else None
             ),
-            forwards=walk.forwards,
+            forwards=evaluator.forwards,
             skipped=skipped,
             lr=rates,
         )
