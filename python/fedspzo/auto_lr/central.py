@@ -184,8 +184,8 @@ class CentralPolicy:
         (docs/estimators.md) the number of turns should then be in proportion to the square root of
         promise over cost.
         """
-        worths = [
-            rate * seen.smoothed_square / cost if cost else 0.0  # a block without directions has no turns
+        worths = [  # 0 for a block without directions, which costs nothing
+            rate * seen.smoothed_square / cost if cost else 0.0
             for rate, seen, cost in zip(self.rates, self.blocks, costs, strict=True)
         ]
         for seen, worth in zip(self.blocks, worths, strict=True):

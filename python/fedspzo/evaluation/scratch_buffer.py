@@ -33,7 +33,7 @@ class ScratchBuffer:
         self.limit = limit
         self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._buffers: dict[torch.device, Tensor] = {}
-        self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # the tensors that `take` returned, by layout
+        self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout
         self._told: set[str] = set()
 
     def take(self, likes: Sequence[Tensor], name: str) -> list[Tensor]:
