@@ -2,7 +2,8 @@
 
 `SPZO` is the optimizer and `split` cuts a model into blocks. `fedspzo.federated` holds the server,
 the clients and the in-process loop, `fedspzo.journal` the record of a run, `fedspzo_kernels` the
-fused op underneath.
+fused op underneath. Imports names when they are first used; the modules beside this one (errors,
+seeds, files, checks) import no package of fedspzo.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .blocks import Blocks, split
+    from .blocks import Blocks, merge_rows, split, untie_rows
     from .estimators import StepReport
     from .optim import SPZO
     from .privacy import Mechanism, Privacy
 
-__all__ = ["SPZO", "Blocks", "Mechanism", "Privacy", "StepReport", "__version__", "split"]
+__all__ = [
+    "SPZO",
+    "Blocks",
+    "Mechanism",
+    "Privacy",
+    "StepReport",
+    "__version__",
+    "merge_rows",
+    "split",
+    "untie_rows",
+]
 
 __version__ = "0.1.0"
 
@@ -29,6 +40,8 @@ __getattr__ = lazy_names(
         "Privacy": ".privacy",
         "SPZO": ".optim",
         "StepReport": ".estimators",
+        "merge_rows": ".blocks",
         "split": ".blocks",
+        "untie_rows": ".blocks",
     },
 )
