@@ -14,12 +14,17 @@ SEED_LIMIT = 2**64
 _DIRECTION, _ROUNDING = 1, 2
 
 
+def check_seed(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is an int in [0, 2**64)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < SEED_LIMIT:
+        raise ValueError(f"{name} is {value!r}; pass an int in [0, 2**64)")
+
+
 def derive(seed: int, *path: int) -> int:
     """Return the 64-bit seed of the place `path` in the run that has the seed `seed`.
 
-    It is BLAKE2b over the integers as little-endian 64-bit words. So it is the same on
-    all platforms and releases, and paths that differ in any element or in length have unrelated
-    seeds.
+    It is BLAKE2b over the integers as little-endian 64-bit words. So it is the same on all
+    platforms and releases, and paths that differ in any element or in length have unrelated seeds.
 
     Args:
         seed: the parent seed, in [0, 2**64).
@@ -33,9 +38,7 @@ def derive(seed: int, *path: int) -> int:
     """
     digest = hashlib.blake2b(digest_size=8, person=b"fedspzo-seeds-v1")
     for position, value in enumerate((seed, *path)):
-        if not isinstance(value, int) or not 0 <= value < SEED_LIMIT:
-            name = f"path[{position - 1}]" if position else "seed"
-            raise ValueError(f"{name} is {value!r}; pass an int in [0, 2**64)")
+        check_seed(f"path[{position - 1}]" if position else "seed", value)
         digest.update(value.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 

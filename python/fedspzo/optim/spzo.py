@@ -26,7 +26,7 @@ from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
-from fedspzo.seeds import SEED_LIMIT
+from fedspzo.seeds import SEED_LIMIT, check_seed
 
 from .param_groups import (
     as_groups,
@@ -144,7 +144,7 @@ class SPZO(Optimizer):
         distribute_settings(groups, kind, lr=lr, eps=eps, perturbations=perturbations)
 
         self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
-        check_whole("seed", seed, 0, SEED_LIMIT - 1)
+        check_seed("seed", seed)
         self.seed, self.steps, self.skipped = seed, 0, 0
         self.forwards = 0.0
         self.last_step: StepReport | None = None
@@ -322,7 +322,7 @@ class SPZO(Optimizer):
             ValueError: an argument is wrong; the message names it, its value and the remedy.
                 Nothing has changed then.
         """
-        check_whole("seed", seed, 0, SEED_LIMIT - 1)
+        check_seed("seed", seed)
         check_whole("step", step, 0, SEED_LIMIT - 1)
         if lr is not None:
             if self.auto is not None:
