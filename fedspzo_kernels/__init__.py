@@ -3,7 +3,7 @@
 `perturb_` is the op in place, `perturb` out of place, `perturb_rows` for an embedding's lookup;
 `Perturber` checks the tensors once for many calls. `noise` shows what they add, `parameter_key`
 names a parameter, `serving` tells which backend serves a device, `info` why another one does not.
-Nothing here knows of models or federation.
+Imports nothing of `fedspzo`: it knows neither models nor federation.
 """
 
 from __future__ import annotations

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import os
+
+# Read when torch is first imported. Threads of several test processes would wait for each other;
+# a test of thread counts sets its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+from fuzz_toml import write_named_files
 from kernel_backends import CAPABILITIES, REFERENCE, Op, compiled, why_not
 
 import fedspzo_kernels
@@ -40,9 +47,26 @@ def backend(request: pytest.FixtureRequest) -> Op:
     return compiled(request.param)
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the fuzz tests of a module, with the files that their config names."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    write_named_files(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> Iterator[None]:
     """Ctrl-C as in a terminal, also where a shell in the background had it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: a toy model on several waits for its threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -14,6 +14,8 @@ import torch
 
 import fedspzo_kernels
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SHOW = """
 import fedspzo_kernels

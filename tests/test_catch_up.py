@@ -214,6 +214,7 @@ def test_a_client_that_is_asked_again_sends_the_same_report_and_computes_nothing
     assert client.handle(Plan.decode(server.plan(0, since=0).encode())) is first
 
 
+@pytest.mark.slow
 def test_what_a_server_keeps_grows_with_neither_rounds_nor_clients() -> None:
     def size(server: Server) -> int:
         kept = {name: value for name, value in vars(server).items() if name != "replica"}

@@ -180,6 +180,7 @@ def test_an_existing_run_or_other_files_are_not_overwritten(folder: Path) -> Non
     assert (old / "metrics.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.slow
 def test_info_names_versions_and_every_backend_with_its_reason(folder: Path) -> None:
     done = fedspzo(folder, "info")
     assert done.returncode == 0, done.stderr
@@ -187,6 +188,7 @@ def test_info_names_versions_and_every_backend_with_its_reason(folder: Path) -> 
         assert part in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_in_its_own_process(folder: Path) -> None:
     done = fedspzo(folder, "run", "run.toml", "--rounds", "1", "--output", "out")
     assert done.returncode == 0, done.stderr

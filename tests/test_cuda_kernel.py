@@ -21,6 +21,8 @@ from kernel_backends import Op, same_bits
 from test_perturb import DTYPES, TERMS, values
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     *("-std=c++20", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"),
     *("-Wall", "-Werror", "-Wno-unknown-pragmas"),

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 # Only a torch with CUDA has these, in libtorch_cuda.
 CUDA_ONLY = {"aoti_torch_get_current_cuda_stream"}

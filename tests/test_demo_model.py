@@ -17,6 +17,8 @@ from fedspzo.app.data import Example
 from fedspzo.app.tasks import PromptClassification
 from fedspzo.demo import build, corpus
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(corpus.__file__).parent
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 GENERATED = ["sentiment", "own_labels"]

@@ -25,6 +25,8 @@ from transformers import (
 
 from fedspzo.app.cli import main
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]"]
 WORDS = [*SPECIAL, "a", "fine", "bad", "dull", "film", "it", "was", "great", "awful"]
 CONFIG = """

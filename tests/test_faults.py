@@ -22,6 +22,8 @@ from tiny_run import write_run
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.rounds import Round
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",

@@ -73,6 +73,7 @@ def test_a_client_does_not_measure_again_when_rates_change(tmp_path: Path) -> No
     np.testing.assert_allclose(costs["auto"], costs["fixed"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["anchored", "mezo"])
 @pytest.mark.parametrize("after", [0, 1, 17])
 def test_a_stopped_run_goes_on_with_the_same_rates(
@@ -231,6 +232,7 @@ def test_a_block_that_stays_has_no_rate_to_find(
     assert [rate == 1e-4 for rate in rates] == [count == 0 for count in perturbations]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [3, 8])
 def test_first_steps_that_were_skipped_are_not_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: int
@@ -279,6 +281,7 @@ def test_first_steps_that_were_skipped_are_not_forgotten(
     assert go(tmp_path / "stopped", None) == straight
 
 
+@pytest.mark.slow
 def test_low_precision_goes_on_with_the_rates_it_found(tmp_path: Path) -> None:
     def go(path: Path, stop_after: int | None) -> list[Any]:
         seen: list[Any] = []

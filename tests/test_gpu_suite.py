@@ -20,6 +20,8 @@ from gpu.parts import Part, parts
 from gpu.suite import Suite, checked
 from test_backends import needs_cpu_backend
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

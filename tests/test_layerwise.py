@@ -10,8 +10,8 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FAMILIES, loss_of
 from memory import peak_bytes
-from test_blocks import FAMILIES, loss_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -164,6 +164,7 @@ def test_an_embedding_is_perturbed_in_the_rows_of_the_batch_alone():
     assert len(losses) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_bit_is_the_starts_after_1000_steps_at_no_learning_rate(dtype):
     model = Small(64, 8).to(dtype)
@@ -178,6 +179,7 @@ def test_every_bit_is_the_starts_after_1000_steps_at_no_learning_rate(dtype):
     assert unchanged(model, before)
 
 
+@pytest.mark.slow
 def test_killing_a_step_at_any_operation_leaves_every_bit():
     model = Small().to(LOW)
     before, own = bits(model), [dict(module._parameters) for module in model.modules()]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import statistics
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.optim.spzo import SPZO
+
+pytestmark = pytest.mark.slow
 
 STEPS = 800
 

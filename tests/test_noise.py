@@ -108,6 +108,7 @@ def span_of_the_reference(stream: str, seed: int, key: int, offset: int, element
     return torch.cat([z(part, key, torch.tensor(signed(seed))) for part in parts])
 
 
+@pytest.mark.slow
 def test_twelve_million_elements_of_the_shared_header(host_program: Callable[[str], Path]) -> None:
     program = host_program("stream")
     for span in SPANS:
@@ -116,6 +117,7 @@ def test_twelve_million_elements_of_the_shared_header(host_program: Callable[[st
         assert same_bits(got, span_of_the_reference(*span)), span
 
 
+@pytest.mark.slow
 def test_the_cuda_kernel_visits_each_element_once(host_program: Callable[[str], Path]) -> None:
     done = subprocess.run([host_program("layout")], text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -135,6 +137,7 @@ def test_table_is_what_its_script_computes() -> None:
     assert Path(noise_table.__file__).read_text() == script.python(table)
 
 
+@pytest.mark.slow
 def test_transform_follows_the_normal_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact for each of the words tried, which are dense in every octave: no sampling error."""
     exponents = np.linspace(0, 31, 2_000_000, endpoint=False)

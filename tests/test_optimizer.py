@@ -368,6 +368,7 @@ def test_forwards_are_the_tables(settings, forwards):
     assert optimizer.last_step.forwards == optimizer.forwards == pytest.approx(forwards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lr", "settings"),
     [
@@ -385,6 +386,7 @@ def test_the_loss_falls(lr, settings):
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 
 
+@pytest.mark.slow
 def test_the_loss_falls_in_bfloat16():
     model = llama(torch.bfloat16)
     optimizer = SPZO(split(model, THREE), 2e-3, perturbations=(2, 4, 8))

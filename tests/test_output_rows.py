@@ -83,6 +83,11 @@ def test_the_rows_are_in_the_last_block_and_the_embeddings_in_the_first(
     assert all(parameter.shape[0] != 64 or parameter.dim() == 1 for _, parameter in last)
 
 
+def test_split_puts_rows_apart_itself() -> None:
+    blocks = split(llama(), rows=TOKENS)
+    assert [name for name, _ in blocks.groups[-1]] == ["model.norm.weight", "lm_head.rows"]
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_a_changed_row_changes_its_own_logit_alone(make: Callable[[], nn.Module]) -> None:
     model = ready(make)

@@ -1,10 +1,9 @@
-"""Differentially private steps: what is clipped, what is added, what is told, what is counted."""
+"""The mechanism: what is clipped, what is added, what is counted."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import dp_accounting
@@ -12,37 +11,13 @@ import numpy as np
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from federated_toys import ToyTask, toy, toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from private_toys import MODERATE, NOISELESS, everything
+from torch import Tensor
 
 from fedspzo import privacy
-from fedspzo.app import show as journal_view
-from fedspzo.federated import FederationConfig, OptimizerConfig, Plan, Report, RunResult, run
-from fedspzo.federated.client import Client
-from fedspzo.federated.journal.writer import RunJournal
-from fedspzo.federated.server import Server
-from fedspzo.journal.reader import JournalError
-from fedspzo.journal.replica import Replica
-from fedspzo.optim.spzo import SPZO
 from fedspzo.privacy import Mechanism, Privacy
-
-MODERATE = Privacy(clip=1.0, noise_multiplier=0.5)
-NOISELESS = 1e-9  # a noise multiplier: the noise is below the tests' tolerance
-OPTIMIZER = OptimizerConfig(lr=0.05, perturbations=(2, 4), sides="one", rounding="nearest")
-
-
-class PrivateToy(ToyTask):
-    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return nn.functional.cross_entropy(model(x), y, reduction="none")
-
-
-def everything(noise_multiplier: float, examples: int, clip: float = 1.0) -> Mechanism:
-    """A mechanism whose batches are the whole dataset."""
-    settings = Privacy(clip=clip, noise_multiplier=noise_multiplier, delta=1e-9)
-    return Mechanism(settings, examples, random=Random(0))
 
 
 def total(rows: Tensor, clip: float = 1.0) -> Tensor:
@@ -50,9 +25,6 @@ def total(rows: Tensor, clip: float = 1.0) -> Tensor:
     mechanism = everything(NOISELESS, len(rows), clip)
     mechanism.sample(len(rows))
     return torch.tensor(mechanism.release(rows), dtype=torch.float64) * len(rows)
-
-
-# The mechanism
 
 
 def test_an_example_is_cut_to_the_clip_as_one_vector() -> None:
@@ -69,6 +41,7 @@ def test_an_example_that_is_not_finite_counts_as_zeros(value: float) -> None:
 
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.just(math.inf) | st.just(math.nan)
+
 vectors = st.integers(1, 5).flatmap(
     lambda d: st.lists(st.lists(numbers, min_size=d, max_size=d), min_size=2, max_size=6)
 )
@@ -130,9 +103,6 @@ def test_secret_randomness_has_no_seed() -> None:
         batches.add(tuple(batch))
         noise.add(tuple(mechanism.release(torch.zeros(len(batch), 2))))
     assert len(noise) == len(batches) == 4
-
-
-# The account
 
 
 @pytest.mark.parametrize(
@@ -199,269 +169,3 @@ def test_a_mechanism_that_can_promise_nothing_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(privacy, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'fedspzo\[privacy\]'"):
         Mechanism(MODERATE, 100)
-
-
-# A step
-
-
-ESTIMATORS = [
-    ("anchored", "one", (2, 3)),
-    ("anchored", "two", (2, 3)),
-    ("balanced", "one", (1, 4)),
-    ("balanced", "two", (2, 2)),
-    ("coupled", "two", (1, 3)),
-    ("mezo", "one", 3),
-    ("mezo", "two", 3),
-]
-
-
-@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
-@pytest.mark.parametrize(("name", "sides", "perturbations"), ESTIMATORS)
-def test_without_clip_and_noise_a_step_is_the_usual_one(
-    name, sides, perturbations, evaluation
-) -> None:
-    ((*data,),) = toy_data([12])
-    task = PrivateToy()
-    batch, results = task.collate(data), []
-    for private in (False, True):
-        blocks = toy(single=name == "mezo")
-        mechanism = everything(NOISELESS, 12, clip=1e6) if private else None
-        optimizer = SPZO(
-            blocks,
-            1e-2,
-            estimator=name,
-            sides=sides,
-            perturbations=perturbations,
-            evaluation=evaluation,
-            privacy=mechanism,
-        )
-        for _ in range(2):
-            if mechanism is not None:
-                assert mechanism.sample(12) == list(range(12))
-            function = task.losses if private else task.loss
-            optimizer.step(lambda f=function, b=blocks: f(b.model, batch))
-        results.append((optimizer.last_step, list(blocks.model.parameters())))
-    (usual, weights), (private, others) = results
-    for mine, expected in zip(private.gradients, usual.gradients, strict=True):
-        # differences of losses over eps: float32's rounding of a loss over 1e-3
-        assert mine == pytest.approx(expected, abs=5e-4)
-    assert private.loss == pytest.approx(usual.loss, rel=1e-5)
-    assert private.forwards == usual.forwards
-    for mine, expected in zip(others, weights, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_private_step_is_never_skipped_for_what_a_loss_is() -> None:
-    blocks = toy()
-    mechanism = everything(1.0, 2)
-    optimizer = SPZO(blocks, 1e-2, perturbations=(1, 2), privacy=mechanism, cost_shares=(0.5,))
-    before = [p.clone() for p in blocks.model.parameters()]
-    for losses in (torch.tensor([math.nan, math.inf]), torch.tensor([1.0, math.nan])):
-        mechanism.sample(2)
-
-        def closure(losses: Tensor = losses) -> Tensor:
-            blocks.model(torch.zeros(2, 8))
-            return losses
-
-        optimizer.step(closure)
-        assert not optimizer.last_step.skipped
-        assert all(g != 0 for block in optimizer.last_step.gradients for g in block)
-    after = blocks.model.parameters()
-    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_the_closure_of_a_private_step_returns_a_loss_an_example() -> None:
-    blocks, mechanism = toy(), everything(1.0, 4)
-    optimizer = SPZO(blocks, privacy=mechanism)
-    mechanism.sample(4)
-    task, batch = PrivateToy(), PrivateToy().collate(toy_data([4])[0])
-    with pytest.raises(ValueError, match=r"with privacy return one an example, \(B,\)"):
-        optimizer.step(lambda: task.loss(blocks.model, batch))
-    with pytest.raises(ValueError, match="the sample has 4 examples"):
-        optimizer.step(lambda: task.losses(blocks.model, batch)[:3])
-
-
-# A client and a federation
-
-
-class Watched(PrivateToy):
-    """Keeps what it was shown."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def collate(self, examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        self.sizes.append(len(examples))
-        return super().collate(examples)
-
-
-def reports(
-    random: int | Random | None,
-    *,
-    noise: float = 1.0,
-    task: ToyTask | None = None,
-    examples: list[tuple[Tensor, int]] | None = None,
-) -> tuple[Report, Mechanism]:
-    """One round's report of a private client with 16 examples; None: with secret randomness."""
-    (data,) = toy_data([16])
-    federation = FederationConfig(clients=1, rounds=1, local_steps=5, batch_size=4)
-    server = Server(Replica(toy()), federation, replace(OPTIMIZER, lr=(0.05, 0.1)))
-    source = Random(random) if isinstance(random, int) else random
-    mechanism = Mechanism(replace(MODERATE, noise_multiplier=noise), 16, random=source)
-    client = Client(0, Replica(toy()), examples or data, task or PrivateToy(), privacy=mechanism)
-    plan = Plan.decode(server.plan(0, since=0).encode())
-    return Report.decode(client.handle(plan).encode()), mechanism
-
-
-def test_a_private_report_tells_nothing_but_noisy_gradients() -> None:
-    first, mechanism = reports(1)
-    assert first.loss is None
-    assert first.gradients.steps == tuple(range(5))
-    assert first.forwards == 5 * 7  # a number of evaluations: no measurement of a batch is in it
-    assert first.examples == 16
-    assert mechanism.epsilon() > 0
-    # other noise and batches, another report: in nothing but the gradients
-    second, _ = reports(2)
-    assert replace(second, gradients=first.gradients) == first
-    assert (second.gradients.values != first.gradients.values).all()
-
-
-def test_reports_of_the_same_round_differ_in_their_secret_randomness() -> None:
-    first, second = (reports(None)[0].gradients.values for _ in range(2))
-    assert (first != second).all()
-
-
-def test_a_reports_noise_has_the_stated_deviation() -> None:
-    # C sigma / batch size = 1000 / 4, beside which gradients of length 1 vanish
-    values = np.concatenate(
-        [reports(seed, noise=1000.0)[0].gradients.values.ravel() for seed in range(20)]
-    )
-    assert len(values) == 20 * 5 * 6
-    assert abs(values.std() - 250) < 25  # standard error 7.2
-    assert abs(values.mean()) < 40  # 10
-
-
-class Fixed(Random):
-    """Draws the same number each time."""
-
-    def random(self) -> float:
-        return 0.9
-
-
-def test_an_empty_batch_is_a_step_of_noise_alone() -> None:
-    task = Watched()
-    report, _ = reports(Fixed(), task=task)
-    assert task.sizes == [1] * 5  # one example is evaluated, and does not count
-    # Box and Muller's two normals of 0.9 and 0.9, by turns
-    length, angle = math.sqrt(-2 * math.log(1 - 0.9)), 2 * math.pi * 0.9
-    expected = np.array([length * math.cos(angle), length * math.sin(angle)] * 15) / 4
-    assert report.gradients.values.ravel() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("outlier", [1e3, math.inf, math.nan])
-def test_an_example_moves_a_report_by_no_more_than_the_clip(outlier: float) -> None:
-    # The same batches and noise, another example: what reaches the server differs by at most 2 C
-    # over the batch size, in the first step, whatever the example is.
-    (data,) = toy_data([16])
-    usual = [reports(seed, examples=data)[0] for seed in range(6)]
-    data[3] = (torch.full_like(data[3][0], outlier), 0)
-    other = [reports(seed, examples=data)[0] for seed in range(6)]
-    moved = [
-        np.linalg.norm(a.gradients.values[0] - b.gradients.values[0])
-        for a, b in zip(usual, other, strict=True)
-    ]
-    assert max(moved) <= 2 * MODERATE.clip / 4 * (1 + 1e-5)
-    assert 0.0 in moved  # where it was not drawn
-    assert max(moved) > 0.0
-
-
-def private_run(
-    noise: float,
-    *,
-    rounds: int = 40,
-    seeds: str = "per-client",
-    privacy: bool = True,
-    path: Path | None = None,
-) -> RunResult:
-    data = toy_data([40, 60, 50])
-    task, everyone = PrivateToy(), [example for own in data for example in own]
-    federation = FederationConfig(
-        clients=3, rounds=rounds, local_steps=2, batch_size=20, participation=0.7, seeds=seeds
-    )
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return {"loss": task.loss(model, task.collate(everyone)).item()}
-
-    return run(
-        toy(),
-        task,
-        data,
-        federation,
-        OPTIMIZER,
-        evaluate=evaluate,
-        evaluate_every=2,
-        journal=None if path is None else RunJournal(path, source="toy"),
-        privacy=Privacy(clip=2.0, noise_multiplier=noise) if privacy else None,
-    )
-
-
-@pytest.mark.parametrize("seeds", ["per-client", "shared"])
-def test_a_private_federation_learns_and_tells_what_it_spent(seeds: str, monkeypatch) -> None:
-    # each client's randomness is a generator of its own, as secret ones are
-    sources = iter(range(100))
-    monkeypatch.setattr(privacy, "SystemRandom", lambda: Random(next(sources)))
-    result = private_run(0.5, seeds=seeds)
-    losses = [r.eval_loss for r in result.rounds if r.eval_loss is not None]
-    assert losses[-1] < 0.75 * losses[0]
-    assert all(r.loss is None for r in result.rounds)
-    assert result.final.skipped == 0
-    assert result.rounds[0].epsilons == (0.0, 0.0, 0.0)
-    assert result.rounds[1].epsilons is None
-    for client, (size, epsilon) in enumerate(zip((40, 60, 50), result.final.epsilons, strict=True)):
-        account = Mechanism(Privacy(clip=2.0, noise_multiplier=0.5), size)
-        account.count(20, 2 * sum(client in r.clients for r in result.rounds))
-        assert epsilon == account.epsilon() > 0
-
-
-def test_a_run_that_is_not_private_has_no_epsilon() -> None:
-    assert all(r.epsilons is None for r in private_run(0.5, rounds=2, privacy=False).rounds)
-
-
-def test_a_resumed_run_goes_on_with_its_account(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(privacy, "SystemRandom", lambda: Random(0))
-    path, whole = tmp_path / "journal.fspz", private_run(0.5, rounds=4).final.epsilons
-    first = private_run(0.5, rounds=4, path=path)
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.truncate(size - 200)  # into the last round
-    result = private_run(0.5, rounds=4, path=path)
-    assert result.final.epsilons == first.final.epsilons == whole
-    shown = "\n".join(journal_view.lines(path))
-    assert "clip 2, noise multiplier 0.5, delta 1e-05" in shown
-    for client, epsilon in enumerate(whole):
-        assert f"client {client} has spent epsilon {epsilon:.4g}" in shown
-    for changes in ({"noise": 0.6}, {"noise": 0.5, "privacy": False}):
-        with pytest.raises(JournalError, match="its run has privacy"):
-            private_run(rounds=4, path=path, **changes)
-
-
-def test_a_rate_found_from_losses_is_refused() -> None:
-    with pytest.raises(ValueError, match="lr is 'auto', which is found from losses"):
-        SPZO(toy(), "auto", privacy=Mechanism(MODERATE, 16))
-    with pytest.raises(ValueError, match="lr is 'auto', which is found from losses"):
-        run(
-            toy(),
-            PrivateToy(),
-            toy_data([16]),
-            FederationConfig(clients=1, rounds=1),
-            replace(OPTIMIZER, lr="auto"),
-            privacy=MODERATE,
-        )
-
-
-def test_a_client_needs_a_fitting_account_and_losses() -> None:
-    ((*data,),) = toy_data([16])
-    with pytest.raises(ValueError, match="ToyTask has no losses"):
-        Client(0, Replica(toy()), data, ToyTask(), privacy=Mechanism(MODERATE, 16))
-    with pytest.raises(ValueError, match="for 15 examples, client 0 has 16"):
-        Client(0, Replica(toy()), data, PrivateToy(), privacy=Mechanism(MODERATE, 15))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
+from journal_toys import federate, save_base
 from kernel_backends import CAPABILITIES, REFERENCE, why_not
 from safetensors.torch import load_file, save_file
 
@@ -19,50 +19,12 @@ from fedspzo.blocks.cut import Blocks
 from fedspzo.errors import InputError
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.journal.reader import DecodedJournal
-from fedspzo.federated.journal.rounds import EvaluationResult, Round
 from fedspzo.federated.journal.writer import RunJournal
-from fedspzo.journal.reader import JournalError
 from fedspzo.journal.records import digest, merged
 from fedspzo.journal.steps import StepJournal
 from fedspzo_kernels import parameter_key, perturb_
 
 DTYPES = [torch.float32, torch.bfloat16]
-SETTINGS: dict[str, Any] = {
-    "clients": 4,
-    "rounds": 5,
-    "local_steps": 2,
-    "batch_size": 4,
-    "participation": 0.6,
-    "seed": 3,
-}
-
-
-def federate(path: Path, blocks: Blocks, **changes: Any) -> RunResult:
-    optimizer = OptimizerConfig(lr=changes.pop("lr", 0.05), perturbations=changes.pop("p", (1, 2)))
-    after = changes.pop("stop_after", None)
-
-    def stop(result: Any) -> None:
-        if result.round == after:
-            raise KeyboardInterrupt
-
-    with RunJournal(path, source="toy") as journal:
-        return run(
-            blocks,
-            ToyTask(),
-            toy_data([9, 5, 7, 6]),
-            FederationConfig(**{**SETTINGS, **changes}),
-            optimizer,
-            evaluate=lambda model: {"loss": next(model.parameters()).detach().float().sum().item()},
-            evaluate_every=2,
-            on_round=stop,
-            journal=journal,
-        )
-
-
-def save_base(folder: Path, blocks: Blocks) -> str:
-    path = folder / "base.safetensors"
-    save_file({name: p.detach() for name, p in blocks.model.named_parameters()}, path)
-    return str(path)
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -83,7 +45,11 @@ def test_every_round_is_rebuilt_to_the_bit(made: tuple[str, Path, RunResult]) ->
 
 @pytest.mark.parametrize(
     ("name", "threads"),
-    [("reference", 1), ("triton", 1), *((name, n) for name in CAPABILITIES for n in (1, 2))],
+    [
+        ("reference", 1),
+        pytest.param("triton", 1, marks=pytest.mark.slow),
+        *((name, n) for name in CAPABILITIES for n in (1, 2)),
+    ],
 )
 def test_every_backend_instruction_set_and_thread_count_agrees(
     made: tuple[str, Path, RunResult], name: str, threads: int, monkeypatch: pytest.MonkeyPatch
@@ -293,129 +259,3 @@ def test_another_base_another_round_and_other_shapes_are_named(
         replay.replay(wrong, path)
     with pytest.raises(InputError, match="holds no weights that can be read"):
         replay.replay(str(tmp_path / "none"), path)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seeds", ["per-client", "shared"])
-@pytest.mark.parametrize("after", [0, 3, 5])
-def test_a_stopped_run_goes_on_as_if_it_had_not(
-    tmp_path: Path, dtype: torch.dtype, seeds: str, after: int
-) -> None:
-    straight = federate(tmp_path / "straight", toy(dtype), seeds=seeds, p=None)
-    path = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        federate(path, toy(dtype), seeds=seeds, p=None, stop_after=after)
-    blocks = toy(dtype)
-    done = federate(path, blocks, seeds=seeds, p=None)
-    assert len(DecodedJournal(path).settings or ()) == 2
-    for mine, theirs in zip(done.rounds, straight.rounds, strict=True):
-        for field in vars(theirs):
-            if field != "seconds":  # forwards, bytes, losses, evaluations, digests, clients
-                assert getattr(mine, field) == getattr(theirs, field), (mine.round, field)
-    assert done.optimizer == straight.optimizer
-    assert digest(blocks.model.named_parameters()) == straight.final.digest
-    assert path.stat().st_size == (tmp_path / "straight").stat().st_size
-
-
-def test_another_run_does_not_go_on(tmp_path: Path) -> None:
-    path = tmp_path / "journal.fspz"
-    with pytest.raises(KeyboardInterrupt):
-        federate(path, toy(), stop_after=2)
-    before = path.read_bytes()
-    with pytest.raises(JournalError, match="has seed = 3, this one 4; give the same settings"):
-        federate(path, toy(), seed=4)
-    with pytest.raises(JournalError, match=r"has lr = \(0.05, 0.1\), this one \(0.06, 0.12\)"):
-        federate(path, toy(), lr=0.06)
-    other = toy()
-    with torch.no_grad():
-        other.model.head.bias += 1
-    with pytest.raises(JournalError, match="starts from weights with digest"):
-        federate(path, other)
-    frozen = toy()
-    names = [name for name, _ in frozen.groups[0]]
-    moved = Blocks(frozen.model, frozen.layers, (frozen.groups[0][1:], frozen.groups[1]))
-    assert names
-    with pytest.raises(JournalError, match="cuts the model elsewhere, or freezes"):
-        federate(path, moved)
-    assert path.read_bytes() == before
-
-
-def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
-    # 4 bytes: a gradient, which the coefficient follows from. The rest is its share of its client's
-    # and its round's.
-    sizes = {}
-    for p, steps in (((1, 6), 1), ((1, 2), 2), ((1, 60), 1)):
-        path = tmp_path / str(p)
-        federate(path, toy(), p=p, local_steps=steps, rounds=4, participation=1.0)
-        log = DecodedJournal(path)
-        entries = [(e, c) for e, c in log.entries() if e.kind == 2]
-        entry, done = entries[-1]
-        clients, terms = len(done.reports), done.terms
-        assert terms == clients * steps * sum((p[0], p[0] * p[1]))
-        # docs/journal.md: a record's frame, a round, a client, a term
-        evaluated = 16 * (done.evaluation is not None)
-        assert entry.size == 13 + 29 + evaluated + clients * (1 + 4) + 4 * terms
-        sizes[p] = entry.size / terms
-    assert max(sizes[1, 2], sizes[1, 6]) <= 7
-    assert sizes[1, 60] < 4.4
-
-
-def test_one_direction_of_eight_clients_costs_at_most_sixteen_bytes_with_evaluations(
-    tmp_path: Path,
-) -> None:
-    # the fewest terms that the README's comparison has in a round: MeZO's
-    path = tmp_path / "journal.fspz"
-    with RunJournal(path, source="toy") as journal:
-        run(
-            toy(single=True),
-            ToyTask(),
-            toy_data([9] * 8),
-            FederationConfig(clients=8, rounds=40, batch_size=4),
-            OptimizerConfig(lr=0.01, estimator="mezo", perturbations=1, sides="two"),
-            evaluate=lambda model: {"loss": 0.5, "accuracy": 0.5},
-            evaluate_every=2,
-            journal=journal,
-        )
-    log = DecodedJournal(path)
-    contents = [content for _, content in log.entries()]
-    rounds = [content for content in contents if isinstance(content, Round)]
-    evaluated = [done.round for done in rounds if done.evaluation is not None]
-    assert evaluated == list(range(0, 40, 2))
-    assert contents[-1] == EvaluationResult(round=40, loss=0.5, accuracy=0.5)
-    terms = sum(done.terms for done in rounds)
-    assert terms == 40 * 8
-    assert path.stat().st_size - log.reader.start <= 16 * terms
-
-
-def test_what_is_on_disk_is_not_evaluated_again(tmp_path: Path) -> None:
-    path, asked = tmp_path / "journal.fspz", []
-
-    def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        asked.append(len(asked))
-        return {"loss": float(len(asked))}
-
-    def go_on(stop_after: int | None) -> list[float | None]:
-        def stop(result: Any) -> None:
-            if result.round == stop_after:
-                raise KeyboardInterrupt
-
-        with RunJournal(path, source="toy") as journal:
-            return [
-                result.eval_loss
-                for result in run(
-                    toy(),
-                    ToyTask(),
-                    toy_data([9, 5, 7, 6]),
-                    FederationConfig(**SETTINGS),
-                    OptimizerConfig(lr=0.05, perturbations=(1, 2)),
-                    evaluate=evaluate,
-                    on_round=stop,
-                    journal=journal,
-                ).rounds
-            ]
-
-    with pytest.raises(KeyboardInterrupt):
-        go_on(2)  # evaluated after rounds 0, 1 and 2; the last one is not on disk yet
-    assert go_on(None) == [1, 2, 4, 5, 6, 7]
-    assert go_on(None) == [1, 2, 4, 5, 6, 7]
-    assert len(asked) == 7

@@ -20,6 +20,8 @@ from fedspzo.app.run_folder import RunFolder
 from fedspzo.federated.exchange import InProcess
 from fedspzo.federated.journal.writer import RunJournal
 
+pytestmark = pytest.mark.slow
+
 OUT, DONE = Path("out"), Path("done")
 RUN = ["run", "run.toml", "--quiet", "--output", "out"]
 

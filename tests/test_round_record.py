@@ -234,6 +234,7 @@ def test_rates_beyond_all_numbers_are_no_warning_but_an_error(seeds: str) -> Non
         decode(body, 700, BEFORE, federation, absurd)
 
 
+@pytest.mark.slow
 def test_many_reports_of_no_step_take_no_memory() -> None:
     # a table of clients, steps and directions would be 5 TB
     federation = replace(FEDERATION, clients=10_000, local_steps=60_000, seeds="shared")

@@ -18,6 +18,8 @@ import pytest
 import sass
 from sass import DTYPES, VARIANTS, Code, Variant
 
+pytestmark = pytest.mark.slow
+
 Kernels = dict[Variant, Code]
 
 

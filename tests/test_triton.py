@@ -29,6 +29,8 @@ from fedspzo_kernels import noise_table, reference
 from fedspzo_kernels.triton import perturb_, perturb_out, perturb_rows, signed_table
 from fedspzo_kernels.triton.kernel import fma
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (0, 1, 33, 4097)
 OFFSETS = (0, 3, 40, 2**34 - 5)  # no shift, any shift, one of whole vectors, any

@@ -172,6 +172,7 @@ def test_an_interrupted_check_leaves_what_was_known():
     assert state == known
 
 
+@pytest.mark.slow
 def test_low_precisions_rounding_is_no_broken_promise():
     """At its optimum a bfloat16 model's losses differ by rounding: rates stay."""
     torch.manual_seed(0)

@@ -165,8 +165,7 @@ void perturb_tensors(const std::vector<Tensor>& sources, const std::vector<Tenso
 void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vector<int64_t> offsets,
               Tensor seeds, Tensor coeffs, std::optional<Tensor> rounding_seed, int64_t stream) {
   check_arguments(tensors, keys, offsets, seeds, coeffs, rounding_seed, stream);
-  perturb_tensors(tensors, tensors, keys, offsets,
-                  terms_of(seeds, coeffs, rounding_seed, stream));
+  perturb_tensors(tensors, tensors, keys, offsets, terms_of(seeds, coeffs, rounding_seed, stream));
 }
 
 void perturb_out(std::vector<Tensor> sources, std::vector<Tensor> outs, std::vector<int64_t> keys,

@@ -28,7 +28,8 @@ struct SpanKernels {
                               int64_t count, Stream stream, float coeff);
 
   // values[j] += coeff * (bit `first + j` of `words` ? -1 : 1).
-  void (*add_signs)(float* values, const uint32_t* words, int64_t first, int64_t count, float coeff);
+  void (*add_signs)(float* values, const uint32_t* words, int64_t first, int64_t count,
+                    float coeff);
 
   // The 4 * counters words of the consecutive counters from `counter` on; `counters` is rounded up
   // to a multiple of 8, and the high halves of the counters must agree.
@@ -39,12 +40,13 @@ struct SpanKernels {
   void (*load_float16)(float* values, const uint16_t* bits, int64_t count);
 
   // `random` is null for nearest-even, else 16 random bits for each element.
-  void (*store_bfloat16)(uint16_t* bits, const float* values, const uint16_t* random, int64_t count);
+  void (*store_bfloat16)(uint16_t* bits, const float* values, const uint16_t* random,
+                         int64_t count);
   void (*store_float16)(uint16_t* bits, const float* values, const uint16_t* random, int64_t count);
 };
 
 const SpanKernels& portable_kernels();
-const SpanKernels* avx2_kernels();    // null where the machine or the compiler lacks AVX2, FMA, F16C
+const SpanKernels* avx2_kernels();  // null where the machine or the compiler lacks AVX2, FMA, F16C
 const SpanKernels* avx512_kernels();  // likewise AVX-512 F, BW, DQ and VL
 
 }  // namespace fedspzo

@@ -45,9 +45,7 @@ struct Avx2 {
 
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Float a) { _mm256_storeu_ps(p, a); }
-  static void store(uint32_t* p, Int a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
-  }
+  static void store(uint32_t* p, Int a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   static Float load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -30,9 +30,7 @@ struct Avx512 {
     return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_ENUM(0xA0));
   }
   static Int exclusive_or(Int a, Int b) { return _mm512_xor_si512(a, b); }
-  static Int exclusive_or3(Int a, Int b, Int c) {
-    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
-  }
+  static Int exclusive_or3(Int a, Int b, Int c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   static Int inclusive_or(Int a, Int b) { return _mm512_or_si512(a, b); }
 
   static Int counters(uint32_t first) {
@@ -70,8 +68,7 @@ struct Avx512 {
   static Int nearest_bfloat16(Float a) {
     const Int bits = _mm512_castps_si512(a);
     const Int sum = _mm512_add_epi32(bits, set32(0x7FFFu));
-    return _mm512_mask_add_epi32(sum, _mm512_test_epi32_mask(bits, set32(0x10000u)), sum,
-                                 set32(1));
+    return _mm512_mask_add_epi32(sum, _mm512_test_epi32_mask(bits, set32(0x10000u)), sum, set32(1));
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float absolute(Float a) { return _mm512_abs_ps(a); }
@@ -116,7 +113,8 @@ struct Avx512 {
         return;
       }
       for (int i = 0; i < 2; ++i)
-        cubics[i] = {permute(0, row[i]), permute(1, row[i]), permute(2, row[i]), permute(3, row[i])};
+        cubics[i] = {permute(0, row[i]), permute(1, row[i]), permute(2, row[i]),
+                     permute(3, row[i])};
     }
 
    private:
@@ -125,9 +123,7 @@ struct Avx512 {
     // What the exponent's upper bits add to a row: table_row masks it off.
     static constexpr uint32_t kExponentRows = 128u << kSegmentBits;
 
-    Float permute(int i, Int row) const {
-      return _mm512_permutex2var_ps(low_[i], row, high_[i]);
-    }
+    Float permute(int i, Int row) const { return _mm512_permutex2var_ps(low_[i], row, high_[i]); }
 
     static Cubics rare(Int row) {
       const float* table = &kTable[0].c0;

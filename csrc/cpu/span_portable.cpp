@@ -41,9 +41,9 @@ void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stre
 }  // namespace
 
 const SpanKernels& portable_kernels() {
-  static const SpanKernels kernels{"default",     add_normal,     add_normal_bfloat16,
-                                   add_signs,     fill_words,     load_bfloat16,
-                                   load_float16,  store_bfloat16, store_float16};
+  static const SpanKernels kernels{"default",    add_normal,     add_normal_bfloat16,
+                                   add_signs,    fill_words,     load_bfloat16,
+                                   load_float16, store_bfloat16, store_float16};
   return kernels;
 }
 

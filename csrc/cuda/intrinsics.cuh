@@ -1,5 +1,5 @@
-// What the kernel says in PTX or in CUDA's types, beside the same in C++: so the host's compiler can
-// compile the kernel too, and a test runs it without a GPU (tests/host/kernel.cpp).
+// What the kernel says in PTX or in CUDA's types, beside the same in C++: so the host's compiler
+// can compile the kernel too, and a test runs it without a GPU (tests/host/kernel.cpp).
 #pragma once
 
 #include "../rounding.h"

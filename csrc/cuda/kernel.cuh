@@ -221,8 +221,7 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
           const int count = min(kTermTile, terms.count - k);
           if (!one_tile) fill_tile(k, count);
 #pragma unroll 1
-          for (int t = 0; t < count; ++t)
-            Noise::add(v, uint32_t(counter), run, tile[t], shared);
+          for (int t = 0; t < count; ++t) Noise::add(v, uint32_t(counter), run, tile[t], shared);
         }
       }
     };
@@ -246,8 +245,8 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
         store<Storage>(p, run_at(chunk, run, kPackets), v, random, run * kPackets);
       }
     };
-    const uint32_t edges = last_run(chunk, kPackets) - first_run(chunk, kPackets) -
-                           (interior.last - interior.first);
+    const uint32_t edges =
+        last_run(chunk, kPackets) - first_run(chunk, kPackets) - (interior.last - interior.first);
     if constexpr (kOneTerm) {
 #pragma unroll 1
       for (uint32_t run = interior.first + threadIdx.x; run < interior.last; run += kThreads)

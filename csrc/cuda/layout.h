@@ -17,10 +17,10 @@ constexpr int kPacket = 8;
 constexpr int kMaxTensors = 512;
 
 struct TensorEntry {
-  void* data;             // element `begin`
-  uint64_t begin, end;    // indices in the whole parameter
+  void* data;           // element `begin`
+  uint64_t begin, end;  // indices in the whole parameter
   uint64_t key;
-  uint32_t first_chunk;   // of this tensor in the launch
+  uint32_t first_chunk;  // of this tensor in the launch
 };
 
 // The tensors of one launch, in its kernel arguments: no allocation, no copy, no table to outlive

@@ -35,7 +35,7 @@ void launch(Kernel kernel, const TensorTable& table, const Terms& terms, int pro
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0));
   const uint32_t most = uint32_t(processors * blocks);
-  kernel<<<table.chunks < most ? table.chunks : most, kThreads, 0, stream>>>(table, terms);
+  kernel<<<(table.chunks < most ? table.chunks : most), kThreads, 0, stream>>>(table, terms);
   check(cudaGetLastError());
 }
 
@@ -53,16 +53,19 @@ void perturb_(std::vector<Tensor> tensors, std::vector<int64_t> keys, std::vecto
                     "seeds, coeffs and rounding_seed must be on CUDA device ", device);
   }
 
-  STD_TORCH_CHECK(seeds.numel() <= 1 << 30, "seeds: ", seeds.numel(), "; pass at most 2^30 at a time");
+  STD_TORCH_CHECK(seeds.numel() <= 1 << 30, "seeds: ", seeds.numel(),
+                  "; pass at most 2^30 at a time");
 
   const torch::stable::accelerator::DeviceGuard guard(device);
-  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "perturb_: this torch has no CUDA");
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr,
+                  "perturb_: this torch has no CUDA");
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
   int processors = 1;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
 
-  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(), int(seeds.numel()),
+  const Terms terms{seeds.const_data_ptr<int64_t>(), coeffs.const_data_ptr<float>(),
+                    int(seeds.numel()),
                     rounding_seed ? rounding_seed->const_data_ptr<int64_t>() : nullptr};
   for (const ScalarType dtype : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
     const Kernel kernel = choose(dtype, stream, terms.count == 1, terms.rounding_seed != nullptr);

@@ -1,4 +1,5 @@
-// The table of `normal-v1` in shared memory, and the step from a random word to a weight's new value.
+// The table of `normal-v1` in shared memory, and the step from a random word to a weight's new
+// value.
 #pragma once
 
 #include "layout.h"
@@ -43,9 +44,9 @@ struct Table {
 
 #else
 
-// One column, with the sign of f in the row, bits(f) >> kTableShift: neither |f| nor moving the sign
-// then costs an instruction, but threads meet in banks. The bits are those of normal_of, because
-// negating f, c0 and c2 negates every step of the evaluation.
+// One column, with the sign of f in the row, bits(f) >> kTableShift: neither |f| nor moving the
+// sign then costs an instruction, but threads meet in banks. The bits are those of normal_of,
+// because negating f, c0 and c2 negates every step of the evaluation.
 struct Table {
   static constexpr uint32_t kPositive = 127u << kSegmentBits;
   static constexpr uint32_t kNegative = kPositive + (256u << kSegmentBits);

@@ -66,8 +66,8 @@ struct Bfloat16 : Sixteen<Bfloat16> {
     return nearest_bfloat16_pair(low, high);
   }
   // `random`: 16 bits below for the low value, 16 above for the high one. Infinities have no low
-  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a smaller
-  // one first, so that it cannot carry into the sign.
+  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a
+  // smaller one first, so that it cannot carry into the sign.
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     const uint32_t a = min(int32_t(bits_of(low)), 0x7FBFFFFF) + (random & 0xFFFFu);
     const uint32_t b = min(int32_t(bits_of(high)), 0x7FBFFFFF) + (random >> 16);
@@ -83,9 +83,9 @@ struct Float16 : Sixteen<Float16> {
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     return pack(neighbour(low, __byte_perm(random, 0, 0x1044)), neighbour(high, random));
   }
-  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the upper
-  // half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its bits
-  // are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
+  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the
+  // upper half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its
+  // bits are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
   // nothing beside the product, but a NaN that the integer sum has spoilt it makes one again.
   __device__ static float neighbour(float value, uint32_t random) {
     const float scaled = __fmul_rz(value, 0x1p-112f);

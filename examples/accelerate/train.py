@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
 from fedspzo import SPZO, split
-from fedspzo.journal.records import digest
+from fedspzo.journal import digest
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--epochs", type=int, default=3)

@@ -1,4 +1,7 @@
-"""The Triton backend: serves GPUs where the CUDA backend is not there, and on request."""
+"""The Triton backend: serves GPUs where the CUDA backend is not there, and on request.
+
+May import the noise's table and streams from the package around it.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
 def _convert_union(value: object, choices: tuple[Any, ...], folder: Path) -> Any:
     wanted = []
     for choice in choices:
-        if choice is not type(None):
+        if choice in _WANTED or get_origin(choice) is not None:  # others are for Python alone
             try:
                 return _convert(value, choice, folder)
             except TypeError as error:

@@ -2,98 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections.abc import Callable
 
 import torch
 
-from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
-from fedspzo.federated import Client, FederationConfig, OptimizerConfig, RunResult
-from fedspzo.federated.client import Task
+from fedspzo.federated import Client, Played, Reply, Setup, Strategy, sample
+from fedspzo.federated.coefficients import shares
 from fedspzo.journal.replica import Replica
-
-from .loop import Options, Tally, make_clients, sample, shares
 
 STEP_FORWARDS = 3.0
 """What a step costs in forward passes, by the usual count: a backward pass is two of them."""
 
 
-def run(
-    blocks: Blocks,
-    task: Task,
-    examples: Sequence[Sequence[Any]],
-    federation: FederationConfig,
-    optimizer: OptimizerConfig,
-    *,
-    weight_decay: float = 0.01,
-    **options: Unpack[Options],
-) -> RunResult:
+class FedAvg(Strategy):
     """Each client takes `local_steps` of AdamW and sends its change of weights; these are averaged.
 
-    Only parameters with requires_grad=True train and travel; `lora.run` leaves just adapters. Each
-    way costs the trainable weights in their dtype, without any header. A client begins every round
-    with a new AdamW: moments do not travel. Published with SGD. Of `optimizer` only `lr` is used.
-    Dropout is off, as for all methods here.
-
-    For arguments and result see `loop.Method`; the result has no records: its weights are no
-    function of scalars.
+    Only parameters with requires_grad=True train and travel; `lora.adapt` leaves just adapters.
+    Each way costs the trainable weights in their dtype, without any header. A client begins every
+    round with a new AdamW: moments do not travel. Published with SGD. Of the optimizer's settings
+    only `lr` is used. Dropout is off, as for all methods here. There are no journal records: the
+    weights are no function of scalars.
 
     Args:
-        weight_decay: AdamW's, decoupled (torch's default).
+        setup: what the run is given.
+        weight_decay: AdamW's, decoupled; the default is torch's.
 
     Raises:
         ValueError: `lr` is not one number.
     """
-    if not isinstance(optimizer.lr, int | float):
-        raise ValueError(f"lr is {optimizer.lr!r}, but AdamW takes one for all; give one number")
-    whole = Blocks.single(blocks.model)
-    replica = Replica(whole)
-    clients = make_clients(replica, examples, task, federation)
-    weights = [parameter for _, parameter in whole.groups[0]]
-    tally = Tally(whole.model, replica.trainable_bytes, federation.rounds, **options)
-    tally.finish(replica.digest(), {}, {})
-    for number in range(federation.rounds):
-        taking_part = sample(federation, number)
-        share = shares(federation, {c: len(clients[c].examples) for c in taking_part})
-        losses: dict[int, float | None] = {}
-        start = [weight.detach().clone() for weight in weights]
-        change = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
-        for c in taking_part:
-            adamw = torch.optim.AdamW(weights, lr=optimizer.lr, weight_decay=weight_decay)
-            with replica.local_steps():
-                losses[c] = _train(clients[c], adamw, federation, number, tally)
-                for total, weight, old in zip(change, weights, start, strict=True):
-                    total.add_(weight.detach() - old, alpha=share[c])
-        for total, weight in zip(change, weights, strict=True):
+
+    def __init__(self, setup: Setup, *, weight_decay: float = 0.01) -> None:
+        lr = setup.optimizer.lr
+        if not isinstance(lr, int | float):
+            raise ValueError(f"lr is {lr!r}, but AdamW takes one for all; give one number")
+        self.optimizer = setup.optimizer
+        self._lr, self._weight_decay = lr, weight_decay
+        self._federation = setup.federation
+        self._replica = Replica(setup.blocks)
+        self._clients = setup.clients([self._replica])
+        self._weights = [weight for group in setup.blocks.groups for _, weight in group]
+        self.base = self._replica.digest()
+        self.trainable_bytes = self._replica.trainable_bytes
+
+    def play(self, round: int, clock: Callable[[], float]) -> Played:
+        """Train each client from the global weights, then move those by the mean change."""
+        clients = [self._clients[number] for number in sample(self._federation, round)]
+        sizes = {client.client: len(client.examples) for client in clients}
+        share = shares(sizes, self._federation.weighting)
+        start = [weight.detach().clone() for weight in self._weights]
+        change = [torch.zeros_like(weight, dtype=torch.float64) for weight in self._weights]
+        replies = []
+        for client in clients:
+            with self._replica.local_steps():
+                replies.append(self._train(client, round))
+                for total, weight, old in zip(change, self._weights, start, strict=True):
+                    total.add_(weight.detach() - old, alpha=share[client.client])
+        for total, weight in zip(change, self._weights, strict=True):
             weight.detach().add_(total.to(weight.dtype))
-        replica.round += 1
-        tally.up += replica.trainable_bytes * len(taking_part)
-        tally.down += replica.trainable_bytes * len(taking_part)
-        tally.finish(replica.digest(), losses, share)
-    return RunResult(rounds=tuple(tally.results), optimizer=optimizer, records=())
+        self._replica.round += 1
+        return Played(
+            replies=tuple(replies),
+            clients=tuple(client.client for client in clients),
+            bytes_down=self.trainable_bytes * len(clients),
+            bytes_up=self.trainable_bytes * len(clients),
+            digest=self._replica.digest(),
+            seconds=clock(),
+        )
 
-
-def _train(
-    client: Client,
-    adamw: torch.optim.AdamW,
-    federation: FederationConfig,
-    number: int,
-    tally: Tally,
-) -> float | None:
-    """A client's local steps from the global weights; their mean loss."""
-    model = client.replica.blocks.model
-    losses = []
-    with evaluating(model), torch.enable_grad():
-        for step in range(federation.local_steps):
-            batch = client.batch(federation.seed, number, step, federation.batch_size)
-            loss = client.task.loss(model, batch)
-            tally.forwards += STEP_FORWARDS
-            if not torch.isfinite(loss):
-                tally.skipped += 1
-                continue
-            loss.backward()
-            adamw.step()
-            adamw.zero_grad()
-            losses.append(loss.item())
-    return sum(losses) / len(losses) if losses else None
+    def _train(self, client: Client, round: int) -> Reply:
+        """A client's local steps from the global weights, which are left where they lead."""
+        federation, model = self._federation, self._replica.blocks.model
+        adamw = torch.optim.AdamW(self._weights, lr=self._lr, weight_decay=self._weight_decay)
+        losses = []
+        with evaluating(model), torch.enable_grad():
+            for step in range(federation.local_steps):
+                batch = client.batch(federation.seed, round, step, federation.batch_size)
+                loss = client.task.loss(model, batch)
+                if not torch.isfinite(loss):
+                    continue
+                loss.backward()
+                adamw.step()
+                adamw.zero_grad()
+                losses.append(loss.item())
+        return Reply(
+            client=client.client,
+            examples=len(client.examples),
+            loss=sum(losses) / len(losses) if losses else None,
+            forwards=STEP_FORWARDS * federation.local_steps,
+            skipped=federation.local_steps - len(losses),
+        )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from fedspzo.blocks.cut import Blocks
-from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult
-from fedspzo.federated.client import Task
-
-from . import fedavg
-from .loop import Options
+from fedspzo.federated import Setup
 
 
 def adapted(blocks: Blocks, config: Any = None, *, seed: int = 0) -> Blocks:
-    """The model with LoRA adapters, its own weights frozen, as one block.
+    """Put LoRA adapters into the model, freeze its own weights, and return it as one block.
 
     Args:
         blocks: the model; the adapters are put into it.
@@ -40,20 +36,10 @@ def adapted(blocks: Blocks, config: Any = None, *, seed: int = 0) -> Blocks:
         return Blocks.single(peft.get_peft_model(blocks.model, config))
 
 
-def run(
-    blocks: Blocks,
-    task: Task,
-    examples: Sequence[Sequence[Any]],
-    federation: FederationConfig,
-    optimizer: OptimizerConfig,
-    *,
-    config: Any = None,
-    **options: Unpack[Options],
-) -> RunResult:
-    """`fedavg.run` where only the adapters of `adapted(blocks, config)` train and travel.
+def adapt(setup: Setup, *, config: Any = None) -> Setup:
+    """Let only the adapters of `adapted(blocks, config)` train and travel.
 
     A and B are averaged each for itself, as FedIT does: the mean of the products would not be a
     product of that rank.
     """
-    with_adapters = adapted(blocks, config, seed=federation.seed)
-    return fedavg.run(with_adapters, task, examples, federation, optimizer, **options)
+    return replace(setup, blocks=adapted(setup.blocks, config, seed=setup.federation.seed))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .evaluation_mode import evaluating
 from .layer_stack import find_cuts
+from .output_rows import untie_rows
 from .parameters import Named, storage, trainable
 from .touched import Touched
 
@@ -61,6 +62,7 @@ def split(
     at: At = "auto",
     *,
     example: Mapping[str, Any] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Blocks:
     """Cut `model` into consecutive blocks.
 
@@ -81,6 +83,10 @@ def split(
             it trains that is not tied to an earlier one; else it is the last eighth of the
             layers, at least one, with the head.
         example: keyword arguments of one forward pass.
+        rows: the numbers of the tokens that answer a prompt, for a Hugging Face language model.
+            Their rows of the output layer become parameters of their own, in the last block
+            (`blocks.output_rows`). This changes the model; before you save it, call `merge_rows`.
+            Default: none.
 
     Raises:
         TypeError: `at` is neither an int nor a string nor a sequence of them.
@@ -88,6 +94,8 @@ def split(
             or a block has no trainable parameter; the message tells what to pass.
     """
     model = unwrap(model)
+    if rows is not None:
+        untie_rows(model, rows)
     stack, cuts = find_cuts(model, at)
     before = _used_before(model, stack, cuts, example)
     if at == "auto":

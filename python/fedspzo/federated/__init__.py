@@ -13,9 +13,12 @@ from fedspzo.lazy import lazy_names
 if TYPE_CHECKING:
     from fedspzo.privacy import Privacy
 
+    from .aggregation import AggregationRule, register_rule
     from .client import Client, DigestError, PrivateTask, Task
     from .exchange import Link
+    from .journal.compaction import compact
     from .journal.writer import RunJournal
+    from .participation import sample
     from .partition import dirichlet, iid
     from .protocol.messages import Plan, Report
     from .rejections import QuorumError, Rejection
@@ -23,49 +26,66 @@ if TYPE_CHECKING:
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
     from .simulation import run
+    from .strategy import Played, Reply, Setup, Strategy
 
 _HOMES = {
+    "AggregationRule": ".aggregation",
     "Client": ".client",
     "DigestError": ".client",
     "FederationConfig": ".settings",
     "Link": ".exchange",
     "OptimizerConfig": ".settings",
     "Plan": ".protocol.messages",
+    "Played": ".strategy",
     "Privacy": "fedspzo.privacy",
     "PrivateTask": ".client",
     "QuorumError": ".rejections",
     "Rejection": ".rejections",
+    "Reply": ".strategy",
     "Report": ".protocol.messages",
     "RoundResult": ".results",
     "RunJournal": ".journal.writer",
     "RunResult": ".results",
     "Server": ".server",
+    "Setup": ".strategy",
+    "Strategy": ".strategy",
     "Task": ".client",
+    "compact": ".journal.compaction",
     "dirichlet": ".partition",
     "iid": ".partition",
+    "register_rule": ".aggregation",
     "run": ".simulation",
+    "sample": ".participation",
 }
 
 __all__ = [
+    "AggregationRule",
     "Client",
     "DigestError",
     "FederationConfig",
     "Link",
     "OptimizerConfig",
     "Plan",
+    "Played",
     "Privacy",
     "PrivateTask",
     "QuorumError",
     "Rejection",
+    "Reply",
     "Report",
     "RoundResult",
     "RunJournal",
     "RunResult",
     "Server",
+    "Setup",
+    "Strategy",
     "Task",
+    "compact",
     "dirichlet",
     "iid",
+    "register_rule",
     "run",
+    "sample",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -1,108 +1,205 @@
-"""Many clients' projected gradients put together, robustly if wished.
+"""Aggregation rules: how the scalars of a round's clients become one client's worth of scalars.
 
 With shared seeds all clients of a round report along the same directions, so their scalars can be
-compared one by one. Arrays are float64 (clients, local steps, directions), zero where a client
-skipped a step.
+compared one by one. `FederationConfig.aggregation` takes a rule, or the name of one in `RULES`.
+To add a rule, see docs/federation.md. NumPy is not imported here, so that the settings load at
+once: the rules use the arrays' own methods.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-import numpy as np
-import numpy.typing as npt
+from fedspzo.checks import check_text
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Array: TypeAlias = "npt.NDArray[np.float64]"
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
 
 
-def clip(values: Array, taken: Mask, directions: Sequence[int], limit: float) -> Array:
-    """Bound the size of each client's scalars, block by block, by `limit` times the usual size.
+class AggregationRule(Protocol):
+    """How scalars along shared directions are put together.
 
-    A client's size is the root mean square of its scalars in a block over the steps it took; the
-    usual size is the lower median of those that are not zero. A client above the bound is scaled
-    down to it, so its scalars keep their proportions.
+    A rule keeps nothing from round to round, so that a run which goes on after a crash comes to
+    the same bits as one that never stopped. Derive from this class to inherit the defaults of
+    `shared_seeds` and `weighted`.
 
-    Args:
-        values: (clients, steps, directions of all blocks).
-        taken: (clients, steps), which steps were taken.
-        directions: how many directions each block has.
-        limit: at least 1: the median itself is never scaled.
+    Attributes:
+        name: the rule's name, which a journal keeps and a resumed run compares.
+        shared_seeds: whether the rule needs `seeds = "shared"`. False is for the weighted mean
+            alone: with seeds of their own, clients' scalars are multiplied by their weights and
+            `combine` is not called.
+        weighted: whether clients count by `FederationConfig.weighting`. False counts all alike,
+            as a client that lies may also lie about its number of examples.
     """
-    clipped = values.copy()
-    steps = np.maximum(taken.sum(axis=1), 1)
-    for end, count in zip(np.cumsum(directions), directions, strict=True):
-        part = slice(end - count, end)
-        sizes = np.sqrt((values[:, :, part] ** 2).sum(axis=(1, 2)) / (steps * max(count, 1)))
-        known = np.sort(sizes[sizes > 0])
-        if len(known):
-            bound = limit * known[(len(known) - 1) // 2]
-            scale = np.minimum(1.0, bound / np.where(sizes > 0, sizes, bound))
-            clipped[:, :, part] *= scale[:, None, None]
-    return clipped
+
+    name: str
+    shared_seeds: bool = True
+    weighted: bool = False
+
+    @abstractmethod
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """Combine the scalars of a round's clients.
+
+        Args:
+            values: float64 (clients, local steps, directions of all blocks), by ascending client,
+                already clipped; zero in a step that a client skipped. Do not write to it.
+            taken: bool (clients, local steps), which steps a client took.
+            weights: one a client, with sum 1; all alike unless `weighted`.
+            byzantine: the share of clients to hold for liars, `FederationConfig.byzantine`.
+
+        Returns:
+            Finite scalars float64 (local steps, directions), and which of the steps have any,
+            bool (local steps,).
+        """
 
 
-def combine(
-    rule: str, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
-) -> tuple[Array, Mask]:
-    """One client's worth of scalars from all clients'.
+class Mean(AggregationRule):
+    """The weighted mean of each scalar. A single liar can move it anywhere."""
 
-    Args:
-        rule: "mean"; "trimmed-mean" or "median" (Yin et al. 2018, arXiv 1803.01498), of each
-            scalar by itself; "krum" (Blanchard et al. 2017, arXiv 1703.02757): the one client
-            nearest to others.
-        values: (clients, steps, directions).
-        taken: (clients, steps), which steps were taken.
-        weights: of the clients, for "mean"; the other rules count each alike, as a client that
-            lies may also lie about its number of examples.
-        byzantine: share of the clients that may lie, for "trimmed-mean" and "krum".
+    name = "mean"
+    shared_seeds = False
+    weighted = True
 
-    Returns:
-        Scalars (steps, directions), and which of the steps have any (steps,).
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """As `AggregationRule.combine`."""
+        return _weighted_sum(values, weights), _anyone(taken)
+
+
+class TrimmedMean(AggregationRule):
+    """The mean of each scalar without its f largest and f smallest values.
+
+    Coordinate-wise trimmed mean, Yin et al. 2018 (arXiv 1803.01498).
     """
-    if rule == "krum":
-        chosen = _krum(values, _liars(len(values), byzantine, honest=3))
-        return values[chosen], np.asarray(taken[chosen])
-    combined = _RULES[rule](values, weights, byzantine)
-    return combined, np.asarray(taken.any(axis=0))
+
+    name = "trimmed-mean"
+
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """As `AggregationRule.combine`."""
+        f = _liars(len(values), byzantine, honest=1)
+        kept = _ordered(values)[f : len(values) - f]
+        return _weighted_sum(kept, [1 / len(kept)] * len(kept)), _anyone(taken)
 
 
-def _mean(values: Array, weights: Sequence[float], byzantine: float) -> Array:
-    total = np.zeros(values.shape[1:])
-    for one, weight in zip(values, weights, strict=True):  # in this order, whatever the library
-        total += weight * one
-    return total
+class Median(AggregationRule):
+    """The median of each scalar, Yin et al. 2018 (arXiv 1803.01498)."""
+
+    name = "median"
+
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """As `AggregationRule.combine`."""
+        ordered, count = _ordered(values), len(values)
+        return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2, _anyone(taken)
 
 
-def _trimmed_mean(values: Array, weights: Sequence[float], byzantine: float) -> Array:
-    cut = _liars(len(values), byzantine, honest=1)
-    kept: Array = np.sort(values, axis=0)[cut : len(values) - cut]
-    return _mean(kept, [1 / len(kept)] * len(kept), byzantine)
+class Krum(AggregationRule):
+    """The scalars of the one client with the smallest sum of squared distances to its neighbours.
+
+    Its neighbours are the n - f - 2 nearest clients, Blanchard et al. 2017 (arXiv 1703.02757).
+    """
+
+    name = "krum"
+
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """As `AggregationRule.combine`."""
+        neighbours = max(1, len(values) - _liars(len(values), byzantine, honest=3) - 2)
+        scores = []
+        for one in values:
+            distances = ((values - one) ** 2).sum(axis=(1, 2))
+            distances.sort()  # the first is its distance to itself
+            scores.append(float(distances[1 : 1 + neighbours].sum()))
+        chosen = scores.index(min(scores))
+        return values[chosen], taken[chosen]
 
 
-def _median(values: Array, weights: Sequence[float], byzantine: float) -> Array:
-    return np.asarray(np.median(values, axis=0), dtype=np.float64)
+class RecordedRule(AggregationRule):
+    """Stands for a rule of which a journal has the name and this process no code.
+
+    A journal of such a run can be replayed, shown and compacted: it holds the coefficients.
+    """
+
+    shared_seeds = False  # it was checked when the run began
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def combine(
+        self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
+    ) -> tuple[Array, Mask]:
+        """Raise ValueError: there is no code to combine with."""
+        raise ValueError(
+            f"aggregation is {self.name!r}, of which only the name is known here; register the rule"
+            " with register_rule before going on with the run"
+        )
 
 
-_RULES: dict[str, Callable[[Array, Sequence[float], float], Array]] = {
-    "mean": _mean,
-    "trimmed-mean": _trimmed_mean,
-    "median": _median,
+RULES: dict[str, AggregationRule] = {
+    rule.name: rule for rule in (Mean(), TrimmedMean(), Median(), Krum())
 }
+"""Every rule that has a name in the settings. `register_rule` adds to it."""
 
 
-def _krum(values: Array, liars: int) -> int:
-    """The client with the smallest sum of squared distances to its n - f - 2 nearest others."""
-    nearest = max(1, len(values) - liars - 2)
-    scores = []
-    for one in values:
-        distances = np.sort(((values - one) ** 2).sum(axis=(1, 2)))
-        scores.append(distances[1 : 1 + nearest].sum())  # the first is its distance to itself
-    return int(np.argmin(scores))
+def register_rule(rule: AggregationRule) -> None:
+    """Make a rule known by its name, to `FederationConfig(aggregation=name)` and to journals.
+
+    Raises:
+        ValueError: another rule has the name, or the object is no rule.
+    """
+    check_rule(rule)
+    RULES[rule.name] = rule
+
+
+def check_rule(rule: object) -> None:
+    """Raise ValueError unless this object is a rule, and its name means no other one."""
+    for name in ("name", "shared_seeds", "weighted", "combine"):
+        if not hasattr(rule, name):
+            raise ValueError(
+                f"aggregation is {rule!r}, which has no {name!r}; derive it from AggregationRule"
+            )
+    check_text("name of the aggregation rule", rule.name)  # type: ignore[attr-defined]
+    known = RULES.get(rule.name)  # type: ignore[attr-defined]
+    if known is not None and type(known) is not type(rule):
+        raise ValueError(
+            f"aggregation is a {type(rule).__name__} named {known.name!r}, which is the name of"
+            f" {type(known).__name__}; give it another name"
+        )
+
+
+def _weighted_sum(values: Array, weights: Sequence[float]) -> Array:
+    # one after another, so that the bits do not depend on a library's order
+    parts = (weight * one for one, weight in zip(values, weights, strict=True))
+    return cast("Array", sum(parts))
+
+
+def _anyone(taken: Mask) -> Mask:
+    """Tell which steps anyone took, (steps,)."""
+    return cast("Mask", taken.any(axis=0))
+
+
+def _ordered(values: Array) -> Array:
+    """A copy of the values in which each scalar ascends over the clients."""
+    ordered = values.copy()
+    ordered.sort(axis=0)
+    return ordered
 
 
 def _liars(clients: int, byzantine: float, *, honest: int) -> int:
-    """How many of the clients a rule holds for liars: f, with 2 f + honest <= clients."""
+    """Count the clients that a rule holds for liars: f, with 2 f + honest <= clients."""
     wanted = math.ceil(byzantine * clients - 1e-9)  # 0.3 * 10 is 3, whatever its rounding
     return max(0, min(wanted, (clients - honest) // 2))

@@ -6,7 +6,7 @@ everybody who computes it gets the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from fedspzo.federated.protocol.messages import Report
 from fedspzo.federated.protocol.updates import EVERYBODY, Scalars
 
-from .aggregation import Array, Mask, clip, combine
+from .aggregation import AggregationRule, Array, Mask
+from .clipping import clip
 from .settings import FederationConfig, OptimizerConfig, Weighting
 
 Entries = tuple[tuple[int, Scalars], ...]
@@ -35,16 +36,18 @@ def combined(
         optimizer: resolved.
 
     Raises:
-        ValueError: a coefficient overflows float32.
+        ValueError: a coefficient overflows float32, or the aggregation rule returned something
+            that is no scalars.
     """
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
-    shares = weights(reports, federation.weighting)
+    share = weights(reports, federation.counting)
     if federation.seeds == "per-client":
         rows = [values[row, mask] for row, mask in enumerate(taken)]
-        return _own(reports, rows, shares, optimizer)
-    rule, byzantine = federation.aggregation, federation.byzantine
-    one, mask = combine(rule, values, taken, list(shares.values()), byzantine)
+        return _own(reports, rows, share, optimizer)
+    rule = federation.rule
+    answer = rule.combine(values, taken, list(share.values()), federation.byzantine)
+    one, mask = _checked(rule, answer, values.shape[1:])
     return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
 
@@ -57,21 +60,29 @@ def averaged(
     hold what comes to this. In memory it takes no more than the reports do.
     """
     rows = [report.gradients.values.astype(np.float64) for report in reports]
-    shares = weights(reports, federation.weighting)
+    share = weights(reports, federation.weighting)
     if federation.seeds == "per-client":
-        return _own(reports, rows, shares, optimizer)
+        return _own(reports, rows, share, optimizer)
     steps = np.array(sorted({step for report in reports for step in report.gradients.steps}), int)
     total = np.zeros((len(steps), sum(optimizer.directions)))
     for report, values in zip(reports, rows, strict=True):
-        total[np.searchsorted(steps, report.gradients.steps)] += shares[report.client] * values
+        total[np.searchsorted(steps, report.gradients.steps)] += share[report.client] * values
     return _common(federation.local_steps, steps, total, optimizer)
 
 
 def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]:
-    """What share of the round's update each client has; they add up to 1."""
-    counts = {
-        report.client: report.examples if weighting == "examples" else 1 for report in reports
-    }
+    """Give the share of the round's update that each report's client has, as `shares`."""
+    return shares({report.client: report.examples for report in reports}, weighting)
+
+
+def shares(examples: Mapping[int, int], weighting: Weighting) -> dict[int, float]:
+    """Give each client's share of a round's update; they add up to 1.
+
+    Args:
+        examples: how many each of the round's clients has.
+        weighting: of the clients' updates.
+    """
+    counts = {c: count if weighting == "examples" else 1 for c, count in examples.items()}
     total = sum(counts.values())
     return {client: count / total for client, count in counts.items()}
 
@@ -110,17 +121,39 @@ def _table(
     return values, taken
 
 
+def _checked(
+    rule: AggregationRule, answer: tuple[Array, Mask], shape: tuple[int, ...]
+) -> tuple[Array, Mask]:
+    """What a rule returned; ValueError unless it is scalars of this shape, (steps, directions)."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned {type(answer).__name__}; it has to return"
+            " scalars and which steps have any, a pair"
+        )
+    one, mask = np.asarray(answer[0], np.float64), np.asarray(answer[1])
+    if one.shape != shape or mask.shape != shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned scalars {one.shape} and steps {mask.shape},"
+            f" {mask.dtype}; it has to return {shape}, and bool {shape[:1]}"
+        )
+    if not np.isfinite(one).all():
+        raise ValueError(
+            f"aggregation rule {rule.name!r} returned a scalar that is not finite; mend the rule"
+        )
+    return one, mask
+
+
 def _own(
     reports: Sequence[Report],
     rows: Sequence[Array],
-    shares: dict[int, float],
+    share: dict[int, float],
     optimizer: OptimizerConfig,
 ) -> Entries:
     """The coefficients of each client that took a step, from its gradients of these steps."""
     return tuple(
         (
             report.client,
-            replace(report.gradients, values=coefficients(row, shares[report.client], optimizer)),
+            replace(report.gradients, values=coefficients(row, share[report.client], optimizer)),
         )
         for report, row in zip(reports, rows, strict=True)
         if report.gradients.steps

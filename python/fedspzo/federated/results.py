@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedspzo.federated.journal.rounds import Round
-from fedspzo.federated.protocol.messages import Report
 from fedspzo.journal.records import Record
 
-from .coefficients import weights
+from .coefficients import shares
 from .rejections import Rejection
 from .settings import OptimizerConfig, Weighting
+from .strategy import Played, Reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +79,14 @@ class RunResult:
         return self.rounds[-1]
 
 
-def mean_loss(reports: Sequence[Report], weighting: Weighting) -> float | None:
-    """Of the clients that took a step, weighted as their updates; None where none did."""
-    losses = {report.client: report.loss for report in reports if report.loss is not None}
-    shares = weights(reports, weighting)
-    total = sum(shares[client] for client in losses)
+def mean_loss(replies: Sequence[Reply], weighting: Weighting) -> float | None:
+    """Average the clients' losses, weighted as their updates; None where nobody took a step."""
+    losses = {reply.client: reply.loss for reply in replies if reply.loss is not None}
+    share = shares({reply.client: reply.examples for reply in replies}, weighting)
+    total = sum(share[client] for client in losses)
     if not losses:
         return None
-    return sum(shares[client] * loss for client, loss in losses.items()) / total
+    return sum(share[client] * loss for client, loss in losses.items()) / total
 
 
 class Totals:
@@ -104,14 +103,14 @@ class Totals:
         """Since the start."""
         return time.perf_counter() - self._start
 
-    def add(self, done: Round) -> None:
+    def add(self, done: Played) -> None:
         """Count a round."""
         self.down += done.bytes_down
         self.up += done.bytes_up
         self.fedavg += self._trainable_bytes * len(done.clients)
-        for report in done.reports:
-            self.forwards += report.forwards
-            self.skipped += report.gradients.local_steps - len(report.gradients.steps)
+        for reply in done.replies:
+            self.forwards += reply.forwards
+            self.skipped += reply.skipped
 
     def go_on(self, seconds: float) -> None:
         """Count the time from `seconds` on."""

@@ -10,14 +10,14 @@ import numpy as np
 from fedspzo.checks import check_whole
 from fedspzo.federated.journal.rounds import Round
 from fedspzo.federated.protocol.messages import Plan, Report
-from fedspzo.federated.protocol.updates import Update, record, sample_seed
+from fedspzo.federated.protocol.updates import Update, record
 from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 
 from .client import DigestError
 from .coefficients import coefficients, combined
 from .found_rates import FoundRates
-from .partition import draw
+from .participation import sample
 from .protocol import download
 from .rejections import QuorumError, Rejection
 from .settings import FederationConfig, OptimizerConfig
@@ -86,9 +86,7 @@ class Server:
 
     def sample(self) -> tuple[int, ...]:
         """The clients of this round, ascending: a function of run seed and round."""
-        f = self.federation
-        drawn = draw(f.clients, f.participants, sample_seed(f.seed, self.round))
-        return tuple(sorted(int(client) for client in drawn))
+        return sample(self.federation, self.round)
 
     def plan(self, client: int, *, since: int, train: bool = True) -> Plan:
         """What to ask of a client in this round, with what it has missed.

@@ -6,8 +6,8 @@ Nothing heavy is imported here, so a mistake in a configuration is reported at o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from fedspzo import estimators
 from fedspzo.checks import (
@@ -22,10 +22,11 @@ from fedspzo.checks import (
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.defaults import default_lr_scales
 
+from .aggregation import RULES, AggregationRule, check_rule
+
 Seeds = Literal["per-client", "shared"]
 Weighting = Literal["examples", "uniform"]
 Partition = Literal["iid", "dirichlet"]
-Aggregation = Literal["mean", "trimmed-mean", "median", "krum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ class FederationConfig:
         weighting: of the clients' updates: by their number of examples, or all alike.
         aggregation: how scalars along shared directions are put together: "mean", or a rule that
             a minority of liars cannot break, and that counts every client alike:
-            "trimmed-mean", "median", "krum" (docs/federation.md).
+            "trimmed-mean", "median", "krum"; or the name of a rule of your own
+            (`register_rule`), or that rule itself (docs/federation.md).
         byzantine: share of the clients that "trimmed-mean" and "krum" hold for liars, below 1/2.
         clip: times the usual size to which a client's scalars are scaled down (`aggregation.clip`),
             at least 1. The default spares all but absurd ones.
@@ -167,7 +169,7 @@ class FederationConfig:
     alpha: float = 1.0
     seeds: Seeds = "per-client"
     weighting: Weighting = "examples"
-    aggregation: Aggregation = "mean"
+    aggregation: str | AggregationRule = "mean"
     byzantine: float = 0.3
     clip: float = 100.0
     quorum: float = 0.5
@@ -196,14 +198,27 @@ class FederationConfig:
         self._check_aggregation()
 
     def _check_aggregation(self) -> None:
-        check_choice("aggregation", self.aggregation, get_args(Aggregation))
-        if self.aggregation != "mean" and self.seeds != "shared":
+        if isinstance(self.aggregation, str):
+            check_choice("aggregation", self.aggregation, tuple(RULES))
+        else:
+            check_rule(self.aggregation)
+        if self.rule.shared_seeds and self.seeds != "shared":
             raise ValueError(
-                f"aggregation is {self.aggregation!r}, which compares clients along the same"
+                f"aggregation is {self.rule.name!r}, which compares clients along the same"
                 " directions; set seeds = 'shared' too, or aggregation = 'mean'"
             )
         if not isinstance(self.byzantine, int | float) or not 0 <= self.byzantine < 0.5:
             raise ValueError(f"byzantine is {self.byzantine!r}; give a share from 0, below 0.5")
+
+    @property
+    def rule(self) -> AggregationRule:
+        """The aggregation rule."""
+        return RULES[self.aggregation] if isinstance(self.aggregation, str) else self.aggregation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by its name as a plain value: the rule by its name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "aggregation": self.rule.name}
 
     @property
     def participants(self) -> int:
@@ -213,7 +228,7 @@ class FederationConfig:
     @property
     def counting(self) -> Weighting:
         """How clients count where their reports are put together: a robust rule has them alike."""
-        return self.weighting if self.aggregation == "mean" else "uniform"
+        return self.weighting if self.rule.weighted else "uniform"
 
     @property
     def needed(self) -> int:

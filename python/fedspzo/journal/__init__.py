@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from .header import Header
     from .reader import JournalError
     from .records import Record, Terms, apply, digest
+    from .replica import Replica
     from .steps import StepJournal
 
-__all__ = ["Header", "JournalError", "Record", "StepJournal", "Terms", "apply", "digest"]
+__all__ = [
+    "Header",
+    "JournalError",
+    "Record",
+    "Replica",
+    "StepJournal",
+    "Terms",
+    "apply",
+    "digest",
+]
 
 __getattr__ = lazy_names(
     __name__,
@@ -26,6 +36,7 @@ __getattr__ = lazy_names(
         "Header": ".header",
         "JournalError": ".reader",
         "Record": ".records",
+        "Replica": ".replica",
         "StepJournal": ".steps",
         "Terms": ".records",
         "apply": ".records",

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from fedspzo.byte_reader import Reader
 from fedspzo.checks import check_whole
 from fedspzo.errors import InputError, one_line
+from fedspzo.federated.aggregation import RULES, RecordedRule
 from fedspzo.federated.found_rates import FoundRates
 from fedspzo.federated.protocol.updates import Update, record
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
@@ -97,7 +98,11 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
     used = _build(OptimizerConfig, optimizer)
     if used.rounding is None or len(used.learning_rates) != len(used.directions):
         raise ValueError("the journal's optimizer lacks values that were filled in for the run")
-    return _build(FederationConfig, header.run["federation"]), used
+    federation = dict(header.run["federation"])
+    rule = federation.get("aggregation")
+    if isinstance(rule, str) and rule not in RULES:  # somebody's own; the coefficients are here
+        federation["aggregation"] = RecordedRule(rule)
+    return _build(FederationConfig, federation), used
 
 
 def _build(cls: type[T], table: Mapping[str, Any]) -> T:

@@ -104,7 +104,7 @@ class RunJournal(Closing):
         run = {
             **private,
             **({} if server.found is None else {"auto": server.found.to_dict()}),
-            "federation": asdict(server.federation),
+            "federation": server.federation.to_dict(),
             "optimizer": asdict(server.optimizer),
             **(self.about or {}),
         }
@@ -130,13 +130,13 @@ class RunJournal(Closing):
         """
         used = server.optimizer
         asked = {
-            **asdict(server.federation),
+            **server.federation.to_dict(),
             **asdict(optimizer),
             "lr": _rates(replace(optimizer, perturbations=used.perturbations)),
             "at": used.at,  # the cut is compared below
         }
         found = server.found is not None
-        known = {**asdict(self.federation), **asdict(used), "lr": "auto" if found else used.lr}
+        known = {**self.federation.to_dict(), **asdict(used), "lr": "auto" if found else used.lr}
         for name, value in asked.items():
             if value not in (None, known[name]):
                 raise JournalError(

@@ -1,0 +1,104 @@
+"""Journals of any bytes: refused in one line, cut at a torn end, or read; never changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz_journals import BODIES, COMPACTED, HEADER, journal
+from fuzz_toml import TOML
+from fuzzing import accidents, damage, damaged, fuzz, limited
+from hypothesis import strategies as st
+from odd_json import ODD, check_line, odd, places, planted, text
+
+from fedspzo.app import config
+from fedspzo.app import resume as resuming
+from fedspzo.app import show as journal_view
+from fedspzo.app.run_folder import JOURNAL, RunFolder
+from fedspzo.errors import InputError
+from fedspzo.federated.journal import compaction
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.journal.reader import JournalError
+
+WHOLE = journal(text(HEADER), BODIES)
+
+SHORT = journal(text(HEADER), COMPACTED)
+
+
+def read_journal(content: bytes, scratch: Path) -> None:
+    """Everything that reads a journal refuses it or gives what it holds; nobody changes it."""
+    path = scratch / JOURNAL
+    path.write_bytes(content)
+    readers = (
+        lambda: list(DecodedJournal(path).records()),
+        lambda: list(journal_view.lines(path)),
+        lambda: list(journal_view.lines(path, round=1)),
+        lambda: compaction.compact(path, scratch / "short.fspz"),
+        lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch)),
+    )
+    for read in readers:
+        try:
+            read()
+        except InputError as error:
+            check_line(error)
+    assert path.read_bytes() == content
+    try:
+        RunJournal(path, source="net").close()
+    except JournalError:
+        assert path.read_bytes() == content
+    assert content.startswith(path.read_bytes())  # but for a torn end, which it cut off
+    path.unlink()
+    (scratch / "short.fspz").unlink(missing_ok=True)
+
+
+def run_config(scratch: Path) -> config.Config:
+    path = scratch / "run.toml"
+    if not path.exists():
+        path.write_text(TOML)
+    return config.load(path)
+
+
+@fuzz(600, damaged(WHOLE) | damaged(SHORT))
+def test_a_damaged_journal_is_refused_or_cut(content: bytes, scratch: Path) -> None:
+    read_journal(content, scratch)
+
+
+def one_damaged(choice: tuple[list[tuple[int, bytes]], int, Any]) -> list[tuple[int, bytes]]:
+    bodies, number, happened = choice
+    number %= len(bodies)
+    kind, body = bodies[number]
+    return [*bodies[:number], (kind, damage(body, happened)), *bodies[number + 1 :]]
+
+
+@fuzz(
+    800,
+    st.tuples(st.sampled_from([BODIES, COMPACTED]), st.integers(0, 3), accidents).map(one_damaged)
+    | st.lists(st.tuples(st.integers(0, 6), st.binary(max_size=60)), max_size=3)
+    | st.permutations(BODIES + COMPACTED),
+)
+def test_records_with_right_checksums_are_checked(
+    bodies: list[tuple[int, bytes]], scratch: Path
+) -> None:
+    read_journal(journal(text(HEADER), bodies), scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", list(places(HEADER)), ids=str)
+def test_any_value_in_any_place_of_a_header(place: tuple[Any, ...], scratch: Path) -> None:
+    for value in ODD:
+        with limited():
+            read_journal(journal(text(planted(HEADER, place, value)), BODIES), scratch)
+
+
+@fuzz(
+    300,
+    st.tuples(st.sampled_from(list(places(HEADER))), odd).map(
+        lambda change: text(planted(HEADER, *change))
+    )
+    | odd.map(text)
+    | damaged(text(HEADER)),
+)
+def test_a_header_of_any_json_is_refused_or_usable(header: bytes, scratch: Path) -> None:
+    read_journal(journal(header, BODIES), scratch)
