@@ -90,7 +90,7 @@ class BlockStatistics:
 
     @property
     def _news(self) -> float:
-        """Weight of a turn's values in the moving averages."""
+        """The weight of a turn's values in the moving averages."""
         return 1 - SMOOTHING if self.turns else 1.0
 
 

@@ -82,7 +82,7 @@ class CentralPolicy:
         """Return a copy that shares no state with this policy."""
         return replace(
             self,
-            blocks=[replace(seen) for seen in self.blocks],
+            blocks=[replace(stats) for stats in self.blocks],
             losses=replace(self.losses),
             recent=[*self.recent],
         )
@@ -112,7 +112,7 @@ class CentralPolicy:
             counts: number of directions of each block.
         """
         later = zip(self.blocks[1:], counts[1:], strict=True)
-        return not self.blocks or any(count and seen.is_learning for seen, count in later)
+        return not self.blocks or any(count and stats.is_learning for stats, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Return each block's number of directions in the next step; 0 if it is not its turn.
@@ -126,8 +126,8 @@ class CentralPolicy:
         others = len(counts) - 1  # join the last one, from the back
         due = [
             self.losses.steps * others >= LEAD_STEPS * (others - block)
-            and seen.steps_since_turn + 1 >= seen.turn_interval
-            for block, seen in enumerate(self.blocks)
+            and stats.steps_since_turn + 1 >= stats.turn_interval
+            for block, stats in enumerate(self.blocks)
         ] or [False] * len(counts)
         return tuple(
             count if due[block] or block == last else 0 for block, count in enumerate(counts)
@@ -164,12 +164,12 @@ class CentralPolicy:
             if damping:
                 damped = to_float32(spectrum.damp(gradients[-1], damping))
                 followed = (*followed[:-1], damped)
-        for seen, found, along, curvature in zip(
+        for stats, found, along, curvature in zip(
             self.blocks, gradients, followed, curvatures, strict=True
         ):
-            seen.steps_since_turn += 1
+            stats.steps_since_turn += 1
             if found:
-                seen.add_turn(len(found), mean_product(found, along), curvature)
+                stats.add_turn(len(found), mean_product(found, along), curvature)
         self._schedule_turns(costs)
         if not self.takes_turns:
             return followed
@@ -185,14 +185,14 @@ class CentralPolicy:
         promise over cost.
         """
         worths = [  # 0 for a block without directions, which costs nothing
-            rate * seen.smoothed_square / cost if cost else 0.0
-            for rate, seen, cost in zip(self.rates, self.blocks, costs, strict=True)
+            rate * stats.smoothed_square / cost if cost else 0.0
+            for rate, stats, cost in zip(self.rates, self.blocks, costs, strict=True)
         ]
-        for seen, worth in zip(self.blocks, worths, strict=True):
+        for stats, worth in zip(self.blocks, worths, strict=True):
             if worth > 0 and worths[-1] > 0:
                 turns = math.sqrt(worth / worths[-1])  # for each turn of the last block
                 seldom = turns * LONGEST_INTERVAL < 1
-                seen.turn_interval = LONGEST_INTERVAL if seldom else max(1, int(1 / turns))
+                stats.turn_interval = LONGEST_INTERVAL if seldom else max(1, int(1 / turns))
 
     def judge(self, report: StepReport, trial: Trial) -> StepReport:
         """Decide on a step with finite losses, before it is made.
@@ -254,15 +254,15 @@ class CentralPolicy:
         block's turn after more than `CHECK_INTERVAL` turns without a check.
         """
         waited = any(
-            seen.steps_since_turn == 0
-            and (seen.turns == 1 or seen.unchecked_turns > CHECK_INTERVAL)
-            for seen in self.blocks
+            stats.steps_since_turn == 0
+            and (stats.turns == 1 or stats.unchecked_turns > CHECK_INTERVAL)
+            for stats in self.blocks
         )
         if self.losses.steps % CHECK_INTERVAL != 1 and not waited:
             return False
-        for seen in self.blocks:
-            if not seen.steps_since_turn:
-                seen.unchecked_turns = 0
+        for stats in self.blocks:
+            if not stats.steps_since_turn:
+                stats.unchecked_turns = 0
         return True
 
     def to_dict(self) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class CentralPolicy:
             return cls(
                 **{
                     **values,
-                    "blocks": [BlockStatistics(**seen) for seen in values["blocks"]],
+                    "blocks": [BlockStatistics(**stats) for stats in values["blocks"]],
                     "losses": LossMonitor(**values["losses"]),
                     "recent": list(values["recent"]),
                 }

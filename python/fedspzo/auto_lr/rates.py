@@ -88,10 +88,10 @@ def rates(
         factor: multiplies all rates, those of blocks without a turn too.
     """
     return tuple(
-        factor * _fall(seen, role, settings) * _bound(seen, role, settings)
-        if seen.turns
+        factor * _fall(stats, role, settings) * _bound(stats, role, settings)
+        if stats.turns
         else factor * START
-        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
     )
 
 
@@ -105,10 +105,10 @@ def longest_steps(
     """
     return tuple(
         factor
-        * _fall(seen, role, settings)
-        * (SIZE_NEWTON if seen.takes_newton_steps else role.size)
-        * seen.weight_rms
-        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+        * _fall(stats, role, settings)
+        * (SIZE_NEWTON if stats.takes_newton_steps else role.size)
+        * stats.weight_rms
+        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
     )
 
 
@@ -138,29 +138,29 @@ def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_R
     return [*[_LED] * (len(blocks) - 1), _LAST]
 
 
-def _fall(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+def _fall(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
     """Return the factor by which a block's rate has fallen in the long run, in (0, 1]."""
-    if not role.falls and not seen.takes_newton_steps:
+    if not role.falls and not stats.takes_newton_steps:
         return 1.0
     more = max(0.0, 1 / settings.noise_reduction - 1)
-    turns = seen.turns + max(0, seen.turns - LEARNING_TURNS) * more
+    turns = stats.turns + max(0, stats.turns - LEARNING_TURNS) * more
     return settings.decay(min(1.0, STEADY_TURNS / max(1, turns)))
 
 
-def _bound(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+def _bound(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
     """Return the largest rate that the bounds allow."""
-    count = seen.directions
-    learned = min(seen.turns, LEARNING_TURNS)
-    trace = (seen.trace_sum or 0.0) / learned
-    if seen.takes_newton_steps:
-        return NEWTON * count / max(seen.smoothed_eigenvalue, trace)
+    count = stats.directions
+    learned = min(stats.turns, LEARNING_TURNS)
+    trace = (stats.trace_sum or 0.0) / learned
+    if stats.takes_newton_steps:
+        return NEWTON * count / max(stats.smoothed_eigenvalue, trace)
     gain = max(1.0, math.sqrt(settings.noise_reduction))
-    square = max(seen.square_sum / learned, seen.smoothed_square)
+    square = max(stats.square_sum / learned, stats.smoothed_square)
     bounds = []
-    if seen.weight_rms and square:
-        bounds.append(gain * role.size * seen.weight_rms * math.sqrt(count / square))
-    if seen.weight_rms and role.worth:
-        bounds.append(WORTH * settings.clients * seen.weight_rms**2 * count)
+    if stats.weight_rms and square:
+        bounds.append(gain * role.size * stats.weight_rms * math.sqrt(count / square))
+    if stats.weight_rms and role.worth:
+        bounds.append(WORTH * settings.clients * stats.weight_rms**2 * count)
     if trace > 0:
         # the trace may all be in one direction
         bounds.append(min(1.0, gain * CURVATURE * count) / trace)

@@ -41,7 +41,7 @@ class Step:
         groups: the optimizer's param groups.
         shares: for each block but the first, its cost share; None: not yet measured.
         replay: the activation replay.
-        rounding: how the update is rounded to the weights' dtype.
+        rounding: rounding of the update to the weights' dtype.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
         privacy: makes the gradients private, or None.
     """
@@ -202,7 +202,7 @@ def make_update(
         report: the step; it is not skipped.
         blocks: the blocks at the step's start.
         groups: their param groups.
-        rounding: how the update is rounded to the weights' dtype.
+        rounding: rounding of the update to the weights' dtype.
     """
     for group, block, seeds in zip(groups, blocks, report.seeds, strict=True):
         if group["weight_decay"] and seeds:  # a block without directions stays as it is
