@@ -175,7 +175,10 @@ class SPZO(Optimizer):
         self._next_step().estimator()  # raises if the perturbations do not fit
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a block. As torch's method, and it fills the group's defaults by its dtype.
+        """Add a block.
+
+        Beyond what torch does, this settles the parameters' names and ties, and fills the defaults
+        that depend on their dtype.
 
         Args:
             param_group: `params` and options, as torch takes them.
@@ -211,7 +214,7 @@ class SPZO(Optimizer):
 
         Raises:
             ValueError: there is no closure.
-            RuntimeError: the model does not work as it was split; found out in the first step.
+            RuntimeError: the model does not work as it was split. The first step finds this out.
             Exception: whatever the closure raises. The weights are put back: bit for bit if
                 evaluation is layerwise, otherwise to the rounding of in-place arithmetic.
         """

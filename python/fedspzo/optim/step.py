@@ -196,7 +196,10 @@ class Step:
 def make_update(
     report: StepReport, blocks: Sequence[InPlaceBlock], groups: Sequence[Group], rounding: Rounding
 ) -> None:
-    """Add a step's update to the weights, which decay first, and let the next step start there.
+    """Add a step's update to the weights, and let the next step start there.
+
+    With weight decay the weights of a block that moves are first multiplied by 1 - lr *
+    weight_decay (decoupled: Loshchilov and Hutter, arXiv 1711.05101).
 
     Args:
         report: the step; it is not skipped.
