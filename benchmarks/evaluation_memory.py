@@ -1,4 +1,4 @@
-"""The peak memory and the time of a step, in place and layerwise: a table of docs/estimators.md.
+"""The peak memory and the time of a step, in place and layerwise: a table of docs/evaluation.md.
 
 `python benchmarks/evaluation_memory.py`, a minute. A model of OPT's form with random weights (30 M
 parameters, of which the tied embedding has half) and the demo's, on a CPU, one thread.

@@ -70,7 +70,7 @@ def main() -> None:
 
     config = configuration.load(DEMO_CONFIG)
     splits = read_splits(config.data, config.task)
-    model, task = models.load(config, splits)
+    model, task, _ = models.load(config, splits)
     train, test = task.encode(splits.train), task.encode(splits.test)
 
     def accuracies(rule: str, kind: str) -> list[float]:

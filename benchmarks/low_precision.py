@@ -1,4 +1,4 @@
-"""What low precision does to perturbations, updates and training: numbers of docs/estimators.md.
+"""What low precision does to perturbations, updates and training: numbers of docs/evaluation.md.
 
 `python benchmarks/low_precision.py`; half a minute. Weights are normal with deviation 0.02, as of a
 linear layer of a language model; a LayerNorm's are 1.
@@ -65,7 +65,7 @@ def demo(
     config = configuration.load(DEMO_CONFIG)
     config = replace(config, model=replace(config.model, dtype=dtype, device="cpu"))  # type: ignore[arg-type]
     splits = read_splits(config.data, config.task)
-    model, task = models.load(config, splits)
+    model, task, _ = models.load(config, splits)
     train, test = task.encode(splits.train), task.encode(splits.test)
     batches = torch.Generator().manual_seed(seed)
     optimizer = SPZO(
