@@ -7,6 +7,7 @@ carries, and no GPU. `python benchmarks/sass.py VARIANT` counts a variant of gpu
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import itertools
 import re
@@ -108,8 +109,25 @@ def missing() -> str | None:
     return None
 
 
-def cuda_kernels(architecture: int, flags: Sequence[str] = ()) -> dict[Variant, Code]:
-    """Every kernel of csrc/cuda, compiled for one architecture, e.g. 90, with nvcc's `flags`."""
+def cuda_kernels(
+    architecture: int, flags: Sequence[str] = (), form: str = "whole"
+) -> dict[Variant, Code]:
+    """Every kernel of csrc/cuda.
+
+    Args:
+        architecture: e.g. 90.
+        flags: nvcc's.
+        form: "whole" tensors, in place and out of place, or "rows" of one.
+    """
+    functions = _compile_cuda(architecture, tuple(flags))
+    return {variant: _read_cuda(functions[form, variant], variant) for variant in VARIANTS}
+
+
+@functools.cache
+def _compile_cuda(
+    architecture: int, flags: tuple[str, ...]
+) -> dict[tuple[str, Variant], _Function]:
+    """The kernels by their form and variant."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "perturb.cubin"
         command = ["nvcc", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "-fmad=false"]
@@ -118,8 +136,7 @@ def cuda_kernels(architecture: int, flags: Sequence[str] = ()) -> dict[Variant, 
         command += ["-cubin", "-o", str(cubin), str(ROOT / "csrc/cuda/perturb.cu")]
         subprocess.run(command, check=True)
         functions = _disassemble(cubin)
-    found = {_cuda_variant(name): function for name, function in functions.items()}
-    return {variant: _read_cuda(found[variant], variant) for variant in VARIANTS}
+    return {_cuda_variant(name): function for name, function in functions.items()}
 
 
 def wavefronts(flags: Sequence[str] = ()) -> float:
@@ -214,11 +231,14 @@ def _holds(loop: list[str], *opcodes: str) -> bool:
     return any(line.startswith(opcodes) for line in loop)
 
 
-def _cuda_variant(name: str) -> Variant:
-    found = re.search(r"perturb_kernelINS_\d+(\w+?)ENS_\d+(\w+?)ELb([01])ELb([01])E", name)
+def _cuda_variant(name: str) -> tuple[str, Variant]:
+    types = r"INS_\d+(\w+?)ENS_\d+(\w+?)ENS_\d+(\w+?)ELb([01])ELb([01])E"
+    found = re.search(f"perturb_kernel{types}", name)
     assert found is not None, name
-    stream = {"NormalNoise": "normal-v1", "SignNoise": "rademacher-v1"}[found[2]]
-    return Variant(found[1].lower(), stream, found[3] == "1", found[4] == "1")
+    tensors, dtype, noise, one_term, stochastic = found.groups()
+    form = {"TensorTable": "whole", "RowTable": "rows"}[tensors]
+    stream = {"NormalNoise": "normal-v1", "SignNoise": "rademacher-v1"}[noise]
+    return form, Variant(dtype.lower(), stream, one_term == "1", stochastic == "1")
 
 
 def _read_cuda(function: _Function, variant: Variant) -> Code:
@@ -307,12 +327,14 @@ def main() -> None:
     print("|", f"{columns} accesses".replace(", ", " | "), "|")
     print("|" + " --- |" * 13)
     for architecture in (80, 90):
-        kernels = {"CUDA": cuda_kernels(architecture, flags)}
+        kernels = {
+            f"CUDA, {form}": cuda_kernels(architecture, flags, form) for form in ("whole", "rows")
+        }
         if build == "default":
             for form in ("whole", "shifted", "rows"):
                 kernels[f"Triton, {form}"] = triton_kernels(architecture, form)
         for language, found in kernels.items():
-            threads = THREADS if language == "CUDA" else _triton_threads()
+            threads = THREADS if language.startswith("CUDA") else _triton_threads()
             for variant, code in found.items():
                 counted = "one term" if variant.one_term else "each term"
                 counted += ", stochastic" if variant.stochastic else ""

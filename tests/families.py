@@ -8,8 +8,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import ActivationReplay, evaluating
+from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo_kernels import parameter_key, perturb_
 
 VOCAB, WIDTH, LAYERS = 48, 16, 4

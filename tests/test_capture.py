@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import ActivationReplay, Touched, evaluating, measure
+from fedspzo.blocks.activation_replay import ActivationReplay
+from fedspzo.blocks.cost_shares import measure
+from fedspzo.blocks.evaluation_mode import evaluating
+from fedspzo.blocks.touched import Touched
 
 
 class Layer(nn.Module):

@@ -71,13 +71,14 @@ def test_what_it_needs_is_in_the_libraries_that_it_names(library: Path) -> None:
     assert wanted.keys() - exported - TOOLCHAIN == CUDA_ONLY
 
 
-def test_it_loads_and_registers_the_op_for_cuda(library: Path) -> None:
+@pytest.mark.parametrize("op", ["perturb_", "perturb_out", "perturb_rows"])
+def test_it_loads_and_registers_the_ops_for_cuda(library: Path, op: str) -> None:
     code = f"""
 import torch, fedspzo_kernels
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-before = has_kernel("fedspzo::perturb_", "CUDA")
+before = has_kernel("fedspzo::{op}", "CUDA")
 torch.ops.load_library({str(library)!r})
-print(before, has_kernel("fedspzo::perturb_", "CUDA"))
+print(before, has_kernel("fedspzo::{op}", "CUDA"))
 """
     environment = {**os.environ, "FEDSPZO_BACKEND": "reference"}
     command = [sys.executable, "-c", code]

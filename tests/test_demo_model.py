@@ -142,7 +142,7 @@ def test_labels_are_balanced_and_no_word_gives_them_away():
         assert right <= 0.6 * len(train), (word, with_word)
 
 
-@pytest.mark.parametrize("name", [*GENERATED, "real"])
+@pytest.mark.parametrize("name", [*GENERATED, "minilm"])
 def test_examples_hold_disjoint_rows_with_known_labels(name):
     settings = tomllib.loads((EXAMPLES / name / "config.toml").read_text(encoding="utf-8"))
     train, test = (rows_of(EXAMPLES / name / settings["data"][k]) for k in ("train", "test"))
@@ -153,7 +153,7 @@ def test_examples_hold_disjoint_rows_with_known_labels(name):
 
 
 def test_real_example_repeats_no_sentence():
-    rows = [row for k in ("train", "test") for row in rows_of(EXAMPLES / "real" / f"{k}.jsonl")]
+    rows = [row for k in ("train", "test") for row in rows_of(EXAMPLES / "minilm" / f"{k}.jsonl")]
     assert len(rows) >= 400
     assert len({row["text"] for row in rows}) == len(rows)
 

@@ -196,6 +196,34 @@ def test_a_row_that_is_not_there_is_nan() -> None:
     assert out.isnan().all(1).tolist() == [True, False, True, True]
 
 
+def test_no_rows_no_columns_and_no_terms() -> None:
+    source = values(120, torch.bfloat16).view(3, 40).cuda()
+    for shape, ids in (((3, 40), []), ((3, 0), [2, 1]), ((0, 40), [])):
+        rows = torch.tensor(ids, dtype=torch.int64, device="cuda")
+        empty = torch.zeros(shape, device="cuda")
+        assert perturb_rows(empty, rows, 1, [2], [1.0]).shape == (len(ids), shape[1])
+    none = torch.zeros(2, 40, device="cuda")[:0]
+    assert perturb_rows(none, torch.tensor([0], device="cuda"), 1, [2], [1.0]).isnan().all()
+    assert_equal(perturb([source], [1], [], []), [source.cpu()])
+    assert_equal(
+        [perturb_rows(source, torch.tensor([2], device="cuda"), 1, [], [])], [source[2:].cpu()]
+    )
+
+
+def test_memory_that_is_not_aligned_in_the_other_forms() -> None:
+    ids = torch.tensor([2, 0, 2, 1])
+    for a, b in ((1, 1), (0, 3), (5, 8)):
+        on_cpu = values(30_100, torch.bfloat16), torch.zeros(40_100, dtype=torch.bfloat16)
+        on_gpu = [tensor.cuda() for tensor in on_cpu]
+        for source, out in (on_cpu, on_gpu):
+            table, looked_up = source[a:][:30_000].view(3, -1), out[b:][:40_000].view(4, -1)
+            rows = ids.to(source.device)
+            perturb_rows(table, rows, 1, [2], [1.0], offset=2**34 - 5, out=looked_up)
+            part = [source[a:][:50]], [out[-60 + b :][:50]]
+            perturb(part[0], [1], [2, 3], [1.0, 0.5], offsets=[a], out=part[1])
+        assert_equal(on_gpu, list(on_cpu))
+
+
 def test_a_lookup_does_not_wait_for_the_gpu() -> None:
     source, rows = torch.zeros(300, 40, device="cuda"), torch.arange(100, device="cuda")
     seeds, coeffs = torch.tensor([3], device="cuda"), torch.tensor([1.0], device="cuda")

@@ -120,7 +120,7 @@ def test_digest_sees_names_shapes_and_dtypes_but_no_layout():
     assert digest([("w", x.t().contiguous().t())]) == original
     y = torch.ones(())
     assert digest([("w", x), ("s", y)]) == digest([("s", y), ("w", x)])
-    with pytest.raises(ValueError, match="'w' stands twice"):
+    with pytest.raises(ValueError, match="'w' is there twice"):
         digest([("w", x), ("w", y)])
 
 

@@ -813,7 +813,7 @@ BFLOAT16 = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
         ),
         ([PARAMETER], {"eps": -1e-3}, ValueError, "eps is -0.001; pass a finite number above 0"),
         ([PARAMETER], {"perturbations": 0}, ValueError, "perturbations is 0; pass an int of at"),
-        ([PARAMETER], {"estimator": "adam"}, ValueError, "estimator is 'adam'; pass one of"),
+        ([PARAMETER], {"estimator": "adam"}, ValueError, "estimator is 'adam'; give one of"),
         (
             [PARAMETER],
             {"estimator": "balanced"},

@@ -85,7 +85,7 @@ def launch() -> None:
     keys = list(range(len(tensors)))
     seeds = torch.tensor([1], device=device.DEVICE)
     coeffs = torch.tensor([1.0], device=device.DEVICE)
-    table = torch.zeros(512 * 40, dtype=torch.uint8)  # csrc/cuda/layout.h
+    table = torch.zeros(512 * 48, dtype=torch.uint8)  # csrc/cuda/layout.h
     table = table if device.DRY else table.pin_memory()
     there = table.to(device.DEVICE, copy=True)
 

@@ -13,11 +13,12 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
 import fedspzo_kernels
-from fedspzo_kernels import perturb_
+from fedspzo_kernels import perturb, perturb_, perturb_rows
 
 from . import device
 from .bits import DTYPES
@@ -34,21 +35,21 @@ SUMMARIES = {
 
 def launch() -> None:
     """Launch every variant of the kernel, on aligned and unaligned memory."""
+    missing = [] if device.DRY else [-1, 7]  # rows that become NaN on a GPU
+    rows = torch.tensor([6, 0, 3, 3, *missing], device=device.DEVICE)
     for dtype, stream, rounding, terms in itertools.product(
         DTYPES.values(), fedspzo_kernels.STREAMS, ("nearest", "stochastic"), TERMS
     ):
         whole = [torch.empty(size, dtype=dtype, device=device.DEVICE) for size in SIZES]
         tensors = [*whole, *(tensor[3:] for tensor in whole[2:])]
-        perturb_(
-            tensors,
-            range(len(tensors)),
-            range(terms),
-            [0.5] * terms,
-            rounding=rounding,  # type: ignore[arg-type]
-            rounding_seed=7 if rounding == "stochastic" else None,
-            offsets=[2**34 - 3] * len(tensors),
-            stream=stream,
-        )
+        same: dict[str, Any] = {"rounding": rounding, "stream": stream}
+        same["rounding_seed"] = 7 if rounding == "stochastic" else None
+        sums, offsets = (range(terms), [0.5] * terms), [2**34 - 3] * len(tensors)
+        for form in (perturb, perturb_):
+            form(tensors, range(len(tensors)), *sums, offsets=offsets, **same)
+        for width in (8, 1001):
+            table = torch.empty(7, width, dtype=dtype, device=device.DEVICE)
+            perturb_rows(table, rows, 1, *sums, offset=2**34 - 3, **same)
         device.synchronize()
 
 

@@ -37,8 +37,18 @@ __device__ inline void float16_pair_to_floats(uint32_t word, float& low, float& 
       : "r"(word));
 }
 
-// Keeps a word in its register where the compiler would rather compute it again in every turn.
+// Keep a word or an address in its register where the compiler would rather compute it again in
+// every turn.
 __device__ inline void keep(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
+// Behind the asm the compiler has to be told again that the address is of global memory, or it
+// takes slower instructions, for memory of any kind.
+template <class T>
+__device__ inline void keep(T*& address) {
+  size_t global = __cvta_generic_to_global(address);
+  asm volatile("" : "+l"(global));
+  address = static_cast<T*>(__cvta_global_to_generic(global));
+}
 
 #else
 
@@ -72,6 +82,9 @@ inline void float16_pair_to_floats(uint32_t word, float& low, float& high) {
 }
 
 inline void keep(uint32_t&) {}
+
+template <class T>
+inline void keep(T*&) {}
 
 #endif
 

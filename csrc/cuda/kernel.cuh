@@ -1,4 +1,4 @@
-// The kernel of fedspzo::perturb_: theta stays in registers while the terms are added to it.
+// The kernel of the three ops: theta stays in registers while the terms are added to it.
 #pragma once
 
 #include <type_traits>
@@ -46,7 +46,7 @@ struct NormalNoise {
   static constexpr int kPackets = kOneTerm ? 1 : FEDSPZO_TERM_PACKETS;
 
   // Blocks that a multiprocessor shall hold at a time, which bounds a thread's registers; 0: any.
-  // With one term and stochastic rounding every bound spills some.
+  // With one term and stochastic rounding any bound lengthens the loop, and may spill some.
   static constexpr int min_blocks(bool one_term, bool stochastic) {
     return !one_term ? FEDSPZO_TERM_BLOCKS : stochastic ? 0 : FEDSPZO_ONE_TERM_BLOCKS;
   }
@@ -116,14 +116,17 @@ struct Random {
   uint32_t counter;
 
   __device__ Random() {}
-  __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key) {
-    if constexpr (kStochastic) {
-      counter = uint32_t(chunk.base / kPacket);
-      span = PhiloxSpan(uint32_t(chunk.base / kPacket >> 32) | kRoundingDomain, key,
-                        uint64_t(*terms.rounding_seed));
-    }
-  }
+  __device__ Random(const Terms& terms, const Chunk& chunk, uint64_t key)
+      : span(uint32_t(chunk.base / kPacket >> 32) | kRoundingDomain, key,
+             uint64_t(*terms.rounding_seed)),
+        counter(uint32_t(chunk.base / kPacket)) {}
   __device__ Words packet(uint32_t packet) const { return philox(counter + packet, span); }
+};
+
+template <>
+struct Random<false> {
+  __device__ Random() {}
+  __device__ Random(const Terms&, const Chunk&, uint64_t) {}
 };
 
 template <class Storage, int kPlaces>
@@ -169,12 +172,20 @@ __device__ inline void store_whole(typename Storage::Element* p, const float (&v
   }
 }
 
+// Writes NaN to the chunk of a row that the tensor has not; `out` is of the chunk's base.
+template <class Storage>
+__device__ inline void fill_nan(typename Storage::Element* out, const Chunk& chunk) {
+#pragma unroll 1
+  for (uint32_t place = chunk.begin + threadIdx.x; place < chunk.end; place += kThreads)
+    out[place] = Storage::store(float_of(0x7FC00000u));
+}
+
 // kOneTerm: the term is known before the loop, and its constants stay in registers. Otherwise they
 // are in shared memory, a tile of terms at a time, and a thread takes more packets, which share the
 // loads of a term. A tile that holds all terms is filled once a chunk, else once a turn.
-template <class Storage, class Noise, bool kOneTerm, bool kStochastic>
+template <class Tensors, class Storage, class Noise, bool kOneTerm, bool kStochastic>
 __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochastic))
-    perturb_kernel(const __grid_constant__ TensorTable table, const Terms terms) {
+    perturb_kernel(const __grid_constant__ Tensors table, const Terms terms) {
   using Element = typename Storage::Element;
   constexpr int kPackets = Noise::template kPackets<kOneTerm>;
   constexpr int kPlaces = kPackets * kPacket;
@@ -190,8 +201,18 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
     const uint64_t key = entry.key;
     const uint64_t counter = chunk.base >> Noise::kCounterShift;
     const uint32_t counter_high = uint32_t(counter >> 32);
-    Element* origin = static_cast<Element*>(entry.data) - int64_t(entry.begin - chunk.base);
-    const bool aligned = reinterpret_cast<uintptr_t>(origin) % 16 == 0;
+    // Of the chunk's base, which may lie outside the tensor.
+    const Element* source =
+        static_cast<const Element*>(entry.source) + int64_t(chunk.base - entry.begin);
+    Element* out = static_cast<Element*>(entry.out) + chunk.out_place;
+    if (chunk.missing) {
+      fill_nan<Storage>(out, chunk);
+      continue;
+    }
+    keep(source);
+    keep(out);
+    const bool aligned =
+        (reinterpret_cast<uintptr_t>(source) | reinterpret_cast<uintptr_t>(out)) % 16 == 0;
     TermSpan only;
     if constexpr (kOneTerm) {
       only = term_span(terms, 0, key, counter_high);
@@ -230,19 +251,20 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
     // that does not write is there for the barriers alone.
     const Interior interior = interior_runs(chunk, kPackets, aligned);
     const auto take = [&](uint32_t run, bool whole, bool writes) {
-      Element* p = origin + run * kPlaces;
+      const Element* from = source + run * kPlaces;
+      Element* to = out + run * kPlaces;
       float v[kPlaces];
       if (whole) {
-        load_whole<Storage>(p, v);
+        load_whole<Storage>(from, v);
       } else {
-        load<Storage>(p, run_at(chunk, run, kPackets), v);
+        load<Storage>(from, run_at(chunk, run, kPackets), v);
       }
       add(v, run);
       if (!writes) return;
       if (whole) {
-        store_whole<Storage>(p, v, random, run * kPackets);
+        store_whole<Storage>(to, v, random, run * kPackets);
       } else {
-        store<Storage>(p, run_at(chunk, run, kPackets), v, random, run * kPackets);
+        store<Storage>(to, run_at(chunk, run, kPackets), v, random, run * kPackets);
       }
     };
     const uint32_t edges =
@@ -266,23 +288,24 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
   }
 }
 
-using Kernel = void (*)(TensorTable, Terms);
+template <class Tensors>
+using Kernel = void (*)(Tensors, Terms);
 
-template <class Storage, class Noise>
-Kernel choose_kernel(bool one_term, bool stochastic) {
+template <class Tensors, class Storage, class Noise>
+Kernel<Tensors> choose_kernel(bool one_term, bool stochastic) {
   constexpr bool kRounds = !std::is_same_v<Storage, Float32>;
   if (kRounds && stochastic) {
-    return one_term ? perturb_kernel<Storage, Noise, true, kRounds>
-                    : perturb_kernel<Storage, Noise, false, kRounds>;
+    return one_term ? perturb_kernel<Tensors, Storage, Noise, true, kRounds>
+                    : perturb_kernel<Tensors, Storage, Noise, false, kRounds>;
   }
-  return one_term ? perturb_kernel<Storage, Noise, true, false>
-                  : perturb_kernel<Storage, Noise, false, false>;
+  return one_term ? perturb_kernel<Tensors, Storage, Noise, true, false>
+                  : perturb_kernel<Tensors, Storage, Noise, false, false>;
 }
 
-template <class Storage>
-Kernel choose_kernel(bool normal, bool one_term, bool stochastic) {
-  return normal ? choose_kernel<Storage, NormalNoise>(one_term, stochastic)
-                : choose_kernel<Storage, SignNoise>(one_term, stochastic);
+template <class Tensors, class Storage>
+Kernel<Tensors> choose_kernel(bool normal, bool one_term, bool stochastic) {
+  return normal ? choose_kernel<Tensors, Storage, NormalNoise>(one_term, stochastic)
+                : choose_kernel<Tensors, Storage, SignNoise>(one_term, stochastic);
 }
 
 }  // namespace fedspzo

@@ -3,7 +3,8 @@
 //
 // A tensor is elements begin to end - 1 of its parameter. It is cut at multiples of kChunk, a chunk
 // into packets of kPacket elements at multiples of kPacket. A block takes whole chunks; its threads
-// take the packets in turn. A chunk's Philox counters share their high word.
+// take the packets in turn. A chunk's Philox counters share their high word. A row that is looked
+// up is cut as a tensor is.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,8 @@ constexpr int kPacket = 8;
 constexpr int kMaxTensors = 512;
 
 struct TensorEntry {
-  void* data;           // element `begin`
+  const void* source;   // what is read for element `begin`
+  void* out;            // what is written for it: in place the same memory
   uint64_t begin, end;  // indices in the whole parameter
   uint64_t key;
   uint32_t first_chunk;  // of this tensor in the launch
@@ -30,22 +32,49 @@ struct TensorTable {
   uint32_t tensors, chunks;
 };
 
+// The rows of a tensor that one launch looks up, one after another in what is written.
+struct RowTable {
+  TensorEntry entries[1];
+  const int64_t* ids;      // in the device's memory
+  uint32_t count;          // of ids
+  uint64_t height, width;  // of the tensor
+  uint32_t chunks;
+};
+
 struct Chunk {
   uint32_t tensor;
-  uint64_t begin, end;  // the part of the tensor in this chunk
-  uint64_t base;        // the multiple of the chunk's size at or below begin
+  uint64_t base;        // a multiple of the chunk's size
+  uint32_t begin, end;  // the part of the tensor in this chunk, from base on; the same if none is
+  int64_t out_place;    // of the base in what is written, negative where that begins after it
+  bool missing;         // of a row that the tensor has not
 };
 
 FEDSPZO_FN uint64_t chunks_of(uint64_t begin, uint64_t end, uint64_t chunk_size) {
   return begin == end ? 0 : (end - 1) / chunk_size - begin / chunk_size + 1;
 }
 
-// Adds elements begin to begin + numel - 1 of a parameter, if there are any; `data` is the first.
-FEDSPZO_FN void add_tensor(TensorTable& table, void* data, uint64_t begin, uint64_t numel,
-                           uint64_t key, uint64_t chunk_size) {
+// Adds elements begin to begin + numel - 1 of a parameter, if there are any; `source` and `out`
+// have the first.
+FEDSPZO_FN void add_tensor(TensorTable& table, const void* source, void* out, uint64_t begin,
+                           uint64_t numel, uint64_t key, uint64_t chunk_size) {
   if (numel == 0) return;
-  table.entries[table.tensors++] = {data, begin, begin + numel, key, table.chunks};
+  table.entries[table.tensors++] = {source, out, begin, begin + numel, key, table.chunks};
   table.chunks += uint32_t(chunks_of(begin, begin + numel, chunk_size));
+}
+
+// The most chunks that a row meets, wherever it begins.
+FEDSPZO_FN uint64_t chunks_of_row(uint64_t width, uint64_t chunk_size) {
+  return (width + chunk_size - 2) / chunk_size + 1;
+}
+
+// `source` has element `begin` of a parameter, in rows of `width`, `out` the first row to write.
+// There must be no more than 2^31 chunks.
+FEDSPZO_FN RowTable row_table(const void* source, void* out, uint64_t begin, uint64_t height,
+                              uint64_t width, const int64_t* ids, uint64_t count, uint64_t key,
+                              uint64_t chunk_size) {
+  const uint64_t chunks = count * chunks_of_row(width, chunk_size);
+  const TensorEntry entry{source, out, begin, begin + height * width, key, 0};
+  return {{entry}, ids, uint32_t(count), height, width, uint32_t(chunks)};
 }
 
 // The tensor that chunk number `chunk` of the launch belongs to.
@@ -62,38 +91,56 @@ FEDSPZO_FN uint32_t find_tensor(const TensorTable& table, uint32_t chunk) {
   return low;
 }
 
+// The part of elements begin to end - 1 in chunk number `number` of those that they meet. What is
+// written for element `begin` has the place `out_place`.
+FEDSPZO_FN Chunk part_at(uint32_t tensor, uint64_t begin, uint64_t end, uint64_t number,
+                         uint64_t out_place, bool missing, uint64_t chunk_size) {
+  const uint64_t base = (begin / chunk_size + number) * chunk_size, after = base + chunk_size;
+  return {tensor,
+          base,
+          begin > base ? uint32_t(begin - base) : 0,
+          end <= base ? 0 : uint32_t((end < after ? end : after) - base),
+          int64_t(out_place + (base - begin)),
+          missing};
+}
+
+// Chunk number `chunk` of the launch.
 FEDSPZO_FN Chunk chunk_at(const TensorTable& table, uint32_t chunk, uint64_t chunk_size) {
   const uint32_t tensor = find_tensor(table, chunk);
   const TensorEntry& entry = table.entries[tensor];
-  const uint64_t number = entry.begin / chunk_size + (chunk - entry.first_chunk);
-  const uint64_t base = number * chunk_size, after = base + chunk_size;
-  return {tensor, entry.begin > base ? entry.begin : base, entry.end < after ? entry.end : after,
-          base};
+  return part_at(tensor, entry.begin, entry.end, chunk - entry.first_chunk, 0, false, chunk_size);
 }
 
-// A thread's turn is a run of `packets` neighbouring packets. All places of run r of a chunk:
-// elements base + r * packets * kPacket on. Those that are in the chunk's part of the tensor:
+// The first chunks of all rows come first: most rows have no others.
+FEDSPZO_FN Chunk chunk_at(const RowTable& table, uint32_t chunk, uint64_t chunk_size) {
+  const uint32_t number = chunk / table.count, place = chunk % table.count;
+  const uint64_t row = uint64_t(table.ids[place]);  // a large number where it is negative
+  const bool missing = row >= table.height;
+  const uint64_t begin = table.entries[0].begin + (missing ? 0 : row * table.width);
+  return part_at(0, begin, begin + table.width, number, place * table.width, missing, chunk_size);
+}
+
+// A thread's turn is a run of `packets` neighbouring packets. Run r of a chunk has the places from
+// base + r * packets * kPacket on. Those that are in the chunk's part of the tensor:
 struct Run {
-  uint64_t base;
-  int first, last;  // places
+  int first, last;
 };
 
 FEDSPZO_FN Run run_at(const Chunk& chunk, uint32_t run, int packets) {
-  const int places = packets * kPacket;
-  const uint64_t base = chunk.base + uint64_t(run) * places, after = base + places;
-  if (base >= chunk.end || after <= chunk.begin) return {base, 0, 0};
-  return {base, chunk.begin > base ? int(chunk.begin - base) : 0,
-          chunk.end < after ? int(chunk.end - base) : places};
+  const uint32_t places = uint32_t(packets * kPacket), base = run * places;
+  if (base >= chunk.end || base + places <= chunk.begin) return {0, 0};
+  return {chunk.begin > base ? int(chunk.begin - base) : 0,
+          chunk.end < base + places ? int(chunk.end - base) : int(places)};
 }
 
 // The runs of a chunk that have elements: first to last - 1.
 FEDSPZO_FN uint32_t first_run(const Chunk& chunk, int packets) {
-  return uint32_t(chunk.begin - chunk.base) / uint32_t(packets * kPacket);
+  return chunk.begin / uint32_t(packets * kPacket);
 }
 
 FEDSPZO_FN uint32_t last_run(const Chunk& chunk, int packets) {
   const uint32_t places = uint32_t(packets * kPacket);
-  return (uint32_t(chunk.end - chunk.base) + places - 1) / places;
+  return (chunk.end + places - 1) / places;
 }
 
 // The runs that lie in the tensor whole: none where 16-byte accesses are not aligned.
@@ -103,8 +150,7 @@ struct Interior {
 
 FEDSPZO_FN Interior interior_runs(const Chunk& chunk, int packets, bool aligned) {
   const uint32_t places = uint32_t(packets * kPacket);
-  const uint32_t first = (uint32_t(chunk.begin - chunk.base) + places - 1) / places;
-  const uint32_t last = uint32_t(chunk.end - chunk.base) / places;
+  const uint32_t first = (chunk.begin + places - 1) / places, last = chunk.end / places;
   return aligned && first < last ? Interior{first, last} : Interior{0, 0};
 }
 

@@ -1,4 +1,4 @@
-"""A reader of bytes that never reads past their end: of messages, and of a journal's records."""
+"""Read the bytes of messages and of a journal's records, and never past their end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import struct
 from typing import Any
 
 _WHOLE_BYTES = 10
-"""What a whole number below 2**64 takes at most, seven bits a byte."""
+"""Largest number of bytes of a whole number below 2**64, at seven bits a byte."""
 
 
 class Reader:
-    """Takes values off a body, front to back."""
+    """Reads values from a body, front to back.
+
+    Args:
+        body: the bytes to read.
+    """
 
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._position = 0
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes; ValueError where there are fewer."""
+        """Return the next `count` bytes.
+
+        Raises:
+            ValueError: there are fewer.
+        """
         end = self._position + count
         if end > len(self._body):
             raise ValueError(
@@ -28,11 +36,19 @@ class Reader:
         return piece
 
     def take(self, layout: struct.Struct) -> tuple[Any, ...]:
-        """The next values, as `layout` says."""
+        """Return the next values, as `layout` describes them.
+
+        Raises:
+            ValueError: the body ends before them.
+        """
         return layout.unpack(self.read(layout.size))
 
     def whole(self) -> int:
-        """The next whole number, as `encode_whole` made it; ValueError from 2**64 on."""
+        """Return the next whole number, as `encode_whole` wrote it.
+
+        Raises:
+            ValueError: the body ends before it, or it is 2**64 or more.
+        """
         value = 0
         for place in range(_WHOLE_BYTES):
             byte = self.read(1)[0]
@@ -43,19 +59,19 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """How many bytes have not been read."""
+        """The number of bytes that have not been read."""
         return len(self._body) - self._position
 
     def finish(self) -> None:
-        """Raise ValueError unless all has been read."""
+        """Raise ValueError unless all bytes have been read."""
         if self.left:
             raise ValueError(f"body has {self.left} bytes after its last field")
 
 
 def encode_whole(value: int) -> bytes:
-    """A whole number below 2**64 in few bytes where it is small: unsigned LEB128.
+    """Encode a whole number below 2**64 as unsigned LEB128, so that a small one takes few bytes.
 
-    Seven bits a byte, the lowest first; the eighth bit says that there is another byte.
+    Each byte holds seven bits, the lowest first. Its eighth bit says that another byte follows.
     """
     encoded = bytearray()
     while value > 0x7F:

@@ -1,11 +1,11 @@
-"""Checks of single values, each with one clear error. Nothing heavy is imported here."""
+"""Check single values, each with one clear error. This module imports nothing heavy."""
 
 from __future__ import annotations
 
 import sys
 
 LIMIT_8, LIMIT_16, LIMIT_32, LIMIT_64 = 2**8, 2**16, 2**32, 2**64
-"""Bounds of the fields of the messages (docs/federation.md)."""
+"""Exclusive upper bounds of the messages' fields of 8 to 64 bits (docs/federation.md)."""
 
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:

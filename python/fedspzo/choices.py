@@ -1,4 +1,4 @@
-"""The words that settings choose from. Nothing heavy is imported here."""
+"""The words that settings choose from. This module imports nothing heavy."""
 
 from __future__ import annotations
 

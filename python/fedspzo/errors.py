@@ -1,12 +1,12 @@
-"""The errors that a user can mend: one line that names what, where and the remedy."""
+"""Errors that a user can mend: one line that names the fault, its place and the remedy."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user wrote is wrong: one line that says what, where, and how to mend it.
+    """Reports a fault in the user's input, in one line: the fault, its place and the remedy.
 
-    A line of more than LONGEST characters, because it repeats a long value, loses its middle.
+    A line of more than LONGEST characters loses its middle. Such a line repeats a long value.
     """
 
     LONGEST = 1000
@@ -18,5 +18,5 @@ class InputError(ValueError):
 
 
 def one_line(error: object) -> str:
-    """The message of an error with its line breaks and runs of blanks made single blanks."""
+    """Return an error's message in one line: runs of blanks and line breaks become one blank."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: a crash leaves the old one or the new."""
+"""Write files and folders whole: a crash leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import BinaryIO, Self
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Create or replace `path`, on disk when this returns; text is written as UTF-8."""
+    """Create or replace the file `path`, which is on disk when this returns. Text becomes UTF-8."""
     with file_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def file_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write inside the `with` block; at its end it is on disk as `path`, whole.
+    """Open a file to write inside the `with` block; at its end it is on disk as `path`, whole.
 
-    A file that is there is replaced then. An exception leaves everything as it was.
+    It then replaces any file there. An exception leaves everything as it was.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -30,7 +30,7 @@ def file_atomic(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -40,9 +40,9 @@ def file_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
-    """A new folder to fill inside the `with` block; at its end it is on disk as `path`, whole.
+    """Make a folder to fill inside the `with` block. At its end it is on disk as `path`, whole.
 
-    `path` must not exist, or be empty. An exception leaves nothing.
+    `path` must not exist, or be an empty folder. An exception leaves nothing.
     """
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -59,7 +59,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on disk."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,11 +74,11 @@ def _umask() -> int:
 
 
 class Closing(ABC):
-    """A context manager whose `with` block ends with `close()`."""
+    """A context manager that calls `close()` at the end of its `with` block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is held; a second call does nothing."""
+        """Release the files that are held; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Ctrl-C held back while weights are moved."""
+"""Hold Ctrl-C back while weights are moved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 class HeldInterrupts:
     """Holds Ctrl-C back inside a `with` block, except inside `released()`.
 
-    Weights that are being moved are never left between two states; the interrupt comes at the
-    next `released()`, or at the block's end. Does nothing outside the main thread, where Python
-    delivers no signals.
+    So weights that are being moved are never left between two states. The interrupt comes at the
+    next `released()`, or at the block's end. Outside the main thread this does nothing, as Python
+    delivers signals only there.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class HeldInterrupts:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Let Ctrl-C through."""
+        """Let Ctrl-C through inside the `with` block."""
         if self._outer is None:
             yield
             return

@@ -1,6 +1,6 @@
-"""Public names of a package that are imported when they are first used.
+"""Import a package's public names when they are first used.
 
-Parts of a package can so be read without torch, and a mistake in a config is told at once.
+So a part of a package can be used without torch, and a mistake in a config is reported at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     Args:
         package: the package's `__name__`.
         homes: each public name's module, relative to the package (".settings").
+
+    Returns:
+        A function that returns the object of a name. It raises AttributeError for another name.
     """
 
     def get(name: str) -> Any:

@@ -1,12 +1,12 @@
-"""Differentially private steps: clip each example, add secret noise, keep the account.
+"""Make steps differentially private: clip each example, add secret noise, keep the account.
 
-What a step learns from the data are the projected gradients of its D directions. So an example's
-share in a step is one vector of D numbers: the estimator's formulas on that example's losses. It is
-clipped to a length, the batch's vectors are added up, and Gaussian noise is added to the sum. For
-D = 1 this is DP-ZO (arXiv 2401.04343) and DPZero (arXiv 2310.09639). What it promises and what not:
-docs/privacy.md.
+A step learns from the data only the projected gradients of its D directions. So an example's share
+in a step is one vector of D numbers, which the estimator's formulas give from that example's
+losses. Each vector is clipped to a length, the batch's vectors are added up, and Gaussian noise is
+added to the sum. For D = 1 this is DP-ZO (arXiv 2401.04343) and DPZero (arXiv 2310.09639).
+docs/privacy.md says what is promised and what is not.
 
-Nothing heavy is imported here.
+This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ORDERS = (*range(2, 64), 128, 256, 512, 1024)
-"""Of the Renyi divergences. Between whole ones dp-accounting's series may fail to converge."""
+"""Orders of the Renyi divergences. They are whole, as dp-accounting's series may fail to converge
+between whole orders."""
 
 NOT_PRIVATE = "lr is 'auto', which is found from losses that are not private; give a number"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """How private a step is.
+    """Settings of private steps.
 
     Attributes:
-        clip: the length C to which an example's vector of projected gradients is cut.
-        noise_multiplier: the standard deviation of the noise on each number of the sum, over C.
-        delta: the probability that the guarantee's epsilon does not hold.
+        clip: the length C to which an example's vector of projected gradients is clipped.
+        noise_multiplier: standard deviation of the noise on each number of the sum, over C.
+        delta: the probability that the guarantee's epsilon does not hold. Default 1e-5.
 
     Raises:
         ValueError: a value is out of range.
@@ -57,21 +58,21 @@ class Privacy:
 
 
 class Mechanism:
-    """The private steps on one dataset, and what they have spent.
+    """Makes the steps on one dataset private, and keeps the account of what they have spent.
 
     Each step draws its batch by `sample`, evaluates the losses of just these examples, and hands
     their projected gradients to `release`.
 
     Args:
         privacy: clip, noise and delta.
-        examples: how many the dataset has. This number counts as public.
+        examples: the dataset's number of examples. This number counts as public.
         random: draws batches and noise. Default: the operating system's cryptographic source, which
-            has no seed that anybody could know. Another one is for tests alone: who knows its
-            seed can take the noise off.
+            has no seed that anybody could know. Another source is for tests alone, as whoever knows
+            its seed can subtract the noise.
 
     Raises:
-        ValueError: delta is so large that it allows to publish an example; or dp-accounting is not
-            installed, without which nothing could be promised.
+        ValueError: dp-accounting is not installed, `examples` is below 1, or delta is so large
+            that it allows an example to be published.
     """
 
     def __init__(self, privacy: Privacy, examples: int, *, random: Random | None = None) -> None:
@@ -91,13 +92,19 @@ class Mechanism:
         self.examples = examples
         self._random = SystemRandom() if random is None else random
         self._drawn: tuple[float, int] | None = None  # sampling rate and size of the open sample
-        self._releases: Counter[float] = Counter()  # how many there were at each sampling rate
+        self._releases: Counter[float] = Counter()  # number of releases at each sampling rate
 
     def sample(self, batch_size: int) -> list[int]:
-        """The indices of a step's examples, ascending: each is in with the same probability.
+        """Draw the examples of a step, each with the same probability (Poisson sampling).
 
         Args:
-            batch_size: how many there are on average; there may be more, fewer, or none.
+            batch_size: mean number of examples. There may be more, fewer, or none.
+
+        Returns:
+            The examples' indices, ascending.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give at least 1")
@@ -107,13 +114,16 @@ class Mechanism:
         return chosen
 
     def release(self, gradients: Tensor) -> list[float]:
-        """The step's private projected gradients, D numbers: the noisy sum over the batch size.
+        """Return the step's D private projected gradients: the noisy sum over the batch size.
 
-        An example with a number that is not finite counts as zeros. The sum is divided by the mean
-        size of a batch, not by the size of this one, which is secret.
+        With rows g_i of length |g_i|, it is (sum_i g_i min(1, C / |g_i|) + noise) / (mean batch
+        size), where each number's noise is normal with standard deviation C * noise_multiplier
+        (DP-SGD's form: Abadi et al., arXiv 1607.00133). An example with a number that is not finite
+        counts as zeros. The sum is divided by the mean size of a batch, as the size of this one is
+        secret.
 
         Args:
-            gradients: (B, D), a row for each example of the last `sample`.
+            gradients: projected gradients, (B, D), a row for each example of the last `sample`.
 
         Raises:
             ValueError: there was no new sample, or it had another number of examples.
@@ -137,11 +147,16 @@ class Mechanism:
         return [value / (rate * self.examples) for value in noisy]
 
     def count(self, batch_size: int, releases: int) -> None:
-        """Add releases that another object made on the same dataset, before a run was resumed."""
+        """Add releases of another object on the same dataset, made before a run was resumed.
+
+        Args:
+            batch_size: the mean batch size of these releases.
+            releases: their number.
+        """
         self._releases[self._rate(batch_size)] += releases
 
     def epsilon(self) -> float:
-        """What all releases together have spent, at `delta`; 0 before the first one."""
+        """Return the epsilon that all releases together have spent, at `delta`; 0 before any."""
         releases = tuple(sorted(self._releases.items()))
         return _epsilon(self.privacy.noise_multiplier, self.privacy.delta, releases)
 
@@ -153,7 +168,15 @@ class Mechanism:
 def _epsilon(
     noise_multiplier: float, delta: float, releases: tuple[tuple[float, int], ...]
 ) -> float:
-    """By Renyi divergences of Poisson-sampled Gaussian mechanisms, added up over the releases."""
+    """Return the epsilon of releases, each a Gaussian mechanism on a Poisson sample.
+
+    Their Renyi divergences are added up (Mironov, Talwar and Zhang, arXiv 1908.10530).
+
+    Args:
+        noise_multiplier: standard deviation of the noise, over the clip.
+        delta: the probability that epsilon does not hold.
+        releases: pairs of a sampling rate and the number of releases at it.
+    """
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 

@@ -57,7 +57,9 @@ void fedspzo::check_aligned(const void* p) {
 }
 
 // Returns whether the threads of each block met at the same barriers.
-static bool launch(Kernel kernel, const TensorTable& table, const Terms& terms, uint32_t blocks) {
+template <class Tensors>
+static bool launch(Kernel<Tensors> kernel, const Tensors& table, const Terms& terms,
+                   uint32_t blocks) {
   std::barrier<> all(kThreads);
   block = &all;
   gridDim.x = blocks;
@@ -78,25 +80,49 @@ static bool launch(Kernel kernel, const TensorTable& table, const Terms& terms, 
   return std::count(met.begin(), met.end(), met[0]) == kThreads;
 }
 
-// The op for tensors of one dtype (0 float32, 1 bfloat16, 2 float16), in one launch of at most
-// `blocks` blocks. Returns what a GPU would not have forgiven, or null.
-extern "C" const char* perturb(int64_t tensors, void* const* data, const int64_t* numel,
-                       const int64_t* keys, const int64_t* offsets, const int64_t* seeds,
-                       const float* coeffs, int64_t terms, const int64_t* rounding_seed, int dtype,
-                       int stream, uint32_t blocks) {
+struct Settings {
+  const int64_t* seeds;
+  const float* coeffs;
+  int64_t terms;
+  const int64_t* rounding_seed;
+  int dtype;   // 0 float32, 1 bfloat16, 2 float16
+  int stream;  // 0 normal-v1, 1 rademacher-v1
+  uint32_t blocks;
+};
+
+// One launch of at most settings.blocks blocks. Returns what a GPU would not have forgiven, or null.
+template <class Tensors>
+static const char* run(const Tensors& table, const Settings& settings) {
+  const auto choose = settings.dtype == 0   ? choose_kernel<Tensors, Float32>
+                      : settings.dtype == 1 ? choose_kernel<Tensors, Bfloat16>
+                                            : choose_kernel<Tensors, Float16>;
+  const bool stochastic = settings.rounding_seed != nullptr;
+  const Terms terms{settings.seeds, settings.coeffs, int(settings.terms), settings.rounding_seed};
+  misaligned = false;
+  if (!launch(choose(settings.stream == 0, settings.terms == 1, stochastic), table, terms,
+              min(settings.blocks, table.chunks)))
+    return "threads of a block met at different barriers";
+  return misaligned ? "a 16-byte access at an address that is no multiple of 16" : nullptr;
+}
+
+// perturb_out for tensors of one dtype; where the sources are the outs, perturb_.
+extern "C" const char* perturb_out(int64_t tensors, void* const* sources, void* const* outs,
+                                   const int64_t* numel, const int64_t* keys,
+                                   const int64_t* offsets, const Settings* settings) {
   static TensorTable table;
   table.tensors = table.chunks = 0;
   for (int64_t t = 0; t < tensors; ++t)
-    add_tensor(table, data[t], uint64_t(offsets[t]), uint64_t(numel[t]), uint64_t(keys[t]),
-               kChunkSize);
-  const auto choose = dtype == 0   ? choose_kernel<Float32>
-                      : dtype == 1 ? choose_kernel<Bfloat16>
-                                   : choose_kernel<Float16>;
-  const Kernel kernel = choose(stream == 0, terms == 1, rounding_seed != nullptr);
-  misaligned = false;
-  if (!launch(kernel, table, {seeds, coeffs, int(terms), rounding_seed}, min(blocks, table.chunks)))
-    return "threads of a block met at different barriers";
-  return misaligned ? "a 16-byte access at an address that is no multiple of 16" : nullptr;
+    add_tensor(table, sources[t], outs[t], uint64_t(offsets[t]), uint64_t(numel[t]),
+               uint64_t(keys[t]), kChunkSize);
+  return run(table, *settings);
+}
+
+extern "C" const char* perturb_rows(const void* source, int64_t height, int64_t width,
+                                    const int64_t* rows, int64_t count, void* out, int64_t key,
+                                    int64_t offset, const Settings* settings) {
+  return run(row_table(source, out, uint64_t(offset), uint64_t(height), uint64_t(width), rows,
+                       uint64_t(count), uint64_t(key), kChunkSize),
+             *settings);
 }
 
 // The bytes from the table's start at which thread i % kThreads of a block reads for words[i].

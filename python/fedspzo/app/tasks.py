@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedspzo.blocks.activation_replay import evaluating
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.errors import InputError
 
 from .data import Example

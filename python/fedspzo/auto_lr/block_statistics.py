@@ -1,4 +1,4 @@
-"""What the turns of a block have shown with `lr="auto"`."""
+"""Block statistics: the numbers that a block's turns have shown with `lr="auto"`."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from dataclasses import dataclass
 from torch import Tensor
 
 LEARNING_TURNS = 8
-"""Turns of a block that set its rate, each by the mean over the turns so far."""
+"""Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
+far."""
 SMOOTHING = 0.75
 """Decay of the moving averages over a block's turns, per turn."""
 PART = 2**22
-"""Elements of a tensor that are copied to float32 at a time."""
+"""Number of a tensor's elements that are copied to float32 at a time."""
 
 
 @dataclass
 class BlockStatistics:
-    """What the turns of a block have shown. A turn is a step in which the block moves.
+    """Collects statistics of a block's turns. A turn is a step in which the block moves.
 
     Attributes:
         weight_rms: root mean square of the block's weights before the first step.
-        turns: turns so far.
-        directions: directions of the last turn.
+        turns: number of turns so far.
+        directions: number of directions of the last turn.
         square_sum: sum over the first `LEARNING_TURNS` turns of the mean squared projected
             gradient. A block that takes Newton steps counts the gradient times the damped gradient,
             here and in `smoothed_square`.
-        trace_sum: sum over these turns of the Hessian's trace, estimated; None where a turn did
+        trace_sum: sum over these turns of the estimated trace of the Hessian; None if a turn did
             not show it. A block that takes Newton steps sums typical eigenvalues instead.
         smoothed_square: moving average of the mean squared projected gradient.
         smoothed_eigenvalue: moving average of the typical eigenvalue of the Hessian along the
             block's directions; 0 for a block that takes no Newton steps.
-        steps_since_turn: steps since the last turn.
-        unchecked_turns: turns since the trust ratio was last checked in one.
-        turn_interval: steps from one turn to the next.
+        steps_since_turn: number of steps since the last turn.
+        unchecked_turns: number of turns since the trust ratio was last checked in one.
+        turn_interval: number of steps from one turn to the next.
     """
 
     weight_rms: float
@@ -50,21 +51,21 @@ class BlockStatistics:
 
     @property
     def takes_newton_steps(self) -> bool:
-        """Whether the curvature along the block's directions is known."""
+        """The block takes Newton steps: the curvature along its directions is known."""
         return self.smoothed_eigenvalue != 0
 
     @property
     def is_learning(self) -> bool:
-        """Whether the block's next turn still counts for the sums that set its rate."""
+        """The block's next turn still counts for the sums that set its rate."""
         return self.turns < LEARNING_TURNS
 
     def add_turn(self, directions: int, square: float, trace: float | None) -> None:
         """Add a turn.
 
         Args:
-            directions: their number.
-            square: the mean squared projected gradient.
-            trace: the estimated trace of the Hessian, if the turn showed it.
+            directions: number of the turn's directions.
+            square: mean squared projected gradient.
+            trace: estimated trace of the Hessian; None if the turn did not show it.
         """
         self.smoothed_square += self._news * (square - self.smoothed_square)
         if self.is_learning:
@@ -77,11 +78,11 @@ class BlockStatistics:
         self.turns += 1
 
     def add_eigenvalue(self, eigenvalue: float) -> float:
-        """Add the typical eigenvalue of a turn, before `add_turn`.
+        """Add the typical eigenvalue of a turn. Call it before `add_turn`.
 
         Returns:
-            The damping of the turn's Newton step: the mean over the first `LEARNING_TURNS` turns or
-            the moving average, whichever is larger.
+            The damping of the turn's Newton step: the larger of the moving average and the mean
+            over the first `LEARNING_TURNS` turns.
         """
         self.smoothed_eigenvalue += self._news * (eigenvalue - self.smoothed_eigenvalue)
         early = (self.trace_sum or 0.0) + (eigenvalue if self.is_learning else 0.0)
@@ -89,17 +90,17 @@ class BlockStatistics:
 
     @property
     def _news(self) -> float:
-        """Weight of a turn's values in the moving averages."""
+        """The weight of a turn's values in the moving averages."""
         return 1 - SMOOTHING if self.turns else 1.0
 
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:
-    """Return the root mean square over all elements of `tensors`; 0 where there are none."""
+    """Return the root mean square of all elements of `tensors`; 0 if there are none."""
     parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
     total = sum(float(part.float().square().sum()) for part in parts)
     return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 
 
 def mean_product(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the mean of a_k b_k; 0 where there are none."""
+    """Return the mean of a_k b_k; 0 if there are none."""
     return sum(x * y for x, y in zip(a, b, strict=True)) / max(1, len(a))

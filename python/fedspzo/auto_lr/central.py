@@ -1,21 +1,22 @@
-"""The central policy of `lr="auto"`: what `SPZO` does by itself with the rates that it finds.
+"""The central policy of `lr="auto"`, which `SPZO` follows when it trains by itself.
 
-The last of several blocks moves alone at first, as a new head that is learned first spares the
-features below it (Kumar et al., arXiv 2202.10054), and its steps cost little. The others join it
-one by one, from the back (gradual unfreezing: Howard and Ruder, arXiv 1801.06146). Then a block has
-its turn in every step, unless its directions would do so little beside the last block's that they
-are not worth their computation each time.
+The last of several blocks moves alone at first. Its steps cost little, and a new head that is
+learned first spares the features below it (Kumar et al., arXiv 2202.10054). The others join it one
+by one, from the back (gradual unfreezing: Howard and Ruder, arXiv 1801.06146). From then on a block
+has its turn in every step, or more seldom if its directions do little beside the last block's for
+the computation that they take.
 
 A block's first turns set its rate (`fedspzo.auto_lr.rates`), or the last block takes Newton steps
 (`fedspzo.auto_lr.newton`). In the long run these rates fall, so that the noise that they add has a
 bound.
 
-Every few steps the trust ratio is checked (`fedspzo.auto_lr.trust_ratio`): a step that keeps too
-little of its promise is halved until it keeps it, and the rates with it. Where the loss has left
-its best value behind (`fedspzo.auto_lr.loss_monitor`), the steps since then are taken back and the
-rates are halved; of a slow drift only the last steps are, and it is the rates that end it.
+Every few steps the trust ratio is checked (`fedspzo.auto_lr.trust_ratio`). A step that keeps too
+little of its promise is halved until it keeps it, and the rates are halved with it. When the loss
+has left its best value behind (`fedspzo.auto_lr.loss_monitor`), the steps since then are taken back
+and the rates are halved. After a slow drift only the last steps can be taken back, and the lower
+rates end it.
 
-Everything follows from losses and weights, so it repeats.
+Every decision follows from losses and weights, so a run repeats.
 """
 
 from __future__ import annotations
@@ -38,34 +39,34 @@ from .trust_ratio import Trial, halve_until_trusted, predicted
 from .undo import Terms, terms, undoing
 
 LEAD_STEPS = 16
-"""Steps after which all blocks have joined the last one."""
+"""Number of steps after which all blocks have joined the last one."""
 LONGEST_INTERVAL = 8
-"""Most steps from one turn of a block to its next."""
+"""Largest number of steps from one turn of a block to its next."""
 DECAY_POWER = 0.75
-"""Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and that
-of their squares, as noise adds up, has one (Robbins and Monro, 1951)."""
+"""Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
+sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
 CHECK_INTERVAL = 8
-"""Steps between checks of the trust ratio."""
+"""Number of steps between checks of the trust ratio."""
 MEMORY = 64
-"""Steps that can be taken back."""
+"""Largest number of steps that can be taken back."""
 LOST_STEPS = 4
-"""Steps in a row without finite losses after which the last ones are taken back."""
+"""Number of steps in a row without finite losses after which the last steps are taken back."""
 
 
 @dataclass
 class CentralPolicy:
-    """Decides which blocks move, along what and at what rates, and which steps are taken back.
+    """Decides on turns and learning rates, and on the steps to halve or take back.
 
     Attributes:
-        last_leads: the param groups are the blocks of a network, the last one what comes last in
-            it; else they are just groups, each bounded like an only block.
-        takes_turns: blocks take turns, the last one Newton steps, and no step is longer than one
-            may be. False: every step moves all blocks along their gradients, as a federation's
-            rounds do.
-        factor: what checks and divergence have made of the rates that the bounds allow.
-        lost_steps: steps in a row whose losses were not finite.
-        blocks: what each block has shown; empty before the first step.
-        losses: watches the steps' losses.
+        last_leads: the param groups are the blocks of a network, in its order. False: they are
+            just groups, each bounded like an only block. Default True.
+        takes_turns: blocks take turns, the last one takes Newton steps, and too long a step is
+            clipped. False: every step moves all blocks along their gradients, as a federation's
+            rounds do. Default True.
+        factor: product of all halvings of the rates so far.
+        lost_steps: number of steps in a row whose losses were not finite.
+        blocks: the statistics of each block; empty before the first step.
+        losses: the monitor of the steps' losses.
         recent: the terms of the steps since the best loss, oldest first.
     """
 
@@ -78,17 +79,17 @@ class CentralPolicy:
     recent: list[Terms] = field(default_factory=list)
 
     def copy(self) -> CentralPolicy:
-        """Return one that goes its own way."""
+        """Return a copy that shares no state with this policy."""
         return replace(
             self,
-            blocks=[replace(seen) for seen in self.blocks],
+            blocks=[replace(stats) for stats in self.blocks],
             losses=replace(self.losses),
             recent=[*self.recent],
         )
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rate of each block; none before the first step."""
+        """The learning rate of each block; empty before the first step."""
         return rates(self.blocks, self._settings, self.factor)
 
     @property
@@ -96,24 +97,28 @@ class CentralPolicy:
         return RateSettings(last_leads=self.last_leads, decay=_decay)
 
     def measure(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        """Measure each block's weights, once: before the first step moves them."""
+        """Measure each block's weights before the first step moves them; later calls do nothing.
+
+        Args:
+            groups: the tensors of each block.
+        """
         if not self.blocks:
             self.blocks = [BlockStatistics(root_mean_square(tensors)) for tensors in groups]
 
     def measures_curvature(self, counts: Sequence[int]) -> bool:
-        """Whether a block but the first that has directions still learns its rate.
+        """Tell whether any block but the first that has directions still learns its rate.
 
         Args:
-            counts: each block's number of directions.
+            counts: number of directions of each block.
         """
         later = zip(self.blocks[1:], counts[1:], strict=True)
-        return not self.blocks or any(count and seen.is_learning for seen, count in later)
+        return not self.blocks or any(count and stats.is_learning for stats, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Return the next step's numbers of directions: 0 where it is not a block's turn.
+        """Return each block's number of directions in the next step; 0 if it is not its turn.
 
         Args:
-            counts: each block's number of directions in a turn.
+            counts: number of directions of each block in a turn.
         """
         if not self.last_leads or not self.takes_turns:
             return tuple(counts)
@@ -121,8 +126,8 @@ class CentralPolicy:
         others = len(counts) - 1  # join the last one, from the back
         due = [
             self.losses.steps * others >= LEAD_STEPS * (others - block)
-            and seen.steps_since_turn + 1 >= seen.turn_interval
-            for block, seen in enumerate(self.blocks)
+            and stats.steps_since_turn + 1 >= stats.turn_interval
+            for block, stats in enumerate(self.blocks)
         ] or [False] * len(counts)
         return tuple(
             count if due[block] or block == last else 0 for block, count in enumerate(counts)
@@ -135,18 +140,20 @@ class CentralPolicy:
         costs: Sequence[float],
         spectrum: Spectrum | None = None,
     ) -> tuple[Sequence[float], ...]:
-        """Learn from what a step has shown, before it is made; `rates` are then those of this step.
+        """Update the statistics and turns by a step that is about to be made.
+
+        Afterwards `rates` are those of this step.
 
         Args:
-            gradients: for each block, its directions' projected gradients; none where it rests.
+            gradients: for each block, its directions' projected gradients; empty if it rests.
             curvatures: for each block, its Hessian's trace as the step's losses show it, or None.
-            costs: for each block, what a turn costs, in forward passes; for the last one, what a
-                step of it alone costs.
-            spectrum: of the last block's Hessian along its directions, if known.
+            costs: for each block, the cost of a turn, in full forward passes; for the last one the
+                cost of a step of it alone.
+            spectrum: the spectrum of the last block's Hessian along its directions, if known.
 
         Returns:
-            What the update is to follow in place of the gradients: the last block's are damped by
-            its spectrum, and none is longer than a step may be.
+            For each block, the numbers that the update follows in place of its gradients. The last
+            block's are damped by its spectrum, and none makes a step longer than it may be.
         """
         followed = tuple(gradients)
         if not all(math.isfinite(mean_product(block, block)) for block in gradients):
@@ -157,12 +164,12 @@ class CentralPolicy:
             if damping:
                 damped = to_float32(spectrum.damp(gradients[-1], damping))
                 followed = (*followed[:-1], damped)
-        for seen, found, along, curvature in zip(
+        for stats, found, along, curvature in zip(
             self.blocks, gradients, followed, curvatures, strict=True
         ):
-            seen.steps_since_turn += 1
+            stats.steps_since_turn += 1
             if found:
-                seen.add_turn(len(found), mean_product(found, along), curvature)
+                stats.add_turn(len(found), mean_product(found, along), curvature)
         self._schedule_turns(costs)
         if not self.takes_turns:
             return followed
@@ -170,37 +177,41 @@ class CentralPolicy:
         return tuple(map(_clipped, followed, self.rates, longest))
 
     def _schedule_turns(self, costs: Sequence[float]) -> None:
-        """Set how long each block waits for its turn.
+        """Set the number of steps that each block waits for its turn.
 
-        A turn promises a fall of the loss by lr g^2. Where rates are about in proportion to the
-        inverse of curvatures, its directions' noise is in proportion to that too, and by Neyman's
-        allocation (docs/estimators.md) turns should be to the root of promise over cost.
+        A turn promises a fall of the loss by lr g^2. If rates are about in proportion to inverse
+        curvatures, so is the noise of a turn's directions. By Neyman's allocation
+        (docs/estimators.md) the number of turns should then be in proportion to the square root of
+        promise over cost.
         """
-        worths = [
-            rate * seen.smoothed_square / cost if cost else 0.0  # no directions, no turns
-            for rate, seen, cost in zip(self.rates, self.blocks, costs, strict=True)
+        worths = [  # 0 for a block without directions, which costs nothing
+            rate * stats.smoothed_square / cost if cost else 0.0
+            for rate, stats, cost in zip(self.rates, self.blocks, costs, strict=True)
         ]
-        for seen, worth in zip(self.blocks, worths, strict=True):
+        for stats, worth in zip(self.blocks, worths, strict=True):
             if worth > 0 and worths[-1] > 0:
-                turns = math.sqrt(worth / worths[-1])  # for each of the last block's
+                turns = math.sqrt(worth / worths[-1])  # for each turn of the last block
                 seldom = turns * LONGEST_INTERVAL < 1
-                seen.turn_interval = LONGEST_INTERVAL if seldom else max(1, int(1 / turns))
+                stats.turn_interval = LONGEST_INTERVAL if seldom else max(1, int(1 / turns))
 
     def judge(self, report: StepReport, trial: Trial) -> StepReport:
-        """Hold a step to what it promises, or take the last ones back, before it is made.
+        """Decide on a step with finite losses, before it is made.
+
+        The step is made as it is, or halved until it keeps its promise, or the last steps are
+        taken back in its place. Afterwards `rates` are those to go on with.
 
         Args:
             report: the step as its gradients want it; its losses are finite.
-            trial: how to try it out.
+            trial: tries the step out.
 
         Returns:
-            The step to make. `rates` are then those to go on with.
+            The step to make.
         """
         self.lost_steps = 0
         verdict = self.losses.observe(report.loss)
         if verdict == "best":
             self.recent.clear()
-        del self.recent[:-MEMORY]  # a slow drift goes on for longer, and is told all the same
+        del self.recent[:-MEMORY]  # a slow drift is longer, and its rest cannot be taken back
         if verdict == "diverged" and self.recent:
             return self._take_back(report)
         if self.check_is_due() and predicted(report) < 0:
@@ -213,14 +224,14 @@ class CentralPolicy:
     def skip(self, report: StepReport) -> StepReport:
         """Decide on a step whose losses are not finite.
 
-        A batch may have such losses. Where one after another has, it is the weights, and the last
-        steps are taken back.
+        A single batch may have such losses. If `LOST_STEPS` in a row have them, the weights are to
+        blame, and the last steps are taken back.
 
         Args:
             report: the step, which is skipped.
 
         Returns:
-            The step to make: this one, or the way back.
+            The skipped step, or the step that takes the last ones back.
         """
         self.lost_steps += 1
         if self.lost_steps < LOST_STEPS or not self.recent:
@@ -229,7 +240,7 @@ class CentralPolicy:
         return replace(self._take_back(report), skipped=False)
 
     def _take_back(self, report: StepReport) -> StepReport:
-        """Return the step that takes the last ones back; from now on the rates are half."""
+        """Return the step that takes the recent ones back, and halve the rates."""
         self.factor *= HALVE
         report = undoing(report, self.recent)
         self.recent.clear()
@@ -237,21 +248,21 @@ class CentralPolicy:
         return report
 
     def check_is_due(self) -> bool:
-        """Decide whether the trust ratio of the step at hand is checked, and take note of it.
+        """Decide whether to check this step's trust ratio, and count it as checked if so.
 
-        Each block's first turn is checked, every `CHECK_INTERVAL`th step, and a turn of a block
-        after as many that were not.
+        A check is due in every `CHECK_INTERVAL`th step, in each block's first turn, and in a
+        block's turn after more than `CHECK_INTERVAL` turns without a check.
         """
         waited = any(
-            seen.steps_since_turn == 0
-            and (seen.turns == 1 or seen.unchecked_turns > CHECK_INTERVAL)
-            for seen in self.blocks
+            stats.steps_since_turn == 0
+            and (stats.turns == 1 or stats.unchecked_turns > CHECK_INTERVAL)
+            for stats in self.blocks
         )
         if self.losses.steps % CHECK_INTERVAL != 1 and not waited:
             return False
-        for seen in self.blocks:
-            if not seen.steps_since_turn:
-                seen.unchecked_turns = 0
+        for stats in self.blocks:
+            if not stats.steps_since_turn:
+                stats.unchecked_turns = 0
         return True
 
     def to_dict(self) -> dict[str, Any]:
@@ -260,16 +271,16 @@ class CentralPolicy:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CentralPolicy:
-        """Return the policy that `to_dict` returned the values of.
+        """Return the policy that has the values that `to_dict` returned.
 
         Raises:
-            ValueError: it returned other ones.
+            ValueError: the values are those of another release.
         """
         try:
             return cls(
                 **{
                     **values,
-                    "blocks": [BlockStatistics(**seen) for seen in values["blocks"]],
+                    "blocks": [BlockStatistics(**stats) for stats in values["blocks"]],
                     "losses": LossMonitor(**values["losses"]),
                     "recent": list(values["recent"]),
                 }
@@ -285,17 +296,17 @@ def _decay(share: float) -> float:
 
 
 def _clipped(along: Sequence[float], rate: float, longest: float) -> Sequence[float]:
-    """Return what a block's update follows, less where its step would be longer than any may be.
+    """Return the numbers that a block's update follows, clipped to the longest step.
 
-    The rate is by the mean gradient, and where losses are small that of a batch with an outlier is
-    many times as large; to clip is what such noise asks for (Gorbunov et al., arXiv 2005.10785).
+    The rate follows from the mean gradient. Where losses are small, the gradient of a batch with an
+    outlier is many times as large. Clipping bounds such noise (Gorbunov et al., arXiv 2005.10785).
 
     Args:
-        along: a coefficient for each of the block's directions.
-        rate: its learning rate.
-        longest: the largest root mean square change of a weight; 0: no bound.
+        along: one number for each of the block's directions, as a projected gradient.
+        rate: the block's learning rate.
+        longest: largest root mean square change of a weight; 0: no bound.
     """
-    # the root mean square change of a weight, of random directions
+    # the root mean square change of a weight, as the directions are random
     length = rate * math.sqrt(mean_product(along, along) / max(1, len(along)))
     if not length > longest > 0:
         return along

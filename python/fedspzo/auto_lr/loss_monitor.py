@@ -1,4 +1,4 @@
-"""Whether training has left its best loss behind, told from the losses alone."""
+"""The loss monitor: it tells from the losses alone that training has left its best loss behind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SMOOTHING = 0.9
 RISE = 1.1
 """Largest ratio of the moving average to its best value."""
 SLACK = 0.105
-"""Rise beyond that ratio that is allowed too, over the mean of the first losses."""
+"""Further rise that is allowed, as a share of the mean of the first losses."""
 EARLY_SLACK = 0.5
-"""`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart, as few batches tell
-little."""
+"""`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart. It is larger, as few
+batches tell little."""
 DEVIATIONS = 7.0
-"""Standard deviations of the moving average that it may be above its best value, where losses vary
-by chance: the least of many noisy values is far below their mean."""
+"""Rise that is allowed at least where losses vary by chance, in standard deviations of the moving
+average. The least of many noisy values is far below their mean."""
 VARIANCE_SMOOTHING = 0.98
 """Decay of the moving average of the losses' variance, per step."""
 
@@ -31,19 +31,20 @@ class LossMonitor:
     """Watches the losses of steps, or of rounds.
 
     Attributes:
-        steps: losses observed.
-        varies: losses are of other examples from step to step, a batch's or a few clients', and so
-            vary by chance. The median over all clients' losses is taken as it is.
-        local_steps: steps that each loss stands for.
+        steps: number of losses observed.
+        varies: the losses vary by chance, as each is of other examples: of a batch, or of a few
+            clients. False: each is the median over all clients.
+        local_steps: number of local steps for each loss.
         first_mean: mean of the first `LEARNING_TURNS` losses.
-        since_restart: steps since the start, or since the last restart.
+        since_restart: number of steps since the start or the last restart; a round counts as its
+            local steps.
         smoothed: moving average of the loss.
         best: lowest value of the moving average.
         latest: the last losses, two at most.
-        variance: moving average of the losses' variance about their trend, which is a sixth of the
+        variance: moving average of the losses' variance about their trend. It is a sixth of the
             mean square of the second difference l_t - 2 l_(t-1) + l_(t-2).
-        second_differences: number of these so far.
-        best_deviation: standard deviation of the moving average, when it was lowest.
+        second_differences: number of second differences so far.
+        best_deviation: standard deviation of the moving average at its lowest value.
     """
 
     steps: int = 0
@@ -59,11 +60,11 @@ class LossMonitor:
     best_deviation: float = 0.0
 
     def observe(self, loss: float) -> Verdict:
-        """Take note of a loss.
+        """Add a loss to the moving average, and compare that with its best value.
 
         Returns:
-            "best": the moving average is at its lowest, or compared with itself alone so far;
-            "diverged": it is above its best value by more than what is allowed; "near": between.
+            "best": the moving average is at its lowest value, or has none yet to be compared with.
+            "diverged": it is above its lowest value by more than is allowed. "near": else.
         """
         self.steps += 1
         before, self.since_restart = self.since_restart, self.since_restart + self.local_steps
@@ -85,7 +86,7 @@ class LossMonitor:
         return "diverged" if self.smoothed > self.best + allowed else "near"
 
     def restart(self) -> None:
-        """Compare losses with those to come: the best of many noisy ones flatters its weights."""
+        """Forget the best value: the lowest of many noisy losses flatters its weights."""
         self.since_restart, self.smoothed = 0, 0.0
 
     def _update_variance(self, loss: float) -> None:

@@ -1,18 +1,20 @@
-"""Learning rates from block statistics: a pure function.
+"""Compute learning rates from block statistics, by a pure function.
 
-A block's rate is as large as three bounds let it be:
+A block's rate is the largest that three bounds allow. With d weights, P directions and the root
+mean square g of their projected gradients:
 
-* size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
-  update of P directions has the norm lr |g| sqrt(d / P).
-* worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
-  by r^2 / WORTH; it promises lr |g|^2.
-* curvature, of blocks that show it: the rate is a small part of the one that is best for a single
-  step, P / trace(H) where noise dominates.
+* Size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
+  update has the norm lr g sqrt(d / P).
+* Worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
+  by r^2 / WORTH. It promises lr g^2.
+* Curvature, if the block shows it: the rate is a small part of the one that is best for a single
+  step. That is P / trace(H) where the noise of the directions dominates.
 
 A block that takes Newton steps (`fedspzo.auto_lr.newton`) has a rate that follows from its
-eigenvalues instead. In the long run rates fall, so that the noise they add has a bound.
+eigenvalues instead. In the long run rates fall, so that the noise that they add has a bound.
 
-The constants were chosen on the problems of `benchmarks/compute_to_target.py`.
+The bounds are ours. Their constants were chosen on the problems of
+`benchmarks/compute_to_target.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from .block_statistics import LEARNING_TURNS, BlockStatistics
 START = 1e-4
 """Rate of a block that has had no turn, or that nothing bounds."""
 HALVE = 0.5
-"""Factor of all rates where training diverges or a step breaks its promise, and of that step."""
+"""Factor of all rates when training diverges or a step breaks its promise, and of that step."""
 SIZE_ONLY = 0.03
 """Largest norm of a step over that of the block's weights, in a network that is one block."""
 SIZE_LED = 0.045
@@ -41,27 +43,27 @@ WORTH = 0.14
 CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
 NEWTON = 0.5
-"""Share of a damped Newton step that is taken, as half of a batch's gradient may be its own."""
+"""Share of a damped Newton step that is taken, as half of a batch's gradient may be noise."""
 STEADY_TURNS = 20
-"""Turns of a block after which its rate falls."""
+"""Number of a block's turns after which its rate falls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateSettings:
-    """What the rates depend on besides the block statistics.
+    """Settings of a policy that the rates depend on, besides the block statistics.
 
-    A federation takes a round for a step. The sum of `local_steps` means over `clients` directions
-    has local_steps / clients times the noise of one step, in squared norm. Where that is less than
-    1, the bounds on size and curvature allow as much more (the latter no more than what is stable,
-    1 / trace); what noise is worth grows with `clients`, as with P. Where it is more, a round
-    counts for as many turns.
+    A federation's policy takes a round for a step. A round's update is the sum of `local_steps`
+    means over `clients` directions. It has local_steps / clients times the noise of one step, in
+    squared norm. If that is less than 1, the bounds on size and curvature allow as much more (the
+    latter at most the stable rate 1 / trace), and the bound on worth grows with `clients`, as it
+    does with P. If it is more than 1, a round counts as that many turns.
 
     Attributes:
         last_leads: the blocks are those of a network, whose last one leads the others. False: they
             are just groups, each bounded like an only block.
-        decay: the factor of a rate, given the share STEADY_TURNS / turns in (0, 1].
-        clients: effective number of clients whose own directions an update is the mean of.
-        local_steps: steps that an update is the sum of.
+        decay: returns the factor of a rate, given the share STEADY_TURNS / turns in (0, 1].
+        clients: effective number of clients over whose directions an update is the mean.
+        local_steps: number of steps whose sum an update is.
     """
 
     last_leads: bool
@@ -71,7 +73,7 @@ class RateSettings:
 
     @property
     def noise_reduction(self) -> float:
-        """How many times less noise an update has than one step, in squared norm."""
+        """The noise of one step over that of an update, in squared norm."""
         return self.clients / self.local_steps
 
 
@@ -81,15 +83,15 @@ def rates(
     """Return the learning rate of each block.
 
     Args:
-        blocks: what the blocks have shown.
-        settings: of the policy.
+        blocks: the statistics of each block.
+        settings: the policy's settings.
         factor: multiplies all rates, those of blocks without a turn too.
     """
     return tuple(
-        factor * _fall(seen, role, settings) * _bound(seen, role, settings)
-        if seen.turns
+        factor * _fall(stats, role, settings) * _bound(stats, role, settings)
+        if stats.turns
         else factor * START
-        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
     )
 
 
@@ -103,21 +105,21 @@ def longest_steps(
     """
     return tuple(
         factor
-        * _fall(seen, role, settings)
-        * (SIZE_NEWTON if seen.takes_newton_steps else role.size)
-        * seen.weight_rms
-        for seen, role in zip(blocks, _roles(blocks, settings), strict=True)
+        * _fall(stats, role, settings)
+        * (SIZE_NEWTON if stats.takes_newton_steps else role.size)
+        * stats.weight_rms
+        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
     )
 
 
 @dataclass(frozen=True)
 class _Role:
-    """What a block is among the others, for its bounds.
+    """A block's role among the others, which decides its bounds.
 
     Attributes:
         size: largest norm of a step over that of the block's weights.
-        worth: whether a step has to be worth its noise.
-        falls: whether the rate falls in the long run, even if the block takes no Newton steps.
+        worth: a step has to be worth its noise.
+        falls: the rate falls in the long run, even if the block takes no Newton steps.
     """
 
     size: float
@@ -136,29 +138,29 @@ def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_R
     return [*[_LED] * (len(blocks) - 1), _LAST]
 
 
-def _fall(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
-    """Return the factor that the number of its turns makes of a block's rate."""
-    if not role.falls and not seen.takes_newton_steps:
+def _fall(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+    """Return the factor by which a block's rate has fallen in the long run, in (0, 1]."""
+    if not role.falls and not stats.takes_newton_steps:
         return 1.0
     more = max(0.0, 1 / settings.noise_reduction - 1)
-    turns = seen.turns + max(0, seen.turns - LEARNING_TURNS) * more
+    turns = stats.turns + max(0, stats.turns - LEARNING_TURNS) * more
     return settings.decay(min(1.0, STEADY_TURNS / max(1, turns)))
 
 
-def _bound(seen: BlockStatistics, role: _Role, settings: RateSettings) -> float:
+def _bound(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
     """Return the largest rate that the bounds allow."""
-    count = seen.directions
-    learned = min(seen.turns, LEARNING_TURNS)
-    trace = (seen.trace_sum or 0.0) / learned
-    if seen.takes_newton_steps:
-        return NEWTON * count / max(seen.smoothed_eigenvalue, trace)
+    count = stats.directions
+    learned = min(stats.turns, LEARNING_TURNS)
+    trace = (stats.trace_sum or 0.0) / learned
+    if stats.takes_newton_steps:
+        return NEWTON * count / max(stats.smoothed_eigenvalue, trace)
     gain = max(1.0, math.sqrt(settings.noise_reduction))
-    square = max(seen.square_sum / learned, seen.smoothed_square)
+    square = max(stats.square_sum / learned, stats.smoothed_square)
     bounds = []
-    if seen.weight_rms and square:
-        bounds.append(gain * role.size * seen.weight_rms * math.sqrt(count / square))
-    if seen.weight_rms and role.worth:
-        bounds.append(WORTH * settings.clients * seen.weight_rms**2 * count)
+    if stats.weight_rms and square:
+        bounds.append(gain * role.size * stats.weight_rms * math.sqrt(count / square))
+    if stats.weight_rms and role.worth:
+        bounds.append(WORTH * settings.clients * stats.weight_rms**2 * count)
     if trace > 0:
         # the trace may all be in one direction
         bounds.append(min(1.0, gain * CURVATURE * count) / trace)

@@ -1,7 +1,7 @@
-"""The trust ratio: hold a step to what it promises.
+"""The trust ratio: the change of the batch's loss over the change that a step promises.
 
-It is the change of the batch's loss over what the projected gradients predict: 1 for a tiny step,
-and about 0.5 for the best one along its way.
+The projected gradients make the promise. The ratio is 1 for a tiny step, and about 0.5 for the best
+step along its direction (trust-region methods: Conn, Gould and Toint, 2000).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .undo import terms
 DOUBTED = 0.1
 """Trust ratio below which a step is halved."""
 HALVINGS = 32
-"""Halvings of a step before it is not made at all."""
+"""Number of halvings after which a step is not made at all."""
 RESOLVED = 4
-"""Units in the last place of the loss that a promise must exceed for its ratio to be seen."""
+"""Smallest promise for which the loss shows the ratio, in units in the last place of the loss."""
 LOW_PRECISION = 1 / 8
 """Smallest relative difference of losses that a low-precision model can show, in units of its
 weights' dtype. It is below 1, as a loss is a mean over many rounded values."""
@@ -32,13 +32,13 @@ weights' dtype. It is below 1, as a loss is a mean over many rounded values."""
 
 @dataclass(frozen=True)
 class Trial:
-    """A way to try a step out before it is made.
+    """Tries a step out before it is made.
 
     Attributes:
-        blocks: move the weights that the evaluation sees.
-        evaluate: returns the batch's loss where the blocks are, a scalar.
+        blocks: the blocks, which move the weights that the evaluation sees.
+        evaluate: returns the batch's loss at the weights as the blocks were last moved, a scalar.
         cost: cost of an evaluation, in full forward passes.
-        dtypes: of the weights.
+        dtypes: dtypes of the weights.
     """
 
     blocks: Sequence[MovableBlock]
@@ -47,7 +47,7 @@ class Trial:
     dtypes: Iterable[torch.dtype]
 
     def ratio(self, step: StepReport) -> float | None:
-        """Return the trust ratio of a step; None where the loss cannot show it."""
+        """Return the trust ratio of a step; None if the loss cannot show it."""
         for block, target in zip(self.blocks, terms(step), strict=True):
             block.move(target)
         promise = predicted(step)
@@ -73,8 +73,8 @@ def resolution(loss: torch.dtype, weights: Iterable[torch.dtype]) -> float:
     """Return the smallest relative difference that a loss can show.
 
     Args:
-        loss: its dtype.
-        weights: the dtypes of the model's weights.
+        loss: dtype of the loss.
+        weights: dtypes of the model's weights.
     """
     low = [LOW_PRECISION * torch.finfo(dtype).eps for dtype in weights if dtype != torch.float32]
     return max([torch.finfo(loss).eps, *low])
@@ -84,18 +84,18 @@ def halve_until_trusted(step: StepReport, trial: Trial) -> tuple[StepReport, flo
     """Halve a step until it keeps its promise.
 
     Args:
-        step: as its gradients want it.
-        trial: how to try it out.
+        step: the step as its gradients want it.
+        trial: tries it out.
 
     Returns:
-        The step to make, without its coefficients if none keeps its promise, and the factor by
-        which all rates are to be multiplied.
+        The step to make, and the factor by which all rates are to be multiplied. If no halving
+        keeps its promise, the step's coefficients are 0.
     """
     factor = 1.0
     for _ in range(HALVINGS):
         ratio = trial.ratio(step)
         step = replace(step, ratio=ratio, forwards=step.forwards + trial.cost)
-        if ratio is None or ratio >= DOUBTED:  # not where it is not a number
+        if ratio is None or ratio >= DOUBTED:  # a NaN is no ratio to trust
             return step, factor
         factor *= HALVE
         step = replace(

@@ -1,4 +1,4 @@
-"""Take steps back, by the negative of their terms: terms like others, which a journal keeps."""
+"""Take steps back by the negative of their terms. A journal keeps these like any other terms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Terms = tuple[dict[int, float], ...]
 
 
 def terms(report: StepReport) -> Terms:
-    """Return what a step adds to the weights."""
+    """Return the terms that a step adds to the weights."""
     return tuple(map(terms_of, report.seeds, report.coefficients))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fedspzo.blocks.activation_replay import evaluating
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.federated import Client, Played, Reply, Setup, Strategy, sample
 from fedspzo.federated.coefficients import shares
 from fedspzo.journal.replica import Replica

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspzo.blocks.activation_replay import evaluating
 from fedspzo.blocks.cut import Blocks
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.federated.client import Task
 
 

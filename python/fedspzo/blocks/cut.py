@@ -1,4 +1,4 @@
-"""Cut a model into blocks: at layers of its stack of layers."""
+"""Cut a model into blocks, at layers of its layer stack."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activation_replay import Touched, evaluating
+from .evaluation_mode import evaluating
 from .layer_stack import find_cuts
 from .output_rows import untie_rows
 from .parameters import Named, storage, trainable
+from .touched import Touched
 
 At = int | str | Sequence[int | str]
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A model cut into blocks.
+    """A model that is cut into blocks.
 
     Attributes:
         model: the module itself (inside DistributedDataParallel or torch.compile's wrapper).
-        layers: the layers before the last cut, in order: captured and replayed. Empty for one
-            block.
-        groups: per block, the (name, parameter) pairs that train, each storage once.
-        starts: per block but the first, how many of `layers` its evaluations replay.
+        layers: the layers before the last cut, in order; they are captured and replayed. Empty
+            for one block.
+        groups: for each block, the (name, parameter) pairs that train, each storage once.
+        starts: for each block but the first, the number of `layers` that its evaluations replay.
     """
 
     model: nn.Module
@@ -38,7 +39,7 @@ class Blocks:
 
     @classmethod
     def single(cls, model: nn.Module) -> Blocks:
-        """The whole model as one block, with nothing to replay: MeZO's form.
+        """Return the whole model as one block, with nothing to replay. This is MeZO's form.
 
         Raises:
             ValueError: no parameter of the model requires a gradient.
@@ -50,7 +51,7 @@ class Blocks:
         return blocks
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The blocks as torch param groups of named parameters, with `block` 1, 2 and so on."""
+        """Return the blocks as torch param groups: named parameters, and `block` 1, 2 and so on."""
         return [
             {"params": list(named), "block": number} for number, named in enumerate(self.groups, 1)
         ]
@@ -66,27 +67,31 @@ def split(
     """Cut `model` into consecutive blocks.
 
     Block 1 holds the layers before the first cut and every parameter that the model uses up to
-    there (embeddings, also those tied to the head), and so on; the last block holds the rest
-    (final norm, head). What is used where is found out by running the model up to the last cut on
-    `example`, or on a few made-up tokens when it is a Hugging Face model of `input_ids`. For other
+    there (embeddings, also those tied to the head), and so on. The last block holds the rest
+    (final norm, head).
+
+    To see which parameters are used before a cut, the model is run up to the last cut: on
+    `example`, or on a few made-up tokens if it is a Hugging Face model of `input_ids`. For other
     models the order of registration decides, and `SPZO` checks it in its first step.
 
     Args:
-        model: a model with a stack of layers. Freeze what must not train before you split it.
-        at: the first layer of block 2, or of every block but the first: an index in the stack
-            (negative: from the end), a layer's qualified name (a unique ending of it will do, so
-            wrappers need no spelling out), or "head" for what comes after the stack. "auto":
-            block 2 is the head, where a weight matrix of it trains that is not tied to an earlier
-            one; else the last eighth of the layers, at least one, with the head.
+        model: a model with a layer stack. Freeze what must not train before you split it.
+        at: the first layer of block 2, or a sequence with the first layer of every block but the
+            first. A layer is an index in the stack (negative: from the end), a qualified name (a
+            unique ending of it will do, so wrappers need no spelling out), or "head" for what
+            comes after the stack. With "auto" (default) block 2 is the head if a weight matrix of
+            it trains that is not tied to an earlier one; else it is the last eighth of the
+            layers, at least one, with the head.
         example: keyword arguments of one forward pass.
-        rows: the tokens that a prompt is answered with, of a Hugging Face language model: their
-            rows of the output layer are put apart and end up in the last block
-            (`blocks.output_rows`). The model is changed; `merge_rows` puts them back to save it.
+        rows: the numbers of the tokens that answer a prompt, for a Hugging Face language model.
+            Their rows of the output layer become parameters of their own, in the last block
+            (`blocks.output_rows`). This changes the model; before you save it, call `merge_rows`.
+            Default: none.
 
     Raises:
         TypeError: `at` is neither an int nor a string nor a sequence of them.
-        ValueError: no stack, several stacks, `at` out of range or order, or a block without
-            trainable parameters; the message tells what to pass.
+        ValueError: there is no layer stack or there are several, `at` is out of range or order,
+            or a block has no trainable parameter; the message tells what to pass.
     """
     model = unwrap(model)
     if rows is not None:
@@ -108,11 +113,11 @@ def split(
 
 
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
-    """The parameters that train, by block, each in the order of registration.
+    """Return each block's parameters that train, in the order of registration.
 
     Args:
-        before: for every block but the last, the names of all parameters that are its own or an
-            earlier one's.
+        model: the module itself.
+        before: for each block but the last, the names of all its own and earlier parameters.
     """
     every = dict(model.named_parameters(remove_duplicate=False))
     block = {
@@ -127,7 +132,11 @@ def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel's, DistributedDataParallel's and torch.compile's wrappers."""
+    """Return the module inside the wrappers of torch.nn.parallel and torch.compile.
+
+    Raises:
+        ValueError: the model is a DataParallel over several devices.
+    """
     while True:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
@@ -148,7 +157,7 @@ def _used_before(
     cuts: tuple[int, ...],
     example: Mapping[str, Any] | None,
 ) -> list[set[str]]:
-    """For every cut, the names of all parameters that the model uses before it."""
+    """Return for every cut the names of all parameters that the model uses before it."""
     every = dict(model.named_parameters(remove_duplicate=False))
     if example is None:
         example = _made_up(model)
@@ -165,13 +174,16 @@ def _used_before(
 
 
 class _Reached(Exception):
-    """The forward pass has come to the last cut."""
+    """Ends a forward pass that has come to the last cut."""
 
 
 def _run_to(
     model: nn.Module, ends: Sequence[nn.Module], example: Mapping[str, Any]
 ) -> list[set[str]] | None:
-    """The parameters used until each of `ends` returns; None where the model does not run."""
+    """Run the model, and return the names of the parameters used until each of `ends` returns.
+
+    Returns None, with a warning, if the model does not run to the last of them.
+    """
 
     def stop(*_: Any) -> None:
         raise _Reached
@@ -190,7 +202,7 @@ def _run_to(
     except _Reached:
         return [record.names for record in touched]
     except Exception as error:
-        # any failure of foreign model code on made-up input: told, and decided the other way
+        # foreign model code may fail in any way on made-up input; registration decides then
         problem = f"failed: {error}"
     warnings.warn(
         f"a forward pass of {type(model).__name__} {problem}; its blocks follow the order of"
@@ -201,12 +213,12 @@ def _run_to(
 
 
 def _made_up(model: nn.Module) -> dict[str, Tensor] | None:
-    """A few tokens for a Hugging Face model of `input_ids`; None for another model."""
+    """Make up a few tokens for a Hugging Face model of `input_ids`; None for another model."""
     config = getattr(model, "config", None)
     if config is None or getattr(model, "main_input_name", None) != "input_ids":
         return None
     device = next(model.parameters()).device
-    token = getattr(config, "vocab_size", 2) // 2  # special tokens stand at the ends
+    token = getattr(config, "vocab_size", 2) // 2  # special tokens are at the ends
     ids = torch.full((1, 4), token, device=device)
     if getattr(config, "is_encoder_decoder", False):
         return {"input_ids": ids, "decoder_input_ids": ids}
@@ -214,7 +226,7 @@ def _made_up(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def _registered_before(model: nn.Module, layer: nn.Module, names: set[str]) -> set[str]:
-    """The parameters outside the stack that are registered before its first layer."""
+    """Return the names of the parameters that are registered before a layer."""
     order = {id(module): i for i, module in enumerate(model.modules())}
     return {
         name

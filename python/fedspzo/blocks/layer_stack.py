@@ -1,4 +1,4 @@
-"""The stack of layers of a model, and where `at` cuts it."""
+"""Find a model's layer stack, and the layers at which `at` cuts it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HOW = (
 
 
 def find_stack(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The model's stack of layers: its largest list of modules of one class.
+    """Return the model's layer stack: its largest list of modules of one class.
 
     Raises:
-        ValueError: there is none, or several of like size.
+        ValueError: there is no such list, or there are several of like size.
     """
     found: dict[str, list[nn.Module]] = {}
     for name, module in model.named_modules():
@@ -52,11 +52,12 @@ def _size(module: nn.Module) -> int:
 def find_cuts(
     model: nn.Module, at: int | str | Sequence[int | str]
 ) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
-    """The stack of layers, and the index there of each block's first layer but block 1's.
+    """Return the layer stack, and for each block but the first its first layer's index there.
 
     Args:
         model: the module itself.
-        at: as `blocks.split` takes it. "auto" gives the two that `split` chooses between.
+        at: the cuts, as `blocks.split` takes them. "auto" gives the two cuts that `split` chooses
+            between.
 
     Raises:
         TypeError, ValueError: as `blocks.split` does for `at`.
@@ -107,7 +108,7 @@ def _cut(
 
 
 def _find_layer(model: nn.Module, at: str) -> tuple[tuple[nn.Module, ...], int]:
-    """The list that holds the layer named `at`, and the layer's index there."""
+    """Return the list that holds the layer named `at`, and the layer's index there."""
     modules = dict(model.named_modules())
     names = [at] if at in modules else [name for name in modules if name.endswith(f".{at}")]
     if len(names) != 1:

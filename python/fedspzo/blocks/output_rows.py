@@ -1,10 +1,10 @@
-"""Some rows of an output layer as parameters of their own.
+"""Output rows: some rows of an output layer as parameters of their own.
 
-A prompt's answer reads the logits of a few words. Where the output layer is tied to the input
-embeddings, as in LLaMA, OPT and RoBERTa, the rows of these words hold most of the loss's gradient,
-and yet a cut would leave them in block 1 with the embeddings. As parameters of their own they are
-a block that costs next to nothing to evaluate. What the words mean as input stays in the embedding:
-the output layer is no longer tied to it in these rows.
+A prompt's answer reads the logits of a few words. In LLaMA, OPT and RoBERTa the output layer is
+tied to the input embeddings. There the rows of these words hold most of the loss's gradient, and
+yet a cut would leave them in block 1 with the embeddings. As parameters of their own they are a
+block that costs next to nothing to evaluate. The embedding keeps the words' meaning as input: in
+these rows the output layer is no longer tied to it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class OutputRows(nn.Module):
     """An output layer whose logits for some tokens come from rows that train.
 
     Args:
-        base: the model's output layer, (vocabulary, D). It computes the other logits. It does not
-            train any more, but for what it shares with the input embeddings.
+        base: the model's output layer, (vocabulary, D). It computes the other logits. Only the
+            weights that it shares with the input embeddings still train.
         tokens: the N tokens whose rows train.
 
     Attributes:
-        rows: (N, D), at first the base's rows.
-        bias: (N,), likewise, or None.
-        tokens: (N,), int64.
+        rows: the weights of these rows, (N, D), at first the base's.
+        bias: their biases, (N,), at first the base's; None if it has none.
+        tokens: the tokens' numbers, (N,), int64.
     """
 
     tokens: Tensor
@@ -46,7 +46,7 @@ class OutputRows(nn.Module):
         return logits.index_copy(-1, self.tokens, self.answers(hidden).to(logits.dtype))
 
     def answers(self, hidden: Tensor) -> Tensor:
-        """Return the logits of the tokens alone, (..., N)."""
+        """Return the logits of the tokens alone, (..., N), of hidden states (..., D)."""
         return F.linear(hidden, self.rows, self.bias)
 
 
@@ -56,7 +56,7 @@ def _output_layer(model: nn.Module) -> object:
 
 
 def has_linear_output(model: nn.Module) -> bool:
-    """Tell whether `untie_rows` can be used: the output layer is a linear one as torch makes it."""
+    """Tell whether `untie_rows` takes the model: its output layer has to be an `nn.Linear`."""
     return type(_output_layer(model)) is nn.Linear
 
 
@@ -64,8 +64,11 @@ def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
     """Give a Hugging Face model's output layer rows of its own for some tokens.
 
     Args:
-        model: it is changed in place; `merge_rows` puts an ordinary layer back.
-        tokens: their numbers, each once.
+        model: the model, which is changed in place; `merge_rows` puts an ordinary layer back.
+        tokens: the tokens' numbers, each once.
+
+    Returns:
+        The new output layer.
 
     Raises:
         TypeError: the model has no linear output layer.
@@ -93,8 +96,9 @@ def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
 def _leave_to_rows(base: nn.Linear, inputs: Tensor, tokens: Tensor) -> None:
     """Bring the base to one form, whatever it holds in the rows that it no longer computes.
 
-    So a model that `merge_rows` made ordinary has the digest that it had before, once its rows are
-    untied again: it is tied where its other rows are the embeddings', else its rows are zeros.
+    It is tied to the embeddings if its other rows are theirs; else the unused rows are set to
+    zero. So a model that `merge_rows` made ordinary gets its old digest back once its rows are
+    untied again.
     """
     if base.weight is not inputs:
         others = torch.ones(len(base.weight), dtype=torch.bool, device=tokens.device)
@@ -109,10 +113,13 @@ def _leave_to_rows(base: nn.Linear, inputs: Tensor, tokens: Tensor) -> None:
 
 
 def merge_rows(model: nn.Module) -> None:
-    """Put the rows into an ordinary output layer, not tied any more; the same logits to the bit.
+    """Put the rows into an ordinary output layer that is not tied; logits stay the same to the bit.
 
-    Does nothing to a model whose rows are its output layer's. Afterwards `save_pretrained` writes
-    the model, its output layer beside its embeddings, as one that `from_pretrained` reads.
+    A model without `OutputRows` is left alone. Afterwards `save_pretrained` writes the model, its
+    output layer beside its embeddings, as one that `from_pretrained` reads.
+
+    Args:
+        model: the model, which is changed in place.
     """
     head = _output_layer(model)
     if not isinstance(head, OutputRows):
@@ -120,7 +127,7 @@ def merge_rows(model: nn.Module) -> None:
     base, tokens = head.base, head.tokens
     model.set_output_embeddings(base)  # type: ignore[operator]
     with torch.no_grad():
-        # new parameters, as what was tied would not be saved under its own name
+        # new parameters, as a tied one would not be saved under its own name
         weight = base.weight.detach().clone()
         weight[tokens] = head.rows
         base.weight = nn.Parameter(weight)

@@ -1,4 +1,4 @@
-"""The parameters that train, each storage once."""
+"""Tell tied parameters apart from equal ones, and take each storage once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Named = tuple[tuple[str, nn.Parameter], ...]
 
 
 def storage(tensor: Tensor) -> tuple[Any, ...]:
-    """What tells two tensors over the same memory from two tensors: tied weights compare equal."""
+    """Return a key of a tensor's memory: equal for tied tensors, else different."""
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.shape)
 
 
 def trainable(named: Iterable[tuple[str, nn.Parameter]]) -> Named:
-    """The parameters that require a gradient, each storage once, under its first name."""
+    """Return the parameters that require a gradient, each storage once, under its first name."""
     kept: dict[tuple[Any, ...], tuple[str, nn.Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:

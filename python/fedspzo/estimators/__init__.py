@@ -1,7 +1,8 @@
-"""The estimators: where a step evaluates the loss, and what the losses say of the gradient.
+"""The estimators: the points where a step evaluates the loss, and the gradients that follow.
 
-One class a file, registered by name. Nothing here knows models or how weights are moved, and
-nothing heavy is imported, so that settings can be checked at once. May import the root's modules.
+Each is a class in a file of its own, registered by name. An estimator knows neither models nor
+how weights are moved. It imports nothing heavy, so that settings can be checked at once. May
+import the root's modules.
 """
 
 from __future__ import annotations

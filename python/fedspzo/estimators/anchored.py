@@ -1,7 +1,7 @@
 """The anchored estimator, the default: one block at a time is moved, from the weights as they are.
 
 No block's estimate contains another's noise, and a block's evaluations replay all that comes before
-it. Ours; the paper's abstract does not describe it.
+it. The estimator is ours; the abstract of FedSPZO (arXiv 2502.10239) does not describe it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from .float32 import to_float32
 from .points import HERE, Losses, Offset, Point, along, combination, mean
 
 WIDER = 8
-"""A Newton block's eps over the one that is set: its second differences are divided by the square
-of eps, and of float32 losses little would be left."""
+"""Ratio of a Newton block's eps to the one that is set. Its second differences are divided by the
+square of eps, so that with a small eps the rounding of float32 losses would swamp them."""
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class Anchored(Estimator):
-    """P_b directions of block b, any number of blocks; 0 leaves a block as it is.
+    """Moves block b alone along P_b directions, for any number of blocks.
 
-    One-sided, g = (l(eps z) - l(0)) / eps with only block b moved; two-sided,
-    (l(eps z) - l(-eps z)) / 2 eps.
+    One-sided: g = (l(eps z) - l(0)) / eps. Two-sided: g = (l(eps z) - l(-eps z)) / 2 eps. A block
+    with P_b = 0 is left as it is.
 
     Attributes:
-        mirrored: whether all blocks but the first are evaluated on both sides whatever `sides`
-            says, which shows their curvature.
-        newton: the block, from 0, whose Hessian's products along its directions are evaluated too
-            (`auto_lr.newton`); the last one, or None.
+        mirrored: all blocks but the first are evaluated on both sides, whatever `sides` says. This
+            shows their curvature. Default False.
+        newton: index, from 0, of the block that takes a Newton step (`auto_lr.newton`): products
+            of its Hessian along its directions are evaluated too. It is the last block's index, or
+            None (default).
     """
 
     name = "anchored"
@@ -49,7 +50,7 @@ class Anchored(Estimator):
 
     @property
     def directions(self) -> tuple[int, ...]:
-        """The numbers of perturbations."""
+        """The numbers of perturbations, as each has a direction of its own."""
         return self.perturbations
 
     @classmethod
@@ -58,21 +59,20 @@ class Anchored(Estimator):
     ) -> tuple[int, ...]:
         """Choose P_1 = `first` and P_b = P_1 / sqrt(C_b), rounded, at most `most`.
 
-        Of all ways to spend the same computation, directions in proportion to 1 / sqrt(cost)
-        leave the least noise in all, if blocks are alike in what one direction's noise does
-        (Neyman allocation).
+        Directions in proportion to 1 / sqrt(cost) leave the least noise that the same computation
+        can, if one direction's noise is alike in all blocks (Neyman allocation: Neyman, 1934).
         """
         later = (min(most, round(first * share**-0.5)) for share in shares)
         return (first, *later)
 
     def scales(self, eps: Sequence[float]) -> tuple[float, ...]:
-        """Return the scales that are set, `WIDER` times as much for the Newton block."""
+        """Return the scales that are set; the Newton block's is `WIDER` times as large."""
         return to_float32([WIDER * e if b == self.newton else e for b, e in enumerate(eps)])
 
     def points(self) -> list[Point]:
-        """Return theta, then each block's ends of its directions, the last block's first.
+        """Return theta, then the ends of each block's directions, the last block's first.
 
-        In this order block 1 replays what theta's own evaluation has captured.
+        In this order the later blocks' evaluations replay what the evaluation at theta captured.
         """
         moves = [
             self._alone(block, offset)
@@ -86,19 +86,19 @@ class Anchored(Estimator):
         return tuple(self.gradient(losses, eps, block) for block in range(len(eps)))
 
     def gradient(self, losses: Losses, eps: Sequence[float], block: int) -> list[float]:
-        """Return the projected gradients of one block; its own points are enough."""
+        """Return the projected gradients of one block. `losses` needs only theta and its points."""
         count = self.perturbations[block]
         return [self._difference(losses, block, p) / eps[block] for p in range(count)]
 
     def curvatures(self, losses: Losses, eps: Sequence[float]) -> tuple[float | None, ...]:
-        """Estimate the trace of each block's Hessian; None for a block seen from one side."""
+        """Estimate the trace of each block's Hessian; None for a block that is one-sided."""
         return tuple(self.curvature(losses, eps, block) for block in range(len(eps)))
 
     def curvature(self, losses: Losses, eps: Sequence[float], block: int) -> float | None:
-        """Estimate the trace of one block's Hessian; None if seen from one side.
+        """Estimate the trace of one block's Hessian; None if the block is one-sided.
 
-        The mean over the block's directions of (l(eps z) + l(-eps z) - 2 l(0)) / eps^2
-        (Hutchinson's estimate by second differences).
+        The estimate is the mean over the block's directions of
+        (l(eps z) + l(-eps z) - 2 l(0)) / eps^2 (Hutchinson, 1989, by second differences).
         """
         here = losses[self._alone()]
         differences = [
@@ -111,11 +111,12 @@ class Anchored(Estimator):
         return mean(differences) / eps[block] ** 2 if differences else None
 
     def hessian_points(self, pivot: Sequence[float] = ()) -> list[Point]:
-        """Return where `hessian_product` needs the loss, in the order in which to evaluate it.
+        """Return the points that `hessian_product` needs, in the order in which to evaluate them.
 
         Args:
-            pivot: the vector that the Hessian is multiplied with. Empty: the points, among
-                `points()`, that the Newton block's gradient needs; evaluate these first.
+            pivot: the vector, (P,), that the Hessian is multiplied with. Default: none; returned
+                are then the points, among `points()`, that the Newton block's gradient needs.
+                Evaluate these first.
         """
         block = self._newton_block()
         if not pivot:
@@ -128,8 +129,13 @@ class Anchored(Estimator):
     ) -> list[float]:
         """Multiply the Newton block's Hessian along its P directions with a vector v, (P,).
 
-        Entry q is (l(eps v + eps z_q) - l(eps v) - l(eps z_q) + l(0)) / eps^2, where eps v stands
-        for the sum of all eps z_p, each times v_p.
+        Entry q of the result is (l(u + eps z_q) - l(u) - l(eps z_q) + l(0)) / eps^2, with
+        u = sum_p v_p eps z_p.
+
+        Args:
+            losses: the loss at each of `hessian_points()` and `hessian_points(pivot)`.
+            eps: each block's perturbation scale, as `scales` returned it.
+            pivot: the vector v, of norm 1.
         """
         block = self._newton_block()
         moved, *both = (losses[point] for point in self.hessian_points(pivot))

@@ -1,7 +1,7 @@
 """The balanced estimator: block 2 is evaluated on both sides of block 1's perturbation.
 
 Neither block's estimate contains the other's noise, and the activations at either side serve both
-blocks. Ours; the paper's abstract does not describe it.
+blocks. The estimator is ours; the abstract of FedSPZO (arXiv 2502.10239) does not describe it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from .two_blocks import Differences, TwoBlocks
 @register
 @dataclass(frozen=True, kw_only=True)
 class Balanced(TwoBlocks):
-    """Block 2's directions are taken at block 1's +eps z1 and -eps z1 in turn.
+    """Evaluates block 2's directions at block 1's +eps z1 and -eps z1 in turn.
 
-    One-sided, with l(s, t) the loss at block 1's side s and block 2 moved by t:
-    g1 = (l(+, 0) - l(-, 0)) / 2 eps, and g2 = (l(s, eps z2) - l(s, 0)) / eps, s alternating.
-    Two-sided, g2 = (l(s, eps z2) - l(s, -eps z2)) / 2 eps, and g1 is the difference of the two
-    sides' means over 2 eps.
+    l(s, t) is the loss with block 1 moved by s eps z1 and block 2 by t. The side s alternates from
+    one direction of block 2 to the next.
+
+    One-sided: g1 = (l(+, 0) - l(-, 0)) / 2 eps, and g2 = (l(s, eps z2) - l(s, 0)) / eps.
+    Two-sided: g2 = (l(s, eps z2) - l(s, -eps z2)) / 2 eps, and g1 is the difference of the two
+    sides' mean losses over 2 eps.
     """
 
     name = "balanced"
 
     @property
     def fewest(self) -> int:
-        """Two-sided, one direction of block 2 for each side of block 1."""
+        """One direction of block 2 for each side of block 1, if two-sided; else one."""
         return 2 if self.sides == "two" else 1
 
     def points_of(self, a: int, ps: range) -> Iterator[Point]:

@@ -1,7 +1,8 @@
-"""What an estimator is, and the registry of those that settings can name.
+"""The estimators' base class, and the registry of those that settings can name.
 
 An estimator turns losses at some points theta + s eps z into one *projected gradient* g for each
-direction z. Block b's step is the mean of g z over its directions.
+direction z. Block b's gradient is estimated by the mean of g z over its directions (SPSA: Spall,
+1992).
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from .points import HERE, Losses, Point, mean
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(ABC):
-    """An estimator with its numbers of perturbations. A subclass is an estimator of its own.
+    """Estimates projected gradients from losses. Each subclass is an estimator of its own.
 
     Attributes:
         sides: "one" (forward differences) or "two" (central differences).
-        perturbations: one number for each block; what it counts is the subclass's to say.
+        perturbations: one number for each block; the subclass says what it counts.
 
     Class attributes:
-        name: what settings call it.
-        joint: whether all blocks move along the same directions; `perturbations` is then one int
-            in settings, and nothing is replayed.
-        one_sided: whether it has a one-sided form.
+        name: its name in settings.
+        joint: all blocks move along the same directions. `perturbations` is then one int in
+            settings, and nothing is replayed. Default False.
+        one_sided: it has a one-sided form. Default True.
 
     Raises:
         ValueError: a value is out of range; the message names it and the remedy.
@@ -59,7 +60,7 @@ class Estimator(ABC):
     @property
     @abstractmethod
     def directions(self) -> tuple[int, ...]:
-        """How many directions each block has in a step."""
+        """The number of directions that each block has in a step."""
 
     @abstractmethod
     def points(self) -> list[Point]:
@@ -79,32 +80,38 @@ class Estimator(ABC):
     def default_perturbations(
         cls, shares: Sequence[float], first: int, most: int
     ) -> tuple[int, ...]:
-        """Choose the numbers of perturbations from what the blocks' evaluations cost.
+        """Choose the numbers of perturbations from the costs of the blocks' evaluations.
 
         Args:
-            shares: C_b for the blocks from the second on: what an evaluation costs that replays
-                the blocks before it, as a share of a full forward pass, in (0, 1].
-            first: directions of block 1, where the estimator leaves that open.
-            most: directions of a later block at most, likewise.
+            shares: for each block but the first, the cost C_b of an evaluation that replays the
+                blocks before it, in full forward passes, in (0, 1].
+            first: number of directions of block 1, if the estimator leaves it open.
+            most: largest number of directions of a later block, if the estimator leaves it open.
         """
 
     @classmethod
     def default_sides(cls, low_precision: bool) -> Sides:
-        """Choose the sides: central differences where low precision rounds losses away."""
+        """Choose the sides: "two" if low precision would round small differences away."""
         return "one" if cls.one_sided and not low_precision else "two"
 
     def scales(self, eps: Sequence[float]) -> tuple[float, ...]:
-        """Return each block's perturbation scale, a float32 value, from what is set for it."""
+        """Return each block's perturbation scale, a float32 value, from the one that is set."""
         return to_float32(eps)
 
     def seeds(self, seed: int, step: int) -> tuple[tuple[int, ...], ...]:
-        """Return the directions' seeds in step `step` of the optimizer's `seed`, block by block."""
+        """Return the directions' 64-bit seeds, block by block.
+
+        Args:
+            seed: the optimizer's seed.
+            step: the step's number, from 0.
+        """
         return step_seeds(seed, step, self.directions)
 
     def loss(self, losses: Losses) -> float:
-        """Return the step's loss: at theta, else the mean where the last block is not moved.
+        """Return the step's loss: the one at theta, if the estimator evaluates it.
 
-        Where it is moved at every point, the mean of all.
+        Else it is the mean over the points where the last block is not moved, or over all points
+        if it is moved at each of them.
         """
         at_theta = losses.get((HERE,) * len(self.perturbations))
         if at_theta is not None:
@@ -113,7 +120,7 @@ class Estimator(ABC):
         return mean(unmoved or list(losses.values()))
 
     def curvatures(self, losses: Losses, eps: Sequence[float]) -> tuple[float | None, ...]:
-        """Estimate the trace of each block's Hessian; None where the losses do not tell."""
+        """Estimate the trace of each block's Hessian; None if the losses do not show it."""
         return (None,) * len(self.perturbations)
 
 
@@ -124,7 +131,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {}
 
 
 def register(estimator: E) -> E:
-    """Make an estimator known under its `name`; a class decorator.
+    """Register an estimator under its `name`. This is a class decorator.
 
     Raises:
         ValueError: the name is taken, or a message could not hold it.
@@ -138,10 +145,10 @@ def register(estimator: E) -> E:
 
 
 def find(name: object) -> type[Estimator]:
-    """Return the estimator of that name.
+    """Return the estimator that is registered under a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such estimator.
     """
     if not isinstance(name, str) or name not in ESTIMATORS:
         raise ValueError(f"estimator is {name!r}; give one of {', '.join(ESTIMATORS)}")

@@ -1,6 +1,6 @@
-"""Defaults that follow from what the blocks' evaluations cost: perturbations and learning rates.
+"""Defaults that follow from the costs of the blocks' evaluations: perturbations, learning rates.
 
-Nothing heavy is imported here.
+This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FIRST_PERTURBATIONS, MOST_PERTURBATIONS = 3, 32
-"""Block 1's directions: they cost one pass more than there are, so three cost four passes where
-three steps of one cost six. And the most that a later block gets."""
+"""Number of directions of block 1, and the largest number of a later block. P1 directions cost
+P1 + 1 passes: three cost four passes, where three steps of one direction cost six."""
 FEDERATED_FIRST, FEDERATED_MOST = 1, 8
 """The same for one of several clients, whose directions are averaged anyway and cost a scalar each.
-As clients' labels differ, 32 made them part on the demo's task (docs/estimators.md)."""
+As clients' labels differ, their weights drifted apart with 32 on the demo's task
+(docs/estimators.md)."""
 NEWTON_PRODUCTS = 2
-"""Products with a block's Hessian in a Newton step (`fedspzo.auto_lr.newton`)."""
+"""Number of products with a block's Hessian in a Newton step (`fedspzo.auto_lr.newton`)."""
 MOST_NEWTON, FEWEST_NEWTON = 32, 8
-"""The most directions of a Newton step, as time counts too, and the fewest that it is worth."""
+"""Largest number of directions of a Newton step, as time counts too, and the smallest number for
+which a Newton step is chosen by default."""
 
 
 def newton_evaluations(count: int) -> int:
-    """Return the evaluations of a Newton step: both sides of `count` directions, and products."""
+    """Return the number of evaluations of a Newton step: two a direction, and the products'."""
     return 2 * count + NEWTON_PRODUCTS * (count + 1)
 
 
@@ -28,24 +30,28 @@ def can_take_newton_steps(count: int, share: float) -> bool:
     """Tell whether a Newton step along `count` directions costs at most a forward pass.
 
     Args:
-        count: directions in a step.
-        share: what an evaluation of the block costs, in full forward passes.
+        count: number of directions in a step.
+        share: cost of an evaluation of the block, in full forward passes.
     """
     in_range = 2 * NEWTON_PRODUCTS <= count <= MOST_NEWTON
     return in_range and newton_evaluations(count) * share <= 1
 
 
 def newton_perturbations(share: float) -> int | None:
-    """Return the most directions of a Newton step that fit a forward pass; None if too few."""
+    """Return the largest number of directions whose Newton step costs at most a forward pass.
+
+    Returns None if there is no such number from `FEWEST_NEWTON` to `MOST_NEWTON`.
+    """
     counts = range(MOST_NEWTON, FEWEST_NEWTON - 1, -1)
     return next((count for count in counts if can_take_newton_steps(count, share)), None)
 
 
 def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
-    """Return learning rates over block 1's: D_b / D_1, so that every direction counts alike.
+    """Return each block's learning rate over block 1's: D_b / D_1, so all directions count alike.
 
-    A step adds `-lr_b g / D_b` along each of block b's D_b directions: with lr_b = lr D_b / D_1
-    that is `-lr g / D_1` whatever its block. A block without directions has the rate of one.
+    A step adds `-lr_b g / D_b` along each of block b's D_b directions. With lr_b = lr D_b / D_1
+    that is `-lr g / D_1`, whatever the block. A block without directions has the rate of a block
+    with one.
     """
     first, *later = (max(1, count) for count in directions)
     return (1.0, *(count / first for count in later))
@@ -54,7 +60,12 @@ def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
 def known_shares(
     given: Sequence[float] | None, blocks: int, *, replayed: bool
 ) -> tuple[float, ...] | None:
-    """Return the cost shares as given; all 1 where nothing is replayed; None: to be measured.
+    """Return the cost shares if they are known, else None: they are then to be measured.
+
+    Args:
+        given: the shares that the user passed, or None.
+        blocks: number of blocks.
+        replayed: layers are replayed. Else every evaluation is a full one, and all shares are 1.
 
     Raises:
         ValueError: there is not one share in (0, 1] for each block but the first.

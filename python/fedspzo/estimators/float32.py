@@ -1,4 +1,4 @@
-"""Numbers as float32 holds them: what travels, what is journaled and what the kernels add."""
+"""Round numbers to float32, in which they travel, are journaled and are added by the kernels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def to_float32(values: Sequence[float]) -> tuple[float, ...]:
-    """Return the nearest float32 values as Python floats; infinite beyond float32's range."""
+    """Return the nearest float32 values as Python floats; beyond float32's range, infinities."""
     return tuple(array("f", values))
 
 
 def coefficients(gradients: Sequence[float], lr: float) -> tuple[float, ...]:
-    """Return what a block's update adds along each of its P directions: `-lr g / P`, in float32.
+    """Return the coefficient of each of a block's P directions in its update: -lr g / P, float32.
 
     Args:
         gradients: the projected gradients g of the P directions.

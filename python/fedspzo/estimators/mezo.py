@@ -15,10 +15,10 @@ from .points import HERE, Losses, Point, along
 @register
 @dataclass(frozen=True, kw_only=True)
 class Mezo(Estimator):
-    """P directions of the whole model.
+    """Moves the whole model along P directions, one after another.
 
-    Two-sided, g_p = (l(eps z_p) - l(-eps z_p)) / 2 eps; one-sided, (l(eps z_p) - l(0)) / eps.
-    `perturbations` has P for every block.
+    Two-sided: g_p = (l(eps z_p) - l(-eps z_p)) / 2 eps. One-sided: g_p = (l(eps z_p) - l(0)) / eps.
+    `perturbations` holds P for every block.
     """
 
     name = "mezo"
@@ -36,19 +36,19 @@ class Mezo(Estimator):
 
     @property
     def directions(self) -> tuple[int, ...]:
-        """P for every block; they are the same directions."""
+        """The number P for every block: all have the same directions."""
         return self.perturbations
 
     @classmethod
     def default_perturbations(
         cls, shares: Sequence[float], first: int, most: int
     ) -> tuple[int, ...]:
-        """One direction, as published."""
+        """Choose one direction, as published."""
         return (1,) * (1 + len(shares))
 
     @classmethod
     def default_sides(cls, low_precision: bool) -> Sides:
-        """Two-sided, as published."""
+        """Choose central differences, as published."""
         return "two"
 
     def seeds(self, seed: int, step: int) -> tuple[tuple[int, ...], ...]:
@@ -56,13 +56,13 @@ class Mezo(Estimator):
         return step_seeds(seed, step, self.directions[:1]) * len(self.perturbations)
 
     def points(self) -> list[Point]:
-        """Return theta, if one-sided, and both ends or one of every direction."""
+        """Return theta and one end of every direction, if one-sided; else both ends of each."""
         start = [self._at(None)] if self.sides == "one" else []
         signs = (+1,) if self.sides == "one" else (+1, -1)
         return start + [self._at(p, sign) for p in range(self.perturbations[0]) for sign in signs]
 
     def gradients(self, losses: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
-        """Return one difference for each direction, over each block's eps."""
+        """Return each direction's difference over each block's eps."""
         count = range(self.perturbations[0])
         if self.sides == "two":
             both = [(losses[self._at(p)], losses[self._at(p, -1)]) for p in count]

@@ -1,14 +1,15 @@
-"""Points at which a step evaluates the loss: each block moved along some of its directions."""
+"""The points at which a step evaluates the loss: each block moved along some of its directions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 Offset = tuple[tuple[int, float], ...]
-"""How a block is moved: pairs of a direction's number and how far, in units of eps."""
+"""A block's move: pairs of a direction's number and the distance along it, in units of eps."""
 Point = tuple[Offset, ...]
 """One offset for each block."""
 Losses = Mapping[Point, float]
+"""The loss at each point."""
 
 HERE: Offset = ()
 """The offset of a block that stays at its weights."""
@@ -23,8 +24,8 @@ def combination(weights: Sequence[float], also: int | None = None) -> Offset:
     """Return the offset along the sum of all directions, each times its weight.
 
     Args:
-        weights: one for each direction of the block.
-        also: a direction along which the block is moved by 1 more.
+        weights: one weight for each direction of the block, in units of eps.
+        also: the direction along which the block is moved by 1 more. Default: none.
     """
     return tuple((p, weight + (p == also)) for p, weight in enumerate(weights))
 

@@ -1,4 +1,4 @@
-"""What a step of `SPZO` did."""
+"""The report of a step of `SPZO`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did. A tuple "a block" has an entry for each param group.
+    """Reports one step: its losses, its directions and its update.
 
     Attributes:
         step: the step's number, from 0.
-        loss: the loss at theta; where the estimator does not evaluate it, the mean where the last
-            block is as it is, or over all points.
-        losses: the loss at every point, in the order of evaluation. Of a private step they are not
-            private, nor is `loss`: means over its batch, NaN where that was empty.
-        seeds: a block, its directions' seeds.
-        gradients: a block, its directions' projected gradients, float32 values; zeros if skipped.
-        coefficients: a block, what was added along each direction; zeros if skipped or rejected.
-        rounding_seed: of the update's stochastic rounding; None when rounding to nearest.
-        forwards: the evaluations' cost, in full forward passes.
+        loss: the loss at theta. If the estimator does not evaluate it: the mean over the points
+            where the last block is not moved, or else over all points.
+        losses: the loss at every point, in the order of evaluation. In a private step neither
+            these nor `loss` are private: each is a mean over the batch, NaN if that was empty.
+        seeds: for each block, the seeds of its directions.
+        gradients: for each block, the projected gradients of its directions, float32 values;
+            zeros if skipped.
+        coefficients: for each block, the number that was added along each direction; zeros if
+            skipped or undone.
+        rounding_seed: the seed of the update's stochastic rounding; None if rounded to nearest.
+        forwards: the cost of the evaluations, in full forward passes.
         skipped: a loss or gradient was not finite, and the weights were put back as they were.
         lr: the learning rate of each block.
-        ratio: with lr="auto", where it was looked at: the batch's change of loss over the
-            predicted one.
-        undone: with lr="auto": "step": the loss rose, and the weights were put back; "steps":
-            training diverged, and the update is the negative of the last steps'.
+        ratio: the trust ratio: the batch's change of loss over the predicted one. None unless
+            lr="auto" checked it.
+        undone: "step": the loss rose, and the weights were put back. "steps": training diverged,
+            and the update is the negative of the last steps'. None unless lr="auto" did so.
     """
 
     step: int
@@ -44,5 +46,5 @@ class StepReport:
 
 
 def terms_of(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:
-    """A block's update without what adds nothing."""
+    """Return a block's update, seed to coefficient, without the terms that are zero."""
     return {seed: c for seed, c in zip(seeds, coefficients, strict=True) if c != 0}

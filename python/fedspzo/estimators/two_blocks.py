@@ -1,4 +1,4 @@
-"""What the estimators for two blocks share: P2 directions of block 2 for each of P1 of block 1."""
+"""The base class of the estimators for two blocks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from .base import Estimator, check_count
 from .points import Losses, Point
 
 Differences = tuple[float, list[float]]
-"""The differences of a direction of block 1, and of its directions of block 2."""
+"""The difference of one direction of block 1, and those of its directions of block 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoBlocks(Estimator):
-    """P1 directions of block 1, and for each of them P2 directions of block 2."""
+    """Takes P1 directions of block 1, and for each of them P2 directions of block 2.
+
+    `perturbations` is (P1, P2).
+    """
 
     def check_perturbations(self) -> None:
         """Raise ValueError unless there are two numbers, each large enough."""
@@ -35,12 +38,12 @@ class TwoBlocks(Estimator):
 
     @property
     def fewest(self) -> int:
-        """The fewest directions of block 2 for which it is defined."""
+        """The smallest number P2 for which the estimator is defined."""
         return 1
 
     @property
     def directions(self) -> tuple[int, ...]:
-        """P1 and P1 P2."""
+        """The numbers P1 and P1 P2."""
         p1, p2 = self.perturbations
         return p1, p1 * p2
 
@@ -69,12 +72,12 @@ class TwoBlocks(Estimator):
     def points_of(self, a: int, ps: range) -> Iterator[Point]:
         """Yield the points of block 1's direction `a` and its directions `ps` of block 2.
 
-        They come in the order that moves the weights least.
+        The points come in the order that moves the weights least.
         """
 
     @abstractmethod
     def differences(self, losses: Losses, a: int, ps: range) -> Differences:
-        """Return the differences l(...) - l(...) of these directions, before division by eps."""
+        """Return the differences of losses of these directions, before division by eps."""
 
     def _repeats(self) -> list[tuple[int, range]]:
         p1, p2 = self.perturbations

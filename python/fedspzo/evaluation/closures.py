@@ -1,4 +1,4 @@
-"""What a closure returns, and with privacy each example's share of it."""
+"""Read the losses that a closure returns, and make them private gradients where that is asked."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ Closure = Callable[[], Tensor | float]
 def private_gradients(
     privacy: Mechanism, estimator: Estimator, losses: Mapping[Point, Tensor], eps: Sequence[float]
 ) -> tuple[list[float], ...]:
-    """The private projected gradients, block by block, from each example's losses (B,)."""
-    # the estimator's formulas hold for tensors as for numbers: they give each example's gradients
+    """Return the private projected gradients, block by block.
+
+    Args:
+        privacy: clips, sums and blurs the examples' gradients.
+        estimator: its formulas give each example's gradients.
+        losses: at each point, the examples' losses, (B,).
+        eps: each block's perturbation scale.
+    """
+    # the estimator's formulas hold for tensors as they do for numbers
     exact: Any = {point: loss.double() for point, loss in losses.items()}
     by_block: Any = estimator.gradients(exact, eps)
     released = iter(privacy.release(torch.stack([g for block in by_block for g in block], dim=1)))
@@ -29,7 +36,7 @@ def private_gradients(
 
 @contextmanager
 def backward_explained() -> Iterator[None]:
-    """Say what is wrong where a closure calls `loss.backward()`, as other optimizers' do."""
+    """Add a note to the error of a closure that calls `loss.backward()`, as others' closures do."""
     try:
         yield
     except RuntimeError as error:
@@ -39,7 +46,16 @@ def backward_explained() -> Iterator[None]:
 
 
 def read_losses(loss: object, *, single: bool) -> Tensor:
-    """What the closure returned as a tensor of its own, on its device: no wait for it yet."""
+    """Return the closure's loss as a new tensor on its device, without waiting for the device.
+
+    Args:
+        loss: the value that the closure returned.
+        single: it has to be one loss; else one loss an example, (B,).
+
+    Raises:
+        TypeError: it is neither a tensor nor a number.
+        ValueError: its shape is another one.
+    """
     if not isinstance(loss, Tensor | int | float):
         raise TypeError(
             f"the closure returned a {type(loss).__name__}; return the loss, e.g."

@@ -1,4 +1,4 @@
-"""A step's walk over the points where it evaluates the loss."""
+"""The evaluator of a step: it moves the blocks to each point and evaluates the loss there."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from .in_place import MovableBlock
 
 
 class Evaluator:
-    """Moves the weights from point to point, replaying the leading blocks that stay.
+    """Evaluates the loss at points, and replays the leading blocks that have not moved.
 
     Args:
-        stands: what moves each block.
-        seeds: a block, its directions' seeds.
-        eps: a block, how far it is moved along a direction.
-        replay: entered.
-        shares: for each block but the first, what an evaluation costs that replays those before it.
-        evaluate: the loss at the weights as the blocks were last moved.
+        blocks: the blocks, each of which can be moved.
+        seeds: for each block, the seeds of its directions.
+        eps: for each block, the distance of a move by 1 along a direction.
+        replay: an entered activation replay.
+        shares: for each block but the first, the cost of an evaluation that replays the blocks
+            before it, in full forward passes.
+        evaluate: returns the loss at the weights as the blocks were last moved: a scalar, or with
+            privacy one loss an example, (B,).
 
     Attributes:
-        losses: at each point visited so far, in that order.
-        forwards: what these cost, in full forward passes.
+        losses: the loss at each point evaluated so far, in that order.
+        forwards: the cost of these evaluations, in full forward passes.
     """
 
     def __init__(
         self,
-        stands: Sequence[MovableBlock],
+        blocks: Sequence[MovableBlock],
         seeds: Sequence[Sequence[int]],
         eps: Sequence[float],
         replay: ActivationReplay,
         shares: Sequence[float],
         evaluate: Callable[[], Tensor],
     ) -> None:
-        self._blocks = list(zip(stands, seeds, eps, strict=True))
+        self._blocks = list(zip(blocks, seeds, eps, strict=True))
         self._replay, self._shares, self._evaluate = replay, shares, evaluate
         self._captured = Point()
         self.losses: dict[Point, Tensor] = {}
@@ -46,24 +48,27 @@ class Evaluator:
         self.forwards = 0.0
 
     def visit(self, points: Iterable[Point]) -> None:
-        """Evaluate the loss at these points, in this order, where it was not yet."""
+        """Evaluate the loss at these points, in this order, but at none a second time."""
         for point in points:
             if point not in self.losses:
                 self.losses[point] = self._at(point)
 
     def means(self) -> dict[Point, float]:
-        """The losses as numbers, of several examples' losses their mean."""
+        """Return the loss at each point as a number, the mean over examples if there are several.
+
+        All losses that are new are read in one transfer from the device.
+        """
         new = [point for point in self.losses if point not in self._means]
         if new:
-            # one wait for the device, not one a loss
+            # one wait for the device is enough for all
             means = torch.stack([self.losses[point].mean() for point in new])
             self._means |= zip(new, means.tolist(), strict=True)
         return dict(self._means)
 
     def _at(self, point: Point) -> Tensor:
-        for (stand, seeds, scale), offset in zip(self._blocks, point, strict=True):
-            stand.move({seeds[p]: far * scale for p, far in offset})
-        # the leading blocks that are where they were when last captured
+        for (block, seeds, scale), offset in zip(self._blocks, point, strict=True):
+            block.move({seeds[p]: distance * scale for p, distance in offset})
+        # number of leading blocks that are at the point where they were captured
         same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:
             self._replay.replay(same)

@@ -1,4 +1,4 @@
-"""Where a block's weights stand: the terms on top of them, and the way back."""
+"""Move a block's weights in place, and move them back."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ key_of = cache(fedspzo_kernels.parameter_key)
 
 
 class MovableBlock(Protocol):
-    """What an evaluation's weights are moved by."""
+    """A block that can be moved: evaluations then see its weights at the target."""
 
     def move(self, target: Mapping[int, float]) -> None:
-        """Evaluate from now on at the step's start plus `target`, seed to coefficient."""
+        """Move to the step's start plus `target`.
+
+        Args:
+            target: seed to coefficient: the sum of coefficient * z(seed) is added to the weights.
+        """
 
 
 class InPlaceBlock:
-    """A block's weights on their way through a step, always one `restore()` from its start.
+    """Moves a block's weights in place. `restore()` always returns to the step's start.
 
-    In place, a move adds the difference between where the weights stand and where they go, in one
-    op, so a way back is exact to the rounding of in-place arithmetic. With a snapshot of the
-    weights at the start, every move begins there and the way back is exact to the bit.
+    Without a snapshot a move adds the difference between two targets in one op, so the way back is
+    exact to the rounding of in-place arithmetic. With a snapshot of the weights at the start every
+    move begins there, and the way back is exact to the bit.
 
     Args:
         group: (name, tensor) pairs; the tensors are changed in place.
-        snapshot: keep one, on the tensors' devices.
+        snapshot: keep a copy of the tensors, on their devices.
     """
 
     def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
@@ -48,7 +52,13 @@ class InPlaceBlock:
         rounding: Rounding = "nearest",
         rounding_seed: int | None = None,
     ) -> None:
-        """Go to the step's start plus `target`, seed to coefficient."""
+        """Move to the step's start plus `target`.
+
+        Args:
+            target: seed to coefficient: the sum of coefficient * z(seed) is added to the weights.
+            rounding: "nearest" (default) or "stochastic", to the weights' dtype.
+            rounding_seed: the 64-bit seed of stochastic rounding.
+        """
         if target == self._terms and rounding == "nearest":
             return
         if self._snapshot is None:
@@ -76,17 +86,17 @@ class InPlaceBlock:
         self._terms = dict(target)
 
     def decay(self, factor: float) -> None:
-        """Multiply the weights at the step's start by `factor`, and go there."""
+        """Return to the step's start, and multiply the weights there by `factor`."""
         self.move({})
         for tensor in self._tensors:
             tensor.mul_(factor)
 
     def settle(self) -> None:
-        """Make where the weights stand the place to return to."""
+        """Keep the weights as they are now: the next step starts there."""
         self._terms = {}
 
     def restore(self) -> None:
-        """Return to the step's start: to the bit by a snapshot, else to the moves' rounding."""
+        """Return to the step's start: to the bit with a snapshot, else to the moves' rounding."""
         if self._snapshot is None:
             self.move({})
         else:

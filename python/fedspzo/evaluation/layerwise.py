@@ -1,8 +1,9 @@
-"""Layerwise evaluation: losses at perturbed weights, without writing the weights.
+"""Layerwise evaluation: evaluate losses at perturbed weights without writing the weights.
 
-For the evaluations of a step every trainable parameter's place in its modules is taken by a
-`VirtualParameter`. A parameter that is used past its modules, as in a list that the model keeps
-beside them, is found in the first evaluation, named in a warning, and moved in place from a copy.
+During a step a `VirtualParameter` takes the place of every trainable parameter in its modules. A
+model may also use a parameter past its modules, as in a list that it keeps beside them. The first
+evaluation finds such a parameter and names it in a warning; from then on it is moved in place,
+from a copy.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import Touched, eager
+from fedspzo.blocks.evaluation_mode import eager
 from fedspzo.blocks.layer_stack import find_stack
 from fedspzo.blocks.parameters import storage
+from fedspzo.blocks.touched import Touched
 
 from .scratch_buffer import ScratchBuffer, footprint
 from .virtual_parameter import LayerwiseBlock, VirtualParameter
@@ -31,24 +33,29 @@ class Layerwise:
     """Evaluates a model at perturbed weights that exist one operation at a time.
 
     Args:
-        model: whose modules hold the parameters. None: all are moved in place, from a copy.
-        scratch_bytes: the size of the buffer that holds the perturbed copies.
+        model: the model whose modules hold the parameters. None: all parameters are moved in
+            place, from a copy.
+        scratch_bytes: largest size of the buffer that holds the perturbed copies, in bytes.
     """
 
     def __init__(self, model: nn.Module | None, scratch_bytes: int) -> None:
         self._model = model
         self._scratch = ScratchBuffer(scratch_bytes)
-        self._stray: set[str] | None = None  # names, once known: used past their modules
+        # the names of the parameters that are used past their modules, once they are known
+        self._stray: set[str] | None = None
         self._groups: Sequence[Named] = ()
         self._blocks: list[LayerwiseBlock] = []
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     @contextmanager
     def virtual_parameters(self, groups: Sequence[Named]) -> Iterator[list[LayerwiseBlock]]:
-        """Put virtual parameters into the parameters' places; yields what moves each block.
+        """Put virtual parameters into the parameters' places inside the `with` block.
 
         Args:
             groups: each block's (name, parameter) pairs.
+
+        Yields:
+            The blocks, each of which can be moved.
         """
         if self._model is None and self._stray is None:
             self._found({name for group in groups for name, _ in group})
@@ -57,7 +64,7 @@ class Layerwise:
             for group in groups:
                 self._blocks.append(LayerwiseBlock(self._scratch, self._copied(group)))
             self._put()
-            with eager():  # virtual parameters are not what a compiler can trace
+            with eager():  # a compiler cannot trace virtual parameters
                 yield self._blocks
         finally:
             self._take_away()
@@ -66,11 +73,11 @@ class Layerwise:
             self._scratch.free()
 
     def watched(self, evaluate: Callable[[], Tensor], again: Callable[[], None]) -> Tensor:
-        """Evaluate, and in the first evaluation of all find the parameters that stray.
+        """Return the loss; the first evaluation of all also finds the stray parameters.
 
         Args:
             evaluate: returns the loss.
-            again: called before a second evaluation, needed if some were found.
+            again: called before the evaluation is repeated, which it is if some were found.
         """
         if self._stray is not None:
             return evaluate()
@@ -132,7 +139,7 @@ class Layerwise:
 
 
 class _Stray(Touched):
-    """Finds the weights that operations are given themselves, not as virtual parameters."""
+    """Records the weights that operations are given themselves, not as virtual parameters."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if VirtualParameter in types:
@@ -141,7 +148,7 @@ class _Stray(Touched):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Not recording: a virtual parameter reads its weight."""
+        """Stop recording inside the `with` block, in which a virtual parameter reads its weight."""
         self.done = True
         try:
             yield
@@ -152,12 +159,14 @@ class _Stray(Touched):
 def default_scratch(
     model: nn.Module | None, layers: Sequence[nn.Module], groups: Sequence[Named]
 ) -> int:
-    """Return the bytes of the largest module in the layer stack, at least `MIN_SCRATCH_BYTES`.
+    """Return the default size of the scratch buffer, in bytes.
+
+    It is the size of the largest module in the layer stack, at least `MIN_SCRATCH_BYTES`.
 
     Args:
-        model: the model, if there is one.
-        layers: some of its layers; empty: its stack is looked for, and without one every module
-            counts.
+        model: the model, or None.
+        layers: some layers of its stack. Without any the stack is looked for, and every module of
+            the model counts if there is none.
         groups: each block's (name, parameter) pairs.
     """
     trained = {storage(tensor) for group in groups for _, tensor in group}
@@ -174,5 +183,5 @@ def _stack(model: nn.Module | None) -> Sequence[nn.Module]:
         return ()
     try:
         return find_stack(model)
-    except ValueError:  # there is none
+    except ValueError:  # the model has no stack
         return (model,)

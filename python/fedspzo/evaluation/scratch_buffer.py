@@ -1,4 +1,4 @@
-"""The memory in which perturbed copies of weights exist, one operation's at a time."""
+"""The scratch buffer: memory for the perturbed copies of one operation's weights at a time."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ _ALIGN = 64  # bytes, as torch's own allocations
 
 
 def footprint(tensors: Iterable[Tensor]) -> int:
-    """The bytes that copies of these tensors take in a scratch buffer."""
+    """Return the number of bytes that copies of these tensors take in a scratch buffer."""
     return sum(-(-tensor.nbytes // _ALIGN) * _ALIGN for tensor in tensors)
 
 
 class ScratchBuffer:
-    """A buffer on each device that needs one, for the weights of one operation at a time.
+    """Holds a buffer on each device that needs one, for the weights of one operation at a time.
 
     Args:
-        limit: its bytes at most. An operation that needs more gets memory of its own, with a
-            warning, once for each parameter.
+        limit: largest size of a buffer, in bytes. An operation that needs more gets memory of its
+            own, with one warning for each parameter.
 
     Attributes:
-        aside: makes a context in which virtual parameters read the weights they stand for.
+        aside: returns a context in which virtual parameters may read their weights unrecorded.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._buffers: dict[torch.device, Tensor] = {}
-        self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` gave, by layout
+        self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout
         self._told: set[str] = set()
 
     def take(self, likes: Sequence[Tensor], name: str) -> list[Tensor]:
-        """Contiguous tensors of the shapes and dtypes of others, valid until the next call.
+        """Return contiguous tensors of the shapes and dtypes of others, valid until the next call.
 
         Args:
-            likes: the others, on one device.
-            name: the parameter to name if they do not fit.
+            likes: the other tensors, on one device.
+            name: the name of the parameter to warn of if they do not fit.
         """
         device = likes[0].device
         layout = (device, *((like.dtype, like.shape) for like in likes))
@@ -74,11 +74,11 @@ class ScratchBuffer:
 
     @property
     def watched(self) -> bool:
-        """Whether reading a weight outside `aside` is noticed."""
+        """Reading a weight outside `aside` is recorded."""
         return self.aside is not nullcontext
 
     def rows(self, tensors: Sequence[Tensor]) -> int:
-        """How many rows of all these tensors fit, at least one."""
+        """Return how many rows of all these tensors fit into the buffer at a time, at least one."""
         count = len(tensors[0])
         if footprint(tensors) <= self.limit:
             return count

@@ -2,8 +2,8 @@
 
 A `VirtualParameter` has a parameter's shape but no memory. An operation that is given one runs with
 the perturbed weight in a scratch buffer, which the next operation uses again. An embedding is
-perturbed in the rows it looks up alone, and a linear layer too large for the buffer (a head) runs
-with some rows of its weight at a time.
+perturbed only in the rows that it looks up. A linear layer that is too large for the buffer, such
+as a head, runs with some rows of its weight at a time.
 """
 
 from __future__ import annotations
@@ -23,42 +23,46 @@ from .scratch_buffer import ScratchBuffer
 
 
 def signed(bits: int) -> int:
-    """The int64 of these 64 bits."""
+    """Return the int64 that has the bits of a uint64."""
     return bits - 2**64 if bits >= 2**63 else bits
 
 
 class LayerwiseBlock:
-    """What a block's weights are evaluated with: the terms on top of them.
+    """Moves a block's virtual parameters: it holds the terms that are added to their weights.
 
     Args:
-        scratch: where its virtual parameters find memory.
-        copied: (name, tensor) pairs without a virtual parameter: moved in place, from a copy.
+        scratch: the memory for perturbed copies.
+        copied: the (name, tensor) pairs of parameters that have no virtual parameter. They are
+            moved in place, from a copy.
+
+    Attributes:
+        terms: seed to coefficient, as last moved.
     """
 
     def __init__(self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]]) -> None:
         self.scratch = scratch
         self.terms: dict[int, float] = {}
         self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._perturbers: dict[tuple[Any, ...], Perturber] = {}  # by names and rows
+        self._perturbers: dict[tuple[Any, ...], Perturber] = {}  # by parameters' names and rows
         self.copy(copied)
 
     def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
-        """Move these (name, tensor) pairs from now on in place."""
+        """Move these (name, tensor) pairs in place from now on."""
         self._copied = InPlaceBlock(members, snapshot=True)
         self._copied.move(self.terms)
 
     def move(self, target: Mapping[int, float]) -> None:
-        """Evaluate from now on at the weights plus `target`, seed to coefficient."""
+        """Move to the weights plus `target`, seed to coefficient."""
         self.terms = dict(target)
         self._scalars.clear()
         self._copied.move(target)
 
     def restore(self) -> None:
-        """Copy back what had to be moved in place."""
+        """Copy back the parameters that were moved in place."""
         self._copied.restore()
 
     def scalars(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The terms' seeds and coefficients, on a device."""
+        """Return the terms' seeds, int64 (K,), and coefficients, float32 (K,), on a device."""
         if device not in self._scalars:
             self._scalars[device] = (
                 torch.tensor([signed(seed) for seed in self.terms]).to(device),
@@ -69,7 +73,7 @@ class LayerwiseBlock:
     def write(
         self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
     ) -> None:
-        """Write the parameters' weights, or some rows of each, with the terms added."""
+        """Write the parameters' perturbed weights, or some rows of each, into `out`."""
         weights = (*(parameter.called for parameter in parameters), rows.start, rows.stop)
         if weights not in self._perturbers:
             self._perturbers[weights] = Perturber(
@@ -81,13 +85,13 @@ class LayerwiseBlock:
 
 
 class VirtualParameter(Tensor):
-    """Stands for a perturbed parameter: has its shape, dtype and device, and no memory.
+    """A parameter as if it were perturbed: it has the shape, dtype and device, but no memory.
 
     Attributes:
         called: the parameter's name.
-        weight: the parameter; it is only read.
-        key: of its noise.
-        block: the terms that are added to it.
+        weight: the parameter, which is only read.
+        key: the 64-bit key of its noise.
+        block: the block, whose terms are added to the weight.
     """
 
     _is_param = True  # isinstance(parameter, nn.Parameter)
@@ -98,7 +102,7 @@ class VirtualParameter(Tensor):
 
     @classmethod
     def of(cls, name: str, weight: Tensor, block: LayerwiseBlock) -> VirtualParameter:
-        """A virtual parameter for one parameter."""
+        """Make the virtual parameter of a parameter."""
         self: VirtualParameter = Tensor._make_wrapper_subclass(
             cls,
             weight.shape,
@@ -112,11 +116,11 @@ class VirtualParameter(Tensor):
         return self
 
     def part(self, rows: slice) -> Tensor:
-        """The weight, or some rows of it."""
+        """Return the weight, or some rows of it."""
         return self.weight if rows == slice(None) else self.weight[rows]
 
     def first(self, rows: slice) -> int:
-        """The index of the rows' first element in the parameter."""
+        """Return the index of the rows' first element in the parameter."""
         return rows.start * (self.weight.numel() // len(self.weight)) if rows.start else 0
 
     @classmethod
@@ -130,7 +134,7 @@ class VirtualParameter(Tensor):
                 " none in layerwise evaluation; pass evaluation='in_place'"
             )
         with torch._C.DisableTorchFunctionSubclass():
-            # a shape or dtype is answered at once; what computes comes to __torch_dispatch__
+            # a shape or dtype is answered at once; a computation comes to __torch_dispatch__
             return _BY_ROWS.get(func, func)(*args, **kwargs)
 
     @classmethod
@@ -139,7 +143,7 @@ class VirtualParameter(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         found = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, VirtualParameter)}
-        # a view stays when the operation is done, so it may not lie in the scratch buffer
+        # a view outlives its operation, so it may not lie in the scratch buffer
         tensors = _perturbed(list(found.values()), lasting=func.is_view)
         filled = dict(zip(found, tensors, strict=True))
         args, kwargs = tree_map_only(VirtualParameter, lambda x: filled[id(x)], (args, kwargs))
@@ -149,12 +153,12 @@ class VirtualParameter(Tensor):
 def _perturbed(
     parameters: Sequence[VirtualParameter], rows: slice = slice(None), *, lasting: bool = False
 ) -> list[Tensor]:
-    """The perturbed weights, or some rows of each; without terms, the weights themselves.
+    """Return the perturbed weights, or some rows of each; without terms, the weights themselves.
 
-    They are valid until the next call, unless `lasting`.
+    They are valid until the next call, or for good if `lasting`.
     """
     weights = [parameter.part(rows) for parameter in parameters]
-    # while it is watched who reads weights, a view may not lie in them even without terms
+    # while reads of weights are recorded, a view may not lie in them even without terms
     every = lasting and parameters[0].block.scratch.watched
     moved = [i for i, parameter in enumerate(parameters) if every or parameter.block.terms]
     if not moved:
@@ -173,7 +177,7 @@ def _perturbed(
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, with as many rows of the weight at a time as the scratch buffer holds."""
+    """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
     members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
     if isinstance(input, VirtualParameter) or weight.dim() != 2:
         return F.linear(input, weight, bias)
@@ -214,7 +218,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """F.embedding; only the rows that are looked up are perturbed."""
+    """Compute F.embedding, perturbing only the rows that are looked up."""
     if not isinstance(weight, VirtualParameter) or isinstance(input, VirtualParameter):
         return F.embedding(input, weight, padding_idx, max_norm, norm_type)
     block = weight.block

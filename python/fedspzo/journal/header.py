@@ -1,4 +1,4 @@
-"""A journal's header: which weights its records start from, and what they need to be read."""
+"""The header of a journal: the weights that its records start from, and how to read them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from .records import DIGEST_BYTES, STREAM, digest
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter of the model.
+    """Describes one parameter of the model.
 
     Attributes:
         name: its fully qualified name.
         shape: its shape.
-        dtype: e.g. "float32".
-        key: of its noise, the hash of its name, as 16 hexadecimal digits.
-        block: of which it is part, from 1; 0: no record changes it.
-        tied: the name of the parameter whose memory it shares, or None. It changes with that one.
+        dtype: the name of its torch dtype, such as "float32".
+        key: the key of its noise, a hash of its name, as 16 hexadecimal digits.
+        block: the number of its block, from 1; 0: no record changes it.
+        tied: the name of the parameter whose memory it shares and with which it changes, or None.
+
+    Raises:
+        ValueError: a value is wrong; the message names it.
     """
 
     name: str
@@ -55,17 +58,19 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What stands first in a journal.
+    """Describes a journal. It is the journal's first record.
 
     Attributes:
         base: the digest of the base weights, 32 hexadecimal digits.
-        source: where they come from, for people and as a default: a hub id, a path, a name.
-        parameters: all of the model's, those that are frozen too.
-        model: how `models.pretrained` loads the base, for a journal of `fedspzo run`; None: as
-            tensors by name.
-        run: a federation's settings (docs/journal.md); None: the records carry their seeds.
-        stream: the noise stream.
-        program: what wrote the journal.
+        source: the origin of the base weights: a hub id, a path or a name. People read it, and
+            a replay loads the weights from it by default.
+        parameters: all parameters of the model, frozen ones too.
+        model: the way in which `models.pretrained` loads the base, for a journal of `fedspzo run`.
+            None (default): the base is tensors by name.
+        run: a federation's settings (docs/journal.md). None (default): the records carry their
+            seeds.
+        stream: the name of the noise stream.
+        program: the program that wrote the journal.
     """
 
     base: str
@@ -86,14 +91,13 @@ class Header:
         model: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> Header:
-        """The header of a journal that starts from a model's weights as they are now.
+        """Make the header of a journal that starts from a model's weights as they are now.
 
         Args:
             blocks: the model, cut as the records will need it.
-            source: where its weights come from.
-            base: their digest, if known.
-            model: see above.
-            run: see above.
+            source: the origin of its weights.
+            base: the digest of its weights. Default: it is computed.
+            model, run: as the attributes.
         """
         named = list(blocks.model.named_parameters())
         block = {name: n for n, group in enumerate(blocks.groups, 1) for name, _ in group}
@@ -122,15 +126,15 @@ class Header:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of the journal's first record."""
+        """Return the JSON object of the journal's first record."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, header: Mapping[str, Any]) -> Header:
-        """The header a JSON object holds.
+        """Return the header that a JSON object holds.
 
         Raises:
-            ValueError: it lacks something, has too much, or a value is wrong; the message names it.
+            ValueError: a key is missing or unknown, or a value is wrong; the message names it.
         """
         _check_keys("header", header, cls)
         rows = header["parameters"]
@@ -169,13 +173,13 @@ class Header:
         )
 
     def groups(self, tensors: Mapping[str, Tensor]) -> list[list[tuple[str, Tensor]]]:
-        """Each block's (name, tensor) pairs, as `journal.apply` takes them.
+        """Return each block's (name, tensor) pairs, as `journal.apply` takes them.
 
         Args:
             tensors: the model's parameters by name.
 
         Raises:
-            ValueError: one is missing, or of another shape or dtype; the message names it.
+            ValueError: a parameter is missing, or has another shape or dtype; the message names it.
         """
         for p in self.parameters:
             found = tensors.get(p.name)

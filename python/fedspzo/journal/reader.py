@@ -1,11 +1,11 @@
-"""The journal on disk, read: a header and records, appended one by one, never changed.
+"""Read a journal from disk: a header and records, appended one by one, never changed.
 
-docs/journal.md has every byte; `journal_writer` writes them. A file that ends inside
-its last record was torn by a crash: that record is cut off. Anything else that is wrong with the
-bytes is an error that names the record and its offset. Each checksum covers all that came before,
+docs/journal.md describes every byte, and `journal.writer` writes them. A file that ends inside its
+last record was torn by a crash, and that record is cut off. Anything else that is wrong with the
+bytes is an error that names the record and its offset. Each checksum covers all bytes before it,
 so a record that was changed, moved, lost or put in is found.
 
-Nothing heavy is imported here, and nothing is known of what a record means.
+This module imports nothing heavy, and does not know what a record means.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ HEADER, ROUND, TERMS, EVALUATION, ROUNDS = 1, 2, 3, 4, 5
 """Kinds of records."""
 
 COMPACTED = "was compacted, so its run cannot go on; resume the journal it was made from"
-"""Why a journal with a record of kind ROUNDS is not gone on with."""
+"""The reason why a journal with a record of kind ROUNDS is not continued."""
 
 PREAMBLE = struct.Struct("<8sI")  # magic, version
-HEAD = struct.Struct("<IBI")  # bytes of the body, kind, checksum of these two
+HEAD = struct.Struct("<IBI")  # size of the body in bytes, kind, checksum of these two
 CHECKSUM = struct.Struct("<I")
 _UNWRITTEN = bytes(CHECKSUM.size)
 
 OVERHEAD = HEAD.size + CHECKSUM.size
-"""Bytes of a record besides its body."""
+"""Size of a record without its body, in bytes."""
 
 
 class JournalError(InputError):
-    """A journal that cannot be read or written: one line that says where, why, and the remedy."""
+    """Reports a journal that cannot be read or written, in one line: where, why, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record.
+    """Holds one record as bytes.
 
     Attributes:
-        number: how many came before it; the header is 0.
-        offset: of its first byte in the file.
+        number: the number of records before it; the header's is 0.
+        offset: the offset of its first byte in the file.
         kind: HEADER, ROUND, TERMS, EVALUATION or ROUNDS.
-        body: what it holds.
+        body: its content.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Its bytes in the file."""
+        """Its size in the file, in bytes."""
         return OVERHEAD + len(self.body)
 
 
@@ -68,17 +68,19 @@ class JournalReader:
     """Reads a journal front to back, one record in memory at a time.
 
     Args:
-        path: the file; it is not changed.
+        path: the file, which is not changed.
 
     Attributes:
         header: the header's JSON object.
-        start: where the records after it begin.
-        end: where the whole records end, `torn`: how many bytes of a torn record follow, `chain`:
-            the last checksum. All are known once every record has been read.
+        start: the offset of the first record after the header.
+        end: the offset at which the whole records end. Like `torn` and `chain` it is known once
+            every record has been read.
+        torn: the number of bytes of a torn record at the end.
+        chain: the last whole record's checksum.
 
     Raises:
-        JournalError: there is no such file, it is no journal, or (also later, from an iteration)
-            it is damaged.
+        JournalError: there is no such file, it is no journal, or it is damaged. An iteration may
+            raise it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,13 +93,13 @@ class JournalReader:
         self.start = first.offset + first.size
 
     def __iter__(self) -> Iterator[Entry]:
-        """Every record but the header, each checked."""
+        """Yield every record but the header, each checked."""
         entries = self._scan()
         next(entries)
         yield from entries
 
     def damage(self, entry: Entry, reason: object) -> JournalError:
-        """The error for a record whose checksums are right and whose values are not."""
+        """Return the error for a record whose checksums are right and whose values are wrong."""
         return self._damage(entry.number, entry.offset, reason)
 
     def _damage(self, number: int, offset: int, reason: object) -> JournalError:
@@ -165,7 +167,7 @@ class JournalReader:
 
 
 def _only_zeros(start: bytes, file: BinaryIO) -> bool:
-    """Whether the file goes on with nothing but zeros: it had grown, but was not written."""
+    """Tell whether the file goes on with zeros alone: it had grown, but was not yet written."""
     while start and not any(start):
         start = file.read(2**20)
     return not start

@@ -1,8 +1,7 @@
-"""The journal's records: the only way in which the global weights change, and their digest.
+"""The journal's records, by which alone the global weights change, and the digest of weights.
 
 A record is one round's terms. Whoever holds the base weights and applies the same records in the
-same order holds the same bits, whatever the hardware, the backend or the dtype; the digest proves
-it.
+same order holds the same bits, on any hardware and with any backend. The digest proves it.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ Group = Sequence[tuple[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What one round adds to one block: sum_k coeffs[k] z(seeds[k]), terms in this order.
+    """The terms that one round adds to one block: sum_k coeffs[k] z(seeds[k]), in this order.
 
     Attributes:
-        seeds: uint64 (K,).
-        coeffs: float32 (K,), finite.
+        seeds: the directions' seeds, uint64 (K,).
+        coeffs: their coefficients, float32 (K,), finite.
 
     Raises:
-        TypeError, ValueError: dtype, shape or a value is not as said.
+        TypeError, ValueError: a dtype, a shape or a value is another one.
     """
 
     seeds: npt.NDArray[np.uint64]
@@ -70,12 +69,13 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """The step from the weights of `round` to those of `round + 1`.
+    """Leads from the weights of `round` to those of `round + 1`.
 
     Attributes:
-        round: how many records came before it.
-        terms: one `Terms` a block, block 1 first.
-        rounding_seed: of the stochastic rounding to the weights' dtype. None: to nearest.
+        round: the number of records before it.
+        terms: one `Terms` for each block, block 1 first.
+        rounding_seed: the seed of stochastic rounding to the weights' dtype. None (default): the
+            weights are rounded to nearest.
     """
 
     round: int
@@ -83,10 +83,10 @@ class Record:
     rounding_seed: int | None = None
 
     def encode(self, digest: str | None = None) -> bytes:
-        """The record with its seeds, 12 bytes a term (docs/journal.md, kind 3).
+        """Return the record with its seeds as bytes, 12 a term (docs/journal.md, kind 3).
 
         Args:
-            digest: of the weights after it, or None where nobody computed it.
+            digest: the digest of the weights after it; None if it was not computed.
         """
         flags = _STOCHASTIC * (self.rounding_seed is not None) + _DIGEST * (digest is not None)
         known = bytes.fromhex(digest or "00" * DIGEST_BYTES)
@@ -100,7 +100,11 @@ class Record:
 
     @classmethod
     def decode(cls, body: bytes) -> tuple[Record, str | None]:
-        """The record and the digest these bytes hold; ValueError if they hold none."""
+        """Return the record and the digest that these bytes hold; the digest may be None.
+
+        Raises:
+            ValueError: the bytes hold no record.
+        """
         reader = Reader(body)
         number, flags, blocks, seed, known = reader.take(_RECORD)
         if flags > _STOCHASTIC + _DIGEST:
@@ -120,11 +124,11 @@ def apply(record: Record, groups: Sequence[Group]) -> None:
     """Add a record's terms to the weights, in place, by one `perturb_` call a block.
 
     Args:
-        record: what to add.
+        record: the record to add.
         groups: the (name, parameter) pairs of each block; a name gives the parameter its noise.
 
     Raises:
-        ValueError: another number of blocks; no weight has changed then.
+        ValueError: the record has another number of blocks; no weight has changed then.
     """
     if len(record.terms) != len(groups):
         raise ValueError(
@@ -148,19 +152,19 @@ def apply(record: Record, groups: Sequence[Group]) -> None:
 def merged(
     records: Iterable[Record], groups: Sequence[Group], *, terms: int = 4096
 ) -> Iterator[Record]:
-    """Fewer and longer records that change the weights alike, bit for bit.
+    """Join consecutive records into fewer ones that change the weights alike, to the bit.
 
-    In float32 a sum is rounded to the weights' dtype after every term, so where a pass ends makes
-    no difference, and consecutive rounds share one. In bfloat16 and float16 a round's sum is
-    rounded once: each round stays a pass of its own.
+    In float32 a sum is rounded to the weights' dtype after every term, so consecutive rounds can be
+    added in one pass over the weights. In bfloat16 and float16 a round's sum is rounded once, so
+    each round stays a pass of its own.
 
     Args:
-        records: consecutive ones.
+        records: consecutive records.
         groups: the (name, parameter) pairs of each block.
-        terms: of a block, at which a pass is full; a longer record is not divided.
+        terms: number of a block's terms at which a pass is full. A longer record is not divided.
 
     Yields:
-        Records with the number of the last round that is in them.
+        Records, each with the number of its last round.
     """
     whole = all(tensor.dtype == torch.float32 for group in groups for _, tensor in group)
     waiting: list[Record] = []
@@ -193,21 +197,24 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """BLAKE2b-128 of a tensor's bits, row-major, 16 bytes."""
+    """Return BLAKE2b-128 of a tensor's bits in row-major order, 16 bytes."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(data.numpy().data, digest_size=DIGEST_BYTES).digest()
 
 
 def digest(named: Iterable[tuple[str, Tensor]], *, known: Mapping[str, bytes] | None = None) -> str:
-    """The digest of weights: BLAKE2b-128 over (name, dtype, shape, tensor digest), names sorted.
+    """Return the digest of weights: BLAKE2b-128 over names, dtypes, shapes and tensors' digests.
+
+    The tensors are sorted by name.
 
     Args:
-        named: e.g. `model.named_parameters()`; any dtype, any device, tied storages allowed.
-        known: the `tensor_digest` of tensors that need not be read again.
+        named: (name, tensor) pairs, such as `model.named_parameters()`, of any dtype and device;
+            tied storages are allowed.
+        known: the `tensor_digest` of tensors that need not be read again, by name. Default: none.
 
     Returns:
-        32 hexadecimal digits: equal for two models if and only if all bits are (but for a
-        collision, of probability 2**-128).
+        32 hexadecimal digits. They are equal for two models if and only if all bits are, but for a
+        collision, of probability 2**-128.
 
     Raises:
         ValueError: two tensors have the same name.
@@ -217,7 +224,7 @@ def digest(named: Iterable[tuple[str, Tensor]], *, known: Mapping[str, bytes] | 
     last = None
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
         if name == last:
-            raise ValueError(f"the name {name!r} stands twice; give each tensor its own")
+            raise ValueError(f"the name {name!r} is there twice; give each tensor its own")
         last = name
         shape = "x".join(map(str, tensor.shape))
         header = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0"

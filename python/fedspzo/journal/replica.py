@@ -1,4 +1,4 @@
-"""A copy of the model that follows the global weights, record by record."""
+"""A replica: a copy of the model that follows the global weights, record by record."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ _BITS = {2: torch.int16, 4: torch.int32}
 
 
 class Replica:
-    """A model, the round its weights are at, and an exact copy of those weights to return to.
+    """Holds a model at the global weights of a round, and returns to them after local steps.
 
-    Several clients may share one, in turn: each leaves it as it found it.
+    Several clients may share one in turn, as each leaves it as it found it. To return it keeps an
+    exact copy of the trainable weights in host memory, from the first `snapshot` on.
 
     Args:
         blocks: the model, cut into blocks; it holds the global weights of `round`.
-        round: how many records have been applied.
-
-    The copy costs the trainable weights' size in host memory, and only once `snapshot` is called.
+        round: the number of records that have been applied. Default 0.
     """
 
     def __init__(self, blocks: Blocks, round: int = 0) -> None:
@@ -35,7 +34,7 @@ class Replica:
         self.round = round
         self._weights = [parameter for group in blocks.groups for _, parameter in group]
         trained = {storage(parameter) for parameter in self._weights}
-        # what never changes is hashed once
+        # frozen weights never change, so they are hashed once
         self._frozen = {
             name: tensor_digest(parameter)
             for name, parameter in blocks.model.named_parameters()
@@ -47,11 +46,11 @@ class Replica:
 
     @property
     def trainable_bytes(self) -> int:
-        """Bytes of the trainable weights: what federated averaging sends, each way."""
+        """The size of the trainable weights in bytes, which federated averaging sends each way."""
         return sum(weight.numel() * weight.element_size() for weight in self._weights)
 
     def copy(self) -> Replica:
-        """A replica of its own, at the same round; tensors that share memory still do."""
+        """Return a replica with weights of its own, at the same round. Tied tensors stay tied."""
         blocks = copy.deepcopy(self.blocks)
         first: dict[tuple[object, ...], Tensor] = {}
         for ours, theirs in zip(
@@ -62,7 +61,7 @@ class Replica:
         return Replica(blocks, self.round)
 
     def catch_up(self, records: Iterable[Record]) -> None:
-        """Apply the records of the rounds this replica has not seen; skip those it has.
+        """Apply the records of the rounds that this replica has not seen, and skip the others.
 
         Raises:
             ValueError: a round is missing.
@@ -83,10 +82,10 @@ class Replica:
         """Take over the weights of a round, bit for bit.
 
         Args:
-            round: which round's they are.
-            weights: one tensor for each trainable one, in the order of the blocks, of its shape
-                and dtype; on any device.
-            expected: the digest of the whole model with them.
+            round: the round of the weights.
+            weights: one tensor for each trainable parameter, in the order of the blocks, of its
+                shape and dtype, on any device.
+            expected: the digest of the whole model with these weights.
 
         Raises:
             ValueError: the digest would be another one; nothing has changed then.
@@ -106,7 +105,7 @@ class Replica:
             self.round = round
 
     def snapshot(self) -> None:
-        """Keep the weights as they are now, for `restore`; nothing if this round's are kept."""
+        """Keep the weights as they are now for `restore`, unless this round's are kept already."""
         if self._anchor_round == self.round:
             return
         if not self._anchor:
@@ -132,7 +131,7 @@ class Replica:
 
     @contextmanager
     def local_steps(self) -> Iterator[None]:
-        """Train inside the `with` block; leave it, also by an exception, at the global weights."""
+        """Return to the global weights at the end of the `with` block, also after an exception."""
         self.snapshot()
         try:
             yield
@@ -140,11 +139,11 @@ class Replica:
             self.restore()
 
     def digest(self) -> str:
-        """The digest of the model's parameters as they are now (`journal.digest`).
+        """Return the digest of the model's parameters as they are now (`journal.digest`).
 
-        Frozen parameters are read once, when the replica is made. Where a snapshot of this round
-        exists, it is hashed once, and the weights are compared with it bit by bit instead: the
-        same answer several times sooner.
+        Frozen parameters are read once, when the replica is made. If there is a snapshot of this
+        round, it is hashed once, and the weights are only compared with it bit by bit, which is
+        several times faster.
         """
         if self._anchor_round != self.round or not self._at_anchor():
             return self._hash()
@@ -163,5 +162,5 @@ class Replica:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers: NaN equals itself, and -0.0 is not 0.0."""
+    """Return a tensor's bits as integers, so that NaN equals itself and -0.0 is not 0.0."""
     return tensor.contiguous().view(_BITS[tensor.element_size()])

@@ -1,4 +1,4 @@
-"""A journal of central training: each step of `SPZO` as one record."""
+"""Journal central training: each step of `SPZO` is one record."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .writer import JournalWriter
 class StepJournal(Closing):
     """Keeps every step on disk, so that base weights and journal give back the trained ones.
 
-    A context manager that closes the file. The records tell the steps' updates and nothing else:
-    train with `evaluation="layerwise"`, as in-place arithmetic leaves rounding errors that are no
-    term, and without weight decay. `fedspzo replay` compares digests and would tell.
+    It is a context manager that closes the file. The records hold the steps' updates and nothing
+    else. So train with `evaluation="layerwise"`, as in-place arithmetic leaves rounding errors
+    that are no term, and without weight decay. `fedspzo replay` compares digests, and would find
+    the difference.
 
         with StepJournal("run.fspz", blocks, source="facebook/opt-125m") as journal:
             for batch in loader:
@@ -29,10 +30,11 @@ class StepJournal(Closing):
                 journal.log(optimizer.last_step)
 
     Args:
-        path: a new journal, in place of any file there.
-        blocks: what the optimizer trains, at the base weights.
-        source: where these come from: a hub id or a path.
-        digest_every: steps between digests, each of which reads all weights; 0: none.
+        path: the path of the new journal, which replaces any file there.
+        blocks: the blocks that the optimizer trains, at the base weights.
+        source: the origin of the base weights: a hub id or a path.
+        digest_every: number of steps between digests, each of which reads all weights. Default 1;
+            0: there are none.
 
     Raises:
         JournalError: the file cannot be written.
@@ -45,7 +47,11 @@ class StepJournal(Closing):
         self._writer = JournalWriter.create(Path(path), Header.of(blocks, source).to_json())
 
     def log(self, report: StepReport) -> None:
-        """Add a step: afterwards it is on disk. Call it right after the step, for every step."""
+        """Add a step, which is on disk when this returns. Call it right after every step.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
         record = step_record(report, self.steps)
         self.steps += 1
         due = self.digest_every and self.steps % self.digest_every == 0
@@ -58,7 +64,12 @@ class StepJournal(Closing):
 
 
 def step_record(report: StepReport, round: int) -> Record:
-    """What a step added to the weights; a term of 0 is none, as adding it turns -0 into 0."""
+    """Return the record of a step's update, without terms of 0, as adding one turns -0.0 into 0.0.
+
+    Args:
+        report: the step.
+        round: the number of records before it.
+    """
     return Record(
         round,
         tuple(

@@ -1,6 +1,6 @@
-"""The journal on disk, written: record by record as they come, or whole.
+"""Write a journal to disk: record by record, or whole.
 
-A record is on disk when `append` returns. Nothing is known of what a record means.
+A record is on disk when `append` returns. This module does not know what a record means.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BODY_LIMIT = 2**32
 
 
 class JournalWriter(Closing):
-    """Appends records. One process at a time may write a journal; its caller sees to that.
+    """Appends records to a journal. The caller sees to it that one process at a time does so.
 
-    Made by `create` or `resume`; a context manager that closes the file.
+    `create` and `resume` make one. It is a context manager that closes the file.
 
     Attributes:
         path: the file.
-        torn: bytes of a torn record that `resume` cut off.
+        torn: number of bytes of a torn record that `resume` cut off.
     """
 
     def __init__(self, path: Path, *, end: int, chain: int, torn: int = 0) -> None:
@@ -43,7 +43,7 @@ class JournalWriter(Closing):
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> JournalWriter:
-        """Begin a journal, in place of whatever file is there: afterwards its header is on disk.
+        """Begin a journal, whose header is on disk when this returns. It replaces any file there.
 
         Args:
             path: the file; its folder exists.
@@ -58,7 +58,7 @@ class JournalWriter(Closing):
 
     @classmethod
     def resume(cls, path: Path) -> JournalWriter:
-        """Continue a journal after its last whole record; a torn one is cut off.
+        """Continue a journal after its last whole record, and cut off a torn one.
 
         Raises:
             JournalError: the file is damaged, or cannot be written.
@@ -69,10 +69,14 @@ class JournalWriter(Closing):
         return cls(path, end=reader.end, chain=reader.chain, torn=reader.torn)
 
     def append(self, kind: int, body: bytes) -> None:
-        """Add a record: afterwards it is on disk. When this raises, the journal is as before.
+        """Add a record, which is on disk when this returns. If it raises, the journal is as before.
+
+        Args:
+            kind: the record's kind (`journal.reader`).
+            body: the record's content.
 
         Raises:
-            JournalError: the file cannot be written, e.g. because the disk is full.
+            JournalError: the file cannot be written, for example because the disk is full.
             ValueError: the body has 2**32 bytes or more, or the writer is closed.
         """
         if self._file is None:
@@ -98,7 +102,7 @@ class JournalWriter(Closing):
             self._file = None
 
     def _cut(self) -> None:
-        """Take back what part of a record was written. If that fails too, the next resume does."""
+        """Cut off a record that was written in part. If that fails too, the next resume does it."""
         if self._file is None:
             return
         try:
@@ -110,17 +114,17 @@ class JournalWriter(Closing):
 def write_whole(
     path: Path, header: Mapping[str, Any], records: Iterable[tuple[int, bytes]] = ()
 ) -> tuple[int, int]:
-    """Create or replace a journal: whole and on disk when this returns, as before if it raises.
+    """Create or replace a journal. It is whole and on disk when this returns.
 
     Args:
-        path, header: as `JournalWriter.create`.
-        records: kind and body of each.
+        path, header: as for `JournalWriter.create`.
+        records: the kind and body of each record. Default: none.
 
     Returns:
-        Its size, and its last checksum.
+        The file's size in bytes, and its last checksum.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written; any file there is as before.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     preamble = PREAMBLE.pack(MAGIC, VERSION)
@@ -135,7 +139,7 @@ def write_whole(
 
 
 def _frame(kind: int, body: bytes, chain: int) -> tuple[bytes, int]:
-    """A record's bytes, and its checksum, which the next record's continue."""
+    """Return a record's bytes, and its checksum, which the next record's checksums continue."""
     start = HEAD.pack(len(body), kind, 0)[: -CHECKSUM.size]
     head_chain = zlib.crc32(start, chain)
     body_chain = zlib.crc32(body, head_chain)

@@ -1,6 +1,8 @@
-"""The optimizer `SPZO` and its param groups.
+"""The optimizer `SPZO`, its param groups, and its steps.
 
-May import `auto_lr`, `evaluation`, `estimators` and `blocks`.
+`spzo` holds the optimizer's settings and state, `param_groups` makes blocks of torch's param
+groups, and `step` estimates and makes one step. May import `auto_lr`, `evaluation`, `estimators`,
+`blocks`, `privacy` and the root's modules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torch param groups as blocks: names, ties and defaults settled, values checked."""
+"""Param groups as blocks: settle their names, ties and defaults, and check their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedspzo.auto_lr.rates import START
+from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.parameters import storage, trainable
+from fedspzo.checks import check_positive
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.base import check_count
 from fedspzo.estimators.defaults import (
@@ -25,22 +28,57 @@ Group = dict[str, Any]
 
 
 def named(group: Group) -> list[tuple[str, Tensor]]:
-    """A param group's (name, parameter) pairs."""
+    """Return a param group's (name, parameter) pairs."""
     return list(zip(group["param_names"], group["params"], strict=True))
 
 
 def learning_rate(group: Group) -> float:
-    """The rate that a block's updates use."""
+    """Return the learning rate that a block's updates use."""
     return float(group["lr"] * group["lr_scale"])
 
 
 def is_low(group: Group) -> bool:
-    """Whether a group has weights of less than float32's precision."""
+    """Tell whether a group has bfloat16 or float16 weights."""
     return any(parameter.dtype != torch.float32 for parameter in group["params"])
 
 
-def as_groups(params: Iterable[Any]) -> list[Group]:
-    """What torch optimizers take (tensors, named tensors or dicts) as a list of new dicts."""
+def set_rates(groups: Sequence[Group], rates: Sequence[float]) -> None:
+    """Set each group's `lr`."""
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def use_rates(groups: Sequence[Group], rates: Sequence[float]) -> None:
+    """Set each block's learning rate: `lr` to the rate, and `lr_scale` to 1.
+
+    Raises:
+        ValueError: there is not one finite number above 0 for each block. Nothing has changed then.
+    """
+    if len(rates) != len(groups):
+        raise ValueError(f"lr is {rates!r}, but there are {len(groups)} blocks; give each one")
+    for rate in rates:
+        check_positive("lr", rate)
+    for group in groups:
+        group["lr_scale"] = 1.0
+    set_rates(groups, rates)
+
+
+def as_groups(params: Blocks | Iterable[Any]) -> list[Group]:
+    """Return new param groups.
+
+    Args:
+        params: a `Blocks`, or what torch optimizers take: tensors, named tensors, or dicts.
+
+    Raises:
+        TypeError: it is not iterable.
+        ValueError: it is empty.
+    """
+    if isinstance(params, Blocks):
+        return params.param_groups()
+    if not isinstance(params, Iterable):
+        raise TypeError(
+            f"params is a {type(params).__name__}; pass split(model) or Blocks.single(model)"
+        )
     members = [params] if isinstance(params, Tensor) else list(params)
     if not members:
         raise ValueError("params is empty; pass blocks.split(model) or model.named_parameters()")
@@ -49,7 +87,45 @@ def as_groups(params: Iterable[Any]) -> list[Group]:
     return [{"params": members}]
 
 
-def distribute(groups: Sequence[Group], field: str, value: Any) -> None:
+def distribute_settings(
+    groups: Sequence[Group],
+    kind: type[Estimator],
+    *,
+    lr: float | Sequence[float] | str,
+    eps: float | Sequence[float] | None,
+    perturbations: int | Sequence[int | None] | None,
+) -> None:
+    """Give each group its own settings, but for those that it has already.
+
+    A setting that follows from the blocks' costs is None until `fill_defaults` knows these.
+
+    Args:
+        groups: the optimizer's groups.
+        kind: the estimator's class.
+        lr: one rate, or one for each group, or "auto".
+        eps: one scale, or one for each group; None: the default for the dtype.
+        perturbations: one number for each group, or an int if all blocks move along the same
+            directions; None: the default.
+
+    Raises:
+        ValueError: there is not one value for each group.
+    """
+    if perturbations is None:
+        perturbations = 1 if kind.joint else (None,) * len(groups)
+    elif not kind.joint and not isinstance(perturbations, Sequence):
+        raise ValueError(
+            f"perturbations is {perturbations!r}; {kind.name!r} takes one number a block"
+        )
+    own = kind.joint or isinstance(lr, str | Sequence)
+    for group in groups:
+        # not folded into lr, which schedulers own
+        group.setdefault("lr_scale", 1.0 if own or "lr" in group else None)
+    _distribute(groups, "lr", START if isinstance(lr, str) else lr)
+    _distribute(groups, "eps", eps)
+    _distribute(groups, "perturbations", perturbations)
+
+
+def _distribute(groups: Sequence[Group], field: str, value: Any) -> None:
     """Give each group without a value of its own the one value, or its one of a sequence."""
     own = value if isinstance(value, Sequence) else [value] * len(groups)
     if len(own) != len(groups):
@@ -61,16 +137,43 @@ def distribute(groups: Sequence[Group], field: str, value: Any) -> None:
         group.setdefault(field, item)
 
 
-def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
-    """A new group with named, trainable parameters, each storage once, and checked options.
+def check_joins(group: Group, others: Sequence[Group], kind: type[Estimator], *, cuts: int) -> None:
+    """Check that a group can be added to others, and give it their perturbations if it has to.
 
     Args:
-        group: `params`, a list, and options; what is missing gets its default.
+        group: the new group.
         others: the optimizer's groups so far.
-        index: the first parameter's index, which is the name of one without a name.
+        kind: the estimator's class.
+        cuts: number of cuts in the network whose blocks the groups are; 0: they are just groups.
 
     Raises:
-        TypeError, ValueError: naming the option or parameter, its value and the remedy.
+        ValueError: the group cannot be added.
+    """
+    if cuts and len(others) == cuts + 1:
+        raise ValueError(
+            "a param group is added to a network's blocks, which it is no part of; unfreeze its"
+            " parameters first, and split the model then"
+        )
+    if kind.joint and others:
+        count = others[0]["perturbations"]
+        if group.setdefault("perturbations", count) != count:
+            raise ValueError(
+                f"perturbations is {group['perturbations']!r}, but the other groups have {count},"
+                f" and {kind.name!r} moves all along the same directions; leave it out"
+            )
+
+
+def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
+    """Return a new group with named, trainable parameters, each storage once, and checked options.
+
+    Args:
+        group: `params`, a list, and options. Missing options get their defaults.
+        others: the optimizer's groups so far.
+        index: the first parameter's index. A parameter without a name is named by its index.
+
+    Raises:
+        TypeError, ValueError: an option or parameter is wrong; the message names it, its value and
+            the remedy.
     """
     pairs = [
         member if isinstance(member, tuple) else (str(i), member)
@@ -122,19 +225,19 @@ def fill_defaults(
     *,
     newton: bool,
 ) -> None:
-    """Fill in what follows from the blocks' costs: perturbations, and from them rates.
+    """Fill in the settings that follow from the blocks' costs: perturbations, then `lr_scale`.
 
     Args:
-        groups: an optimizer's; what is None and can be told is set.
-        estimator: its class.
+        groups: the optimizer's groups. A setting that is None is set, if it can be told.
+        estimator: the estimator's class.
         shares: for each block but the first, its cost share; None: not yet measured.
-        newton: whether the last block may take Newton steps.
+        newton: the last block may take Newton steps.
     """
     if shares is not None:
-        rule = estimator.default_perturbations(shares, FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
+        defaults = estimator.default_perturbations(shares, FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
         if newton and shares:
-            rule = (*rule[:-1], newton_perturbations(shares[-1]) or rule[-1])
-        for group, count in zip(groups, rule, strict=True):
+            defaults = (*defaults[:-1], newton_perturbations(shares[-1]) or defaults[-1])
+        for group, count in zip(groups, defaults, strict=True):
             if group["perturbations"] is None:
                 group["perturbations"] = count
     counts = [group["perturbations"] for group in groups]

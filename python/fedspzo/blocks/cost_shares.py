@@ -1,0 +1,92 @@
+"""Cost shares: the cost of an evaluation that replays the blocks before a cut, over a full one's.
+
+The cost is counted in floating point operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
+
+from .activation_replay import ActivationReplay
+from .evaluation_mode import eager
+from .touched import Touched
+
+
+class _NoModules(ModuleTracker):
+    """Tracks no modules, so that operations are counted for the whole model alone.
+
+    Without gradients the tracker's hooks fail on a module whose input is a parameter (DeBERTa).
+    """
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+def _flop_counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    return counter
+
+
+def measure(
+    replay: ActivationReplay, blocks: Sequence[Mapping[str, Tensor]], evaluate: Callable[[], Tensor]
+) -> tuple[float, ...]:
+    """Check that a model works as it was split, and measure the cost share of each cut.
+
+    The model is evaluated once in full and once replayed from every cut, at the weights as they
+    are.
+
+    Args:
+        replay: an entered replay with at least one layer.
+        blocks: for each block but the first, its parameters by name.
+        evaluate: returns the loss, a scalar, always of the same data.
+
+    Returns:
+        For each block but the first, its cost share in (0, 1].
+
+    Raises:
+        RuntimeError: a block's parameters are used before its cut, or the losses differ.
+    """
+    replay.capture()
+    with ExitStack() as stack:
+        stack.enter_context(eager())
+        early = [
+            stack.enter_context(Touched(block, until=replay.layers[start - 1]))
+            for block, start in zip(blocks, replay.starts, strict=True)
+        ]
+        full = stack.enter_context(_flop_counter())
+        loss = evaluate()
+    replay.check()
+    for number, touched in enumerate(early, 2):
+        if touched.names:
+            raise RuntimeError(
+                f"block {number}'s parameters {sorted(touched.names)} are used before the cut; pass"
+                " example=BATCH to blocks.split, so that it can see where they are used"
+            )
+    total = full.get_total_flops()
+    shares = []
+    for number in range(1, len(replay.starts) + 1):
+        replay.replay(number)
+        with eager(), _flop_counter() as part:
+            again = evaluate()
+        replay.check()
+        # on a CPU forward passes repeat to the bit; other devices may add in another order
+        tolerance = 0.0 if loss.device.type == "cpu" else 1e-3
+        if loss.isfinite() and not torch.isclose(again, loss, rtol=tolerance, atol=0.0):
+            raise RuntimeError(
+                f"the loss is {loss.item()} in full and {again.item()} replayed before block"
+                f" {number + 1}. Either the closure's data or dropout change from call to call, or"
+                f" block {number + 1} uses more than the last output of the layers before it: then"
+                " cut elsewhere, or pass Blocks.single(model)"
+            )
+        shares.append(max(part.get_total_flops(), 1) / total if total else 1.0)
+    return tuple(shares)

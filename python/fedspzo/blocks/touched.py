@@ -1,0 +1,65 @@
+"""Find the tensors that a model's operations touch, wherever the model uses them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Touched(TorchDispatchMode):
+    """Records the tensors that operations inside the `with` block read or write.
+
+    It looks at the memory that each operation is given. So it also sees a parameter that is used
+    outside its own module's forward.
+
+    Args:
+        tensors: the tensors to look for, by name.
+        until: the module at whose first return recording ends. Default: it ends with the block.
+
+    Attributes:
+        names: the names of the tensors that were touched.
+        done: recording has ended.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], until: nn.Module | None = None) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.done = False
+        self._spans = sorted(
+            (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name)
+            for name, t in tensors.items()
+        )
+        self._starts = [start for start, _, _ in self._spans]
+        self._until = until
+        self._hook: Any = None
+
+    def __enter__(self) -> Touched:
+        if self._until is not None:
+            self._hook = self._until.register_forward_hook(self._end, always_call=False)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        super().__exit__(*exc_info)
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _end(self, *_: Any) -> None:
+        self.done = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.done:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self._record(leaf.data_ptr())
+        return func(*args, **(kwargs or {}))
+
+    def _record(self, address: int) -> None:
+        i = bisect_right(self._starts, address) - 1
+        if i >= 0 and address < self._spans[i][1]:
+            self.names.add(self._spans[i][2])

@@ -1,0 +1,44 @@
+"""The state that continues an optimizer bit for bit, besides its param groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .param_groups import Group
+
+STATE = (
+    *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
+    "cost_shares",
+)
+"""Attributes of `SPZO` that are saved and restored. The estimator is saved too, and compared."""
+
+
+def checked_state(
+    state_dict: dict[str, Any], estimator: str, groups: Sequence[Group]
+) -> dict[str, Any]:
+    """Return the part of a `SPZO.state_dict()` that is not torch's.
+
+    Args:
+        state_dict: the state to load.
+        estimator: the name of the optimizer's estimator.
+        groups: the optimizer's param groups.
+
+    Raises:
+        ValueError: it is another optimizer's, or its parameters have other names.
+    """
+    state: dict[str, Any] = state_dict.get("spzo", {})
+    if state.keys() != {"estimator", "auto", *STATE}:
+        raise ValueError("state_dict is not what SPZO.state_dict() returned; pass that")
+    if state["estimator"] != estimator:
+        raise ValueError(
+            f"state_dict is of estimator {state['estimator']!r}; build SPZO with it, not with"
+            f" {estimator!r}"
+        )
+    saved = [group["param_names"] for group in state_dict["param_groups"]]
+    if saved != [group["param_names"] for group in groups]:
+        raise ValueError(
+            "state_dict names other parameters than this optimizer's; build SPZO from the same"
+            " model, split at the same layer"
+        )
+    return state

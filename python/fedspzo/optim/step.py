@@ -1,0 +1,231 @@
+"""One step of `SPZO`: evaluate the loss at the estimator's points, work out the update, make it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor
+
+from fedspzo.auto_lr.central import CentralPolicy
+from fedspzo.auto_lr.newton import Spectrum, spectrum_along
+from fedspzo.auto_lr.trust_ratio import Trial
+from fedspzo.blocks.activation_replay import ActivationReplay
+from fedspzo.choices import Rounding, Sides
+from fedspzo.estimators import Estimator
+from fedspzo.estimators.anchored import Anchored
+from fedspzo.estimators.defaults import can_take_newton_steps, newton_evaluations
+from fedspzo.estimators.float32 import coefficients, to_float32
+from fedspzo.estimators.points import Losses
+from fedspzo.estimators.step_report import StepReport, terms_of
+from fedspzo.evaluation.closures import private_gradients
+from fedspzo.evaluation.evaluator import Evaluator
+from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
+from fedspzo.privacy import Mechanism
+from fedspzo.seeds import step_rounding_seed
+
+from .param_groups import Group, learning_rate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """Estimates the gradients of one step, and reports the update that they give.
+
+    Attributes:
+        number: the step's number, from 0.
+        seed: the optimizer's seed.
+        kind: the estimator's class.
+        sides: "one" or "two".
+        groups: the optimizer's param groups.
+        shares: for each block but the first, its cost share; None: not yet measured.
+        replay: the activation replay.
+        rounding: rounding of the update to the weights' dtype.
+        auto: the policy of lr="auto", which learns from the step; None: rates are as set.
+        privacy: makes the gradients private, or None.
+    """
+
+    number: int
+    seed: int
+    kind: type[Estimator]
+    sides: Sides
+    groups: Sequence[Group]
+    shares: Sequence[float] | None
+    replay: ActivationReplay
+    rounding: Rounding
+    auto: CentralPolicy | None
+    privacy: Mechanism | None
+
+    def estimator(self) -> Estimator:
+        """Return the step's estimator. With lr="auto" some blocks may rest in it.
+
+        Numbers of perturbations that are not yet known count as 2.
+
+        Raises:
+            ValueError: the numbers of perturbations do not fit the estimator.
+        """
+        given = (group["perturbations"] for group in self.groups)
+        counts = tuple(2 if count is None else count for count in given)
+        if self.auto is None or not issubclass(self.kind, Anchored):
+            return self.kind(sides=self.sides, perturbations=counts)
+        cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
+        newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
+        return self.kind(
+            sides=self.sides,
+            perturbations=self.auto.turns(counts) if any(counts) else counts,
+            mirrored=bool(self.replay.starts) and self.auto.measures_curvature(counts),
+            newton=len(counts) - 1 if newton else None,
+        )
+
+    def estimate(
+        self, blocks: Sequence[MovableBlock], evaluate: Callable[[], Tensor]
+    ) -> StepReport:
+        """Evaluate the estimator's points, and report the step to make.
+
+        The replay is entered, and the groups have all their defaults.
+
+        Args:
+            blocks: the blocks, which move the weights that the evaluation sees. They are left at
+                the last point.
+            evaluate: returns the loss, a scalar; with privacy one loss an example, (B,).
+        """
+        estimator = self.estimator()
+        seeds = estimator.seeds(self.seed, self.number)
+        eps = estimator.scales([group["eps"] for group in self.groups])
+        if self.auto is not None:
+            self.auto.measure([group["params"] for group in self.groups])
+        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
+        spectrum = None
+        if isinstance(estimator, Anchored) and estimator.newton is not None:
+            spectrum = spectrum_along(evaluator, estimator, eps)
+        evaluator.visit(estimator.points())
+        losses = evaluator.means()
+        if self.privacy is None:
+            found = estimator.gradients(losses, eps)
+        else:
+            found = private_gradients(self.privacy, estimator, evaluator.losses, eps)
+        gradients = tuple(to_float32(block) for block in found)
+        followed = self._learn(estimator, losses, gradients, eps, spectrum)
+        report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
+        if self.auto is None:
+            return report
+        if report.skipped:
+            return self.auto.skip(report)
+        return self.auto.judge(report, self._trial(gradients, blocks, evaluate))
+
+    def _learn(
+        self,
+        estimator: Estimator,
+        losses: Losses,
+        gradients: tuple[Sequence[float], ...],
+        eps: Sequence[float],
+        spectrum: Spectrum | None,
+    ) -> tuple[Sequence[float], ...]:
+        """Return the numbers that the update follows: the gradients, unless lr="auto" damps them.
+
+        The policy of lr="auto" learns from the step on the way.
+        """
+        if self.auto is None or not all(map(math.isfinite, losses.values())):
+            return gradients
+        sides = 2 if self.sides == "two" else 1
+        counts = [sides * group["perturbations"] for group in self.groups]
+        if spectrum is not None:
+            counts[-1] = newton_evaluations(self.groups[-1]["perturbations"])
+        shares = (1.0, *(self.shares or ()))
+        costs = [count * share for count, share in zip(counts, shares, strict=True)]
+        costs[-1] += 1  # the loss at theta, which the other blocks' turns share
+        curvatures = estimator.curvatures(losses, eps)
+        return self.auto.learn(gradients, curvatures, costs, spectrum)
+
+    def _report(
+        self,
+        estimator: Estimator,
+        losses: Losses,
+        seeds: tuple[tuple[int, ...], ...],
+        gradients: tuple[tuple[float, ...], ...],
+        followed: tuple[Sequence[float], ...],
+        forwards: float,
+    ) -> StepReport:
+        rates = self._rates()
+        updates = tuple(map(coefficients, followed, rates))
+        # a private step may not depend on the losses, not even by being skipped
+        finite = () if self.privacy else losses.values()
+        skipped = not all(map(math.isfinite, (*finite, *chain.from_iterable(gradients + updates))))
+        zeros = tuple((0.0,) * len(block) for block in seeds)
+        stochastic = self.rounding == "stochastic"
+        return StepReport(
+            step=self.number,
+            loss=estimator.loss(losses),
+            losses=tuple(losses.values()),
+            seeds=seeds,
+            gradients=zeros if skipped else gradients,
+            coefficients=zeros if skipped else updates,
+            rounding_seed=step_rounding_seed(self.seed, self.number) if stochastic else None,
+            forwards=forwards,
+            skipped=skipped,
+            lr=rates,
+        )
+
+    def _rates(self) -> tuple[float, ...]:
+        """Return the learning rate that each block's update uses."""
+        if self.auto is None:
+            return tuple(learning_rate(group) for group in self.groups)
+        scales = (group["lr_scale"] for group in self.groups)
+        return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
+
+    def _trial(
+        self,
+        gradients: Sequence[Sequence[float]],
+        blocks: Sequence[MovableBlock],
+        evaluate: Callable[[], Tensor],
+    ) -> Trial:
+        moved = next(block for block, found in enumerate(gradients) if found)
+
+        def look() -> Tensor:
+            if moved:  # the blocks before it are as they were when captured
+                self.replay.replay(moved)
+            else:
+                self.replay.capture()
+            return evaluate()
+
+        dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
+        return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
+
+
+def make_update(
+    report: StepReport, blocks: Sequence[InPlaceBlock], groups: Sequence[Group], rounding: Rounding
+) -> None:
+    """Add a step's update to the weights, and let the next step start there.
+
+    With weight decay the weights of a block that moves are first multiplied by 1 - lr *
+    weight_decay (decoupled: Loshchilov and Hutter, arXiv 1711.05101).
+
+    Args:
+        report: the step; it is not skipped.
+        blocks: the blocks at the step's start.
+        groups: their param groups.
+        rounding: rounding of the update to the weights' dtype.
+    """
+    for group, block, seeds in zip(groups, blocks, report.seeds, strict=True):
+        if group["weight_decay"] and seeds:  # a block without directions stays as it is
+            block.decay(1 - learning_rate(group) * group["weight_decay"])
+    for block, seeds, update in zip(blocks, report.seeds, report.coefficients, strict=True):
+        block.move(terms_of(seeds, update), rounding=rounding, rounding_seed=report.rounding_seed)
+    for block in blocks:
+        block.settle()
+
+
+def may_take_newton_steps(
+    kind: type[Estimator], groups: Sequence[Group], auto: CentralPolicy | None
+) -> bool:
+    """Tell whether the last block may take Newton steps, if they are cheap enough.
+
+    Args:
+        kind: the estimator's class.
+        groups: the optimizer's param groups.
+        auto: the policy of lr="auto", or None.
+    """
+    # a Newton step's rate is an inverse curvature: weights would decay at once
+    decays = groups[-1]["weight_decay"] > 0
+    return issubclass(kind, Anchored) and auto is not None and auto.takes_turns and not decays
