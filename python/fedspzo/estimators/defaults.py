@@ -13,7 +13,7 @@ P1 + 1 passes: three cost four passes, where three steps of one direction cost s
 FEDERATED_FIRST, FEDERATED_MOST = 1, 8
 """The same for one of several clients, whose directions are averaged anyway and cost a scalar each.
 As clients' labels differ, their weights drifted apart with 32 on the demo's task
-(docs/estimators.md)."""
+(docs/results.md)."""
 NEWTON_PRODUCTS = 2
 """Number of products with a block's Hessian in a Newton step (`fedspzo.auto_lr.newton`)."""
 MOST_NEWTON, FEWEST_NEWTON = 32, 8

@@ -102,7 +102,7 @@ class SPZO(Optimizer):
         skipped: number of steps skipped because a loss was not finite.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
             step's measurement, which evaluates once in full and once replayed from each cut, and
-            the evaluation that is repeated if layerwise evaluation falls back (docs/estimators.md).
+            the evaluation that is repeated if layerwise evaluation falls back (docs/evaluation.md).
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it, its value and the remedy.
