@@ -43,7 +43,7 @@ def tune(
         if k not in scores:
             # what has cost more than the best rate's median seed has lost
             bound = min((cost for cost, _ in scores.values()), default=math.inf)
-            bound += loaded.problem.every
+            bound = min(bound + loaded.problem.every, loaded.problem.tuning_budget)
             found = []
             for seed in seeds:
                 run = results.get(loaded, setting, method, 2.0**k, seed, bound)
@@ -56,7 +56,7 @@ def tune(
             scores[k] = statistics.median_high(found)
         return scores[k]
 
-    best = method.first
+    best = method.first + loaded.problem.grid
     while True:
         found = min((best - 1, best, best + 1), key=score)  # down where all of them diverge
         if found == best:

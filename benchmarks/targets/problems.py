@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ class Problem:
         accuracies: targets on the test examples; the last one is what rates are tuned for.
         losses: further targets.
         tests: how many test examples are looked at.
+        grid: added to the power of two that a method's rates are first looked for at.
+        tuning_budget: full forward passes after which a run that tunes a rate is given up.
         tuning: how many seeds rates are tuned on.
         seeds: how many others the results are of.
     """
@@ -57,6 +60,8 @@ class Problem:
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
     tests: int = 300
+    grid: int = 0
+    tuning_budget: float = math.inf
     tuning: int = 5
     seeds: int = 9
 
@@ -152,11 +157,13 @@ PROBLEMS = (
         config=_reviews,
         needs=_needs_reviews,
         clients=4,
-        every=100,
-        budget=2000,
-        accuracies=(0.75, 0.78, 0.80),
+        every=40,
+        budget=600,
+        accuracies=(0.75, 0.78),
         losses=(0.55, 0.50),
         tests=256,
+        grid=-4,
+        tuning_budget=400,
         tuning=1,
         seeds=3,
     ),
