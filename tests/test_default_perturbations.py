@@ -27,7 +27,7 @@ def test_p2_is_the_cost_ratio_rounded_to_an_even_number(share, count):
     assert Balanced.default_perturbations([share], 3, 32) == (1, count)
 
 
-def test_perturbations_leave_the_least_noise_for_their_cost():
+def test_default_perturbations_leave_the_least_noise_for_their_cost():
     """Sum 1 / P_b at sum P_b C_b: the rule's against its neighbours, costs matched by scaling."""
     shares = (1.0, 1 / 4, 1 / 100)
     counts = Anchored.default_perturbations(shares[1:], FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
@@ -41,13 +41,13 @@ def test_perturbations_leave_the_least_noise_for_their_cost():
         assert noise(counts) < noise(moved)
 
 
-def test_perturbations_by_the_rule_have_bounds():
+def test_default_perturbations_have_bounds():
     assert Anchored.default_perturbations((1.0, 0.9, 1e-6), 3, 32) == (3, 3, 3, 32)
     of_many = Anchored.default_perturbations((0.25, 1e-6), FEDERATED_FIRST, FEDERATED_MOST)
     assert of_many == (1, 2, FEDERATED_MOST)
 
 
-def test_by_the_rule_every_direction_counts_alike():
+def test_default_learning_rates_weigh_every_direction_alike():
     assert default_lr_scales((2, 16, 64)) == (1.0, 8.0, 32.0)
     assert default_lr_scales((0, 16)) == (1.0, 16.0)
     assert default_lr_scales((2, 0, 16)) == (1.0, 0.5, 8.0)  # a rate above 0 all the same

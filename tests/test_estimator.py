@@ -16,7 +16,7 @@ from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import HERE, Point, along
 
 
-def test_formulas_on_given_losses():
+def test_gradients_and_losses_are_those_worked_out_by_hand():
     """The table, read off by hand, eps = (0.5, 0.25)."""
     eps = (0.5, 0.25)
     plus, minus = along(0, +1), along(0, -1)
@@ -73,7 +73,7 @@ def test_coefficients_are_float32_means():
         ("mezo", "two", (5, 5), 10, 0),
     ],
 )
-def test_the_cost_is_the_tables(name, sides, perturbations, full, replayed):
+def test_an_estimator_costs_what_the_table_says(name, sides, perturbations, full, replayed):
     """A point where block 1 stays is replayed, at C2 instead of 1 = C1 + C2."""
     points = find(name)(sides=sides, perturbations=perturbations).points()
     assert len(set(points)) == len(points)
@@ -131,7 +131,7 @@ def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
 
 
 @pytest.mark.parametrize("sides", ["one", "two"])
-def test_a_solved_block_shows_its_hessians_products_with_any_vector(sides):
+def test_hessian_products_of_a_newton_block_are_exact_on_a_quadratic(sides):
     """Exact on a quadratic, as are its projected gradients, whatever the other blocks do."""
     generator = torch.Generator().manual_seed(3)
     slope = torch.randn(4, generator=generator, dtype=torch.float64)

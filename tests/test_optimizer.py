@@ -82,7 +82,7 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
 
 @every_estimator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_state_dict_continues_bit_for_bit(settings, dtype):
+def test_a_run_goes_on_from_a_state_dict_bit_for_bit(settings, dtype):
     model = llama(dtype)
     optimizer = built(model, 1e-2, seed=11, **settings)
     for _ in range(2):
@@ -143,7 +143,7 @@ def test_weight_decay_is_decoupled_and_comes_before_the_update(evaluation):
     assert same(model, expected) if evaluation == "layerwise" else close(model, expected)
 
 
-def test_a_closure_that_averages_accumulates():
+def test_a_closure_may_average_the_losses_of_several_batches():
     whole, parts = llama(), llama()
 
     def averaged() -> Tensor:

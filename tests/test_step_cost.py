@@ -79,7 +79,7 @@ def test_cost_p2_and_learning_rate_of_balanced_come_from_the_first_step():
         ({"perturbations": 3, "estimator": "mezo", "sides": "one"}, 4),
     ],
 )
-def test_forwards_are_the_tables(settings, forwards):
+def test_a_step_takes_as_many_forwards_as_the_table_says(settings, forwards):
     model = llama()
     optimizer = SPZO(split(model, at=-1), cost_shares=(1 / 4,), **settings)
     optimizer.step(loss_of(model))
@@ -115,7 +115,7 @@ def test_an_anchored_step_runs_only_the_layers_it_counts():
     assert ran == {0: 1 + 1, 2: 1 + 1 + 2, 3: 1 + 1 + 2 + 3, "head": 1 + 1 + 2 + 3 + 4}
 
 
-def test_in_place_schedule_takes_few_passes(monkeypatch):
+def test_an_in_place_step_takes_few_passes_over_the_weights(monkeypatch):
     """Turns and restores are fused with what follows; block 1's restore with the update."""
     calls: list[tuple[int, int]] = []
     plain = fedspzo_kernels.Perturber.add_
@@ -147,7 +147,7 @@ def test_in_place_schedule_takes_few_passes(monkeypatch):
     assert [terms for _, terms in calls] == [1, 1, 1]
 
 
-def test_no_key_value_caches_inside_a_step():
+def test_a_step_keeps_no_key_value_caches():
     """A decoder would keep every layer's keys and values for a generation that does not follow."""
     model = llama().eval()
     assert model.config.use_cache

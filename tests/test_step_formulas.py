@@ -106,7 +106,7 @@ def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, ...]) -> dict[st
 
 @every_estimator
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
-def test_a_step_is_the_tables_update(settings, evaluation):
+def test_a_step_adds_the_update_of_the_formula(settings, evaluation):
     """Against a plain implementation: full forwards on clean copies, no capture, no in-place."""
     model = llama()
     oracle = copy.deepcopy(model).eval()
@@ -128,7 +128,7 @@ def test_a_step_is_the_tables_update(settings, evaluation):
 
 @every_estimator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtype):
+def test_layerwise_steps_change_weights_by_their_reported_terms_alone(settings, dtype):
     """What a server replays from the report is, to the bit, what the step did."""
     model = llama(dtype)
     optimizer = built(model, 1e-2, evaluation="layerwise", **settings)
@@ -140,7 +140,7 @@ def test_exact_steps_change_weights_by_their_reported_terms_alone(settings, dtyp
 
 
 @every_estimator
-def test_in_place_steps_do_the_same_to_rounding(settings):
+def test_in_place_steps_change_weights_by_their_reported_terms_up_to_rounding(settings):
     models = llama(), llama()
     for model, evaluation in zip(models, ("layerwise", "in_place"), strict=True):
         optimizer = built(model, 1e-4, evaluation=evaluation, **settings)
