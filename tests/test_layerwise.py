@@ -49,18 +49,18 @@ def by_copies(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]) -> 
         sides=optimizer.sides,
         perturbations=tuple(group["perturbations"] for group in groups),
     )
-    stands = [InPlaceBlock(named(group), snapshot=True) for group in groups]
+    blocks = [InPlaceBlock(named(group), snapshot=True) for group in groups]
     model.eval()
     values = []
     for point in estimator.points():
-        for stand, group, seeds, offset in zip(
-            stands, groups, optimizer.last_step.seeds, point, strict=True
+        for block, group, seeds, offset in zip(
+            blocks, groups, optimizer.last_step.seeds, point, strict=True
         ):
             eps = torch.tensor(group["eps"]).item()
-            stand.move({seeds[p]: sign * eps for p, sign in offset})
+            block.move({seeds[p]: sign * eps for p, sign in offset})
         values.append(loss().item())
-    for stand in stands:
-        stand.restore()
+    for block in blocks:
+        block.restore()
     return values
 
 

@@ -199,7 +199,7 @@ def test_the_head_is_put_back_when_the_model_fails(error: BaseException) -> None
 
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_a_prompts_loss_trains_in_three_blocks_as_with_the_full_head(evaluation: Any) -> None:
-    """The head at one position is a head like any other to capture, replay and stand-ins."""
+    """Capture, replay and virtual parameters take a head at one position as any other head."""
     losses = []
     for wrap in (False, True):
         torch.manual_seed(0)

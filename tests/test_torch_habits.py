@@ -93,7 +93,7 @@ def test_a_compiled_model_stays_compiled(shares):
 
 
 def test_layerwise_evaluation_runs_a_compiled_model_as_it_was_written():
-    """A compiler cannot trace stand-ins; outside the steps the model is compiled as before."""
+    """A compiler cannot trace virtual parameters; outside the steps the model stays compiled."""
     runs = []
 
     def backend(graph: Any, _: Any) -> Callable[..., Any]:
