@@ -6,13 +6,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import torch
-from machine import machine
 
 from .methods import BASELINE, CENTRAL, FEDERATED
 from .problems import PROBLEMS, Problem
@@ -37,8 +34,7 @@ def write(folder: Path) -> None:
     lines = [
         "# Computation to a target",
         "",
-        "`python benchmarks/compute_to_target.py`, which tells how learning rates were tuned. On"
-        f" {machine()}, torch {torch.__version__}, {date.today()}.",
+        "`python benchmarks/compute_to_target.py`, which tells how learning rates were tuned.",
         "",
         "Full-forward equivalents, of all clients together, until a target is met at two"
         " evaluations in a row: median (range) over the seeds that got there; 'k of n' where not"
@@ -61,7 +57,8 @@ def write(folder: Path) -> None:
                         f"## {problem.title}: {setting.name}",
                         "",
                         f"Seeds {seeds[0]} to {seeds[-1]}; rates tuned on {tuning[0]} to"
-                        f" {tuning[-1]}, but for those marked auto.",
+                        f" {tuning[-1]}, but for those marked auto. On"
+                        f" {'; '.join(sorted({run.machine for row in rows for run in row.runs}))}.",
                         "",
                         *_table(problem, rows),
                         "",

@@ -7,8 +7,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 
+import torch
+from machine import machine
 from torch import nn
 
 from fedspzo import Blocks
@@ -47,9 +50,18 @@ class Point:
     bytes_down: int = 0
 
 
+EARLIER = "AMD EPYC, 2 processors, torch 2.13.0, 27 November 2026"
+"""The machine of the runs that were made before runs named theirs."""
+
+
+def here() -> str:
+    """The machine, torch's version and the date."""
+    return f"{machine()}, torch {torch.__version__}, {date.today()}"
+
+
 @dataclass
 class Run:
-    """A run's curve, and why it ended: "targets", "budget" or "diverged"."""
+    """A run's curve, why it ended ("targets", "budget" or "diverged"), and on what machine."""
 
     problem: str
     setting: str
@@ -58,6 +70,7 @@ class Run:
     seed: int
     ended: str = ""
     curve: list[Point] = field(default_factory=list)
+    machine: str = EARLIER
 
     @property
     def key(self) -> tuple[str, str, str, float, int]:
@@ -123,7 +136,7 @@ def race(
 ) -> Run:
     """Train until both last targets are reached, the run diverges, or its budget is spent."""
     problem = loaded.problem
-    run = Run(problem.name, setting.name, method.name, lr, seed)
+    run = Run(problem.name, setting.name, method.name, lr, seed, machine=here())
     blocks = loaded.split(method.cut)
     try:
         if setting.alpha is None:
