@@ -1,4 +1,4 @@
 """The messages between a server and its clients. docs/federation.md lays out their bytes.
 
-This package may import `journal`, and from `fedspzo.federated` the settings alone.
+May import `journal`, and from `fedspzo.federated` the settings alone.
 """
