@@ -107,7 +107,7 @@ def normal(indices: Tensor, key: int, seed: Tensor) -> Tensor:
 
 
 def rademacher(indices: Tensor, key: int, seed: Tensor) -> Tensor:
-    """Return `rademacher-v1` at the elements' indices, float32: -1 for a bit that is set, else 1."""
+    """Return `rademacher-v1` at the elements' indices: float32 -1 if the bit is set, else 1."""
     return 1.0 - 2.0 * ((words(indices, key, seed, 128) >> (indices % 32)) & 1).float()
 
 
