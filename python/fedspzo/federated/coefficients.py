@@ -58,9 +58,8 @@ def weighted_mean(
     """Return the coefficients that `aggregate` gives for the rule "mean" where nothing is clipped.
 
     They are products, quotients and sums, which have the same bits on every machine. So a journal
-    leaves out the coefficients that equal these. The memory needed is that of the reports.
-
-    Args: as for `aggregate`.
+    leaves out the coefficients that equal these. The memory needed is that of the reports. The
+    arguments are those of `aggregate`.
     """
     rows = [report.gradients.values.astype(np.float64) for report in reports]
     share = weights(reports, federation.weighting)

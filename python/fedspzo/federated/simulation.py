@@ -94,9 +94,9 @@ def _run(
     evaluate_every: int,
     on_round: Callable[[RoundResult], None] | None,
 ) -> RunResult:
-    """Run all rounds. Report those of a resumed run's journal, then play the others.
+    """Run all rounds by a strategy. Report those of a resumed run's journal, then play the others.
 
-    Args: as for `run`; `strategy` plays the rounds.
+    The other arguments are those of `run`.
     """
     federation = setup.federation
     totals = Totals(strategy.trainable_bytes)
