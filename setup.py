@@ -1,4 +1,4 @@
-"""Build of the compiled backends; everything else stands in pyproject.toml.
+"""Builds the compiled backends. Everything else is in pyproject.toml.
 
 torch must be installed first, and pip run with --no-build-isolation. Without torch or a C++17
 compiler the install succeeds all the same, and the reference backend serves every device.
@@ -31,7 +31,7 @@ except ImportError:
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: the library loads in this and every later version
 CPU_FLAGS = [
     *("-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-maybe-uninitialized"),
-    # what the noise's bits rest on, then what they do not
+    # the first flag keeps the bits of the noise, the others do not affect them
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
 CUDA_FLAGS = [
@@ -47,7 +47,7 @@ def say(line: str) -> None:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler to build with, or None, saying why."""
+    """Find the CUDA compiler. Return None if there is none, and print the reason."""
     force = os.environ.get("FORCE_CUDA", "")
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
@@ -63,7 +63,7 @@ def find_nvcc() -> str | None:
 
 
 def architectures(nvcc: str) -> list[str]:
-    """-gencode flags: each architecture nvcc knows, and PTX of the last one for later ones."""
+    """Return -gencode flags: architectures that nvcc knows, and PTX of the last for later ones."""
     run = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True)
     known = run.stdout.split()
     wanted = os.environ.get("CUDA_ARCHITECTURES", ARCHITECTURES).split()
@@ -74,12 +74,12 @@ def architectures(nvcc: str) -> list[str]:
 
 
 def cuda_command(nvcc: str, target: str | os.PathLike[str], *flags: str) -> list[str]:
-    """nvcc's call that makes the CUDA backend's library `target`, with `flags` beside the usual."""
+    """Return nvcc's call that builds the CUDA backend's library, with `flags` besides the usual."""
     return [
         *(nvcc, *CUDA_FLAGS, *architectures(nvcc), *flags),
         *(f"-I{path}" for path in include_paths()),
         *("csrc/cuda/perturb.cu", "-shared", "-o", os.fspath(target)),
-        # torch keeps its symbols to itself (RTLD_LOCAL): the library finds those that it names here
+        # torch loads its symbols with RTLD_LOCAL, so the library has to name where it finds them
         *(f"-L{path}" for path in library_paths()),
         *("-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"),
     ]
@@ -110,7 +110,7 @@ def extensions() -> list[Extension]:
 if torch is not None:
 
     class OptionalBuild(BuildExtension):
-        """A failed compilation leaves a backend out instead of failing the install."""
+        """Builds the extensions, and leaves out those that fail, so that the install succeeds."""
 
         def run(self) -> None:
             built, compiler = [], self.compiler

@@ -1,4 +1,4 @@
-// The arguments of the ops, checked: what the CPU's and CUDA's implementations share.
+// Checks the arguments of the ops, for the CPU and for CUDA.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -38,7 +38,7 @@ inline void check_tensor(const Tensor& tensor, const char* name, size_t number) 
   STD_TORCH_CHECK(tensor.is_contiguous(), name, "[", number, "]: pass a contiguous tensor");
 }
 
-// Of perturb_, and of the sources of perturb_out.
+// Checks the arguments of perturb_, and those of perturb_out but for `outs`.
 inline void check_arguments(const std::vector<Tensor>& tensors, const std::vector<int64_t>& keys,
                             const std::vector<int64_t>& offsets, const Tensor& seeds,
                             const Tensor& coeffs, const std::optional<Tensor>& rounding_seed,
@@ -51,7 +51,7 @@ inline void check_arguments(const std::vector<Tensor>& tensors, const std::vecto
   for (size_t t = 0; t < tensors.size(); ++t) check_tensor(tensors[t], "tensors", t);
 }
 
-// Of perturb_out, in addition.
+// Checks the `outs` of perturb_out.
 inline void check_outs(const std::vector<Tensor>& sources, const std::vector<Tensor>& outs) {
   STD_TORCH_CHECK(outs.size() == sources.size(), "outs: ", outs.size(), " for ", sources.size(),
                   " sources");

@@ -25,7 +25,7 @@ Row = tuple[float, ...]
 
 
 def upper_quantile(p: mpf) -> mpf:
-    """The z whose upper tail probability is p, for 0 < p <= 1/2."""
+    """Return the z whose upper tail probability is p, for 0 < p <= 1/2."""
     if p > mpf("1e-3"):
         return sqrt(2) * erfinv(1 - 2 * p)
     start = sqrt(-2 * mp.log(p))
@@ -34,7 +34,7 @@ def upper_quantile(p: mpf) -> mpf:
 
 
 def cubic(low: mpf, high: mpf) -> list[mpf]:
-    """Monomial coefficients, constant first, of the interpolant at the Chebyshev nodes."""
+    """Return the interpolant at the Chebyshev nodes as monomial coefficients, constant first."""
     count = DEGREE + 1
     centre, half = (low + high) / 2, (high - low) / 2
     nodes = [centre + half * cos(pi * (2 * i + 1) / (2 * count)) for i in range(count)]
@@ -54,7 +54,7 @@ def to_float32(value: mpf) -> float:
 
 
 def table() -> list[Row]:
-    """Rows (c0, c1, c2, c3) in the order of the index `bits(f) >> (23 - SEGMENT_BITS)`.
+    """Compute the rows (c0, c1, c2, c3), in the order of `bits(f) >> (23 - SEGMENT_BITS)`.
 
     The index keeps five bits of the biased exponent, so octave k stands at row (k - 1) mod 32.
     The last octave holds f = 2**31 alone, where the quantile is 0.
@@ -71,7 +71,7 @@ def table() -> list[Row]:
 
 
 def digest(rows: list[Row]) -> str:
-    """SHA-256 of the rows as little-endian float32."""
+    """Return the SHA-256 of the rows as little-endian float32."""
     flat = [value for row in rows for value in row]
     return hashlib.sha256(struct.pack(f"<{len(flat)}f", *flat)).hexdigest()
 

@@ -1,9 +1,9 @@
-// The noise streams `normal-v1` and `rademacher-v1`, for the host and for CUDA: the contract is in
-// docs/noise.md, the same in Python in fedspzo_kernels/reference.py.
+// The noise streams `normal-v1` and `rademacher-v1`, for the host and for CUDA. docs/noise.md has
+// the contract, and fedspzo_kernels/reference.py the same in Python.
 //
-// Only integer operations and correctly rounded IEEE float32 operations; every fused multiply-add
-// is written as one, and none may be formed by the compiler (-ffp-contract=off, -fmad=false). That
-// is why every backend gives the same bits.
+// The code uses only integer operations and correctly rounded IEEE float32 operations. Each fused
+// multiply-add is written as one, and the compiler may not form any (-ffp-contract=off,
+// -fmad=false). So all backends give the same bits.
 #pragma once
 
 #include <cmath>
@@ -22,15 +22,15 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-// Set in counter word 1 for rounding bits; an element index never reaches that bit.
+// The bit of counter word 1 that is set for rounding bits. An element's index never reaches it.
 constexpr uint32_t kRoundingDomain = 0x80000000u;
 
 struct Words {
   uint32_t w[4];
 };
 
-// Philox4x32-10 (Salmon et al., 2011): the four words of `counter` in the stream of `seed`. The
-// counter's words are low32(counter), high32(counter) | domain, low32(key), high32(key).
+// Returns the four words of `counter` in the stream of `seed`, by Philox4x32-10 (Salmon et al.,
+// 2011). The counter's words are low32(counter), high32(counter) | domain, low32(key), high32(key).
 FEDSPZO_FN Words philox(uint64_t counter, uint64_t key, uint64_t seed, uint32_t domain = 0) {
   uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32) | domain;
   uint32_t c2 = uint32_t(key), c3 = uint32_t(key >> 32);
@@ -47,8 +47,8 @@ FEDSPZO_FN Words philox(uint64_t counter, uint64_t key, uint64_t seed, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// Philox for counters that share their high word, as those of one span of a tensor do: only their
-// low word makes a difference, so half of the first two rounds is computed once for all of them.
+// Philox for counters that share their high word, as those of one span of a tensor do. They differ
+// in their low word alone, so half of the first two rounds is computed once for all of them.
 struct PhiloxSpan {
   uint32_t first, second_a, second_b, third;
   uint32_t k0[kPhiloxRounds - 2], k1[kPhiloxRounds - 3];  // from round 2 and from round 3 on
@@ -113,11 +113,12 @@ constexpr int kSegmentBits = 1;
 constexpr uint32_t kTableRows = 32u << kSegmentBits;
 constexpr int kTableShift = 23 - kSegmentBits;
 
-// The row of the table for f: the low five bits of its exponent and the top bits of its fraction.
+// Returns the row of the table for f: the low five bits of its exponent and the top bits of its
+// fraction.
 FEDSPZO_FN uint32_t table_row(float f) { return (bits_of(f) >> kTableShift) & (kTableRows - 1); }
 
-// `normal-v1`: the standard normal of one random word. The word, made odd and read as a signed
-// integer f, is uniform and symmetric; |f| / 2^32 is the tail probability.
+// Returns `normal-v1`, the standard normal value of one random word. The word is made odd and read
+// as a signed integer f, which is uniform and symmetric. |f| / 2^32 is the tail probability.
 FEDSPZO_FN float normal_of(uint32_t word, const Cubic* table) {
   const float f = float(int32_t(word | 1u));
   const float t = fabsf(f);

@@ -1,4 +1,5 @@
-// float32 to and from the bits of bfloat16 and float16: nearest-even and stochastic rounding.
+// Converts float32 to and from the bits of bfloat16 and float16, with rounding to nearest even or
+// stochastic rounding.
 #pragma once
 
 #include "noise.h"
@@ -18,7 +19,7 @@ FEDSPZO_FN float float_of_float16(uint16_t h) {
 
 FEDSPZO_FN uint16_t sign_of(uint32_t bits) { return uint16_t(bits >> 16) & 0x8000u; }
 
-// Infinities and NaN, which no rounding may touch.
+// Returns true for infinities and NaN, which rounding must not change.
 FEDSPZO_FN bool is_special(uint32_t bits) { return (bits & kMagnitude) >= kInfinity; }
 
 FEDSPZO_FN uint16_t special_bfloat16(uint32_t bits) {
@@ -39,15 +40,17 @@ FEDSPZO_FN uint16_t nearest_float16(float value) {
   const uint32_t bits = bits_of(value), magnitude = bits & kMagnitude;
   if (is_special(bits)) return special_float16(bits);
   if (magnitude >= 0x477FF000u) return sign_of(bits) | 0x7C00u;  // from 65520 on
-  // Below 2^-14 the spacing is 2^-24: adding 2^-1 leaves a float32 whose last bit is worth that.
+  // Below 2^-14 the spacing is 2^-24. The last bit of a float32 at 2^-1 is worth that, so adding
+  // 2^-1 rounds to it.
   if (magnitude < 0x38800000u)
     return sign_of(bits) | uint16_t(bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f));
   return sign_of(bits) |
          uint16_t((magnitude - ((127u - 15u) << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13);
 }
 
-// Stochastic rounding adds random bits below the last kept bit and truncates: the upper neighbour
-// has the probability of the value's distance from the lower one. `random` has 16 bits.
+// Rounds stochastically: adds random bits below the last kept bit, and truncates. So the upper
+// neighbour's probability is the value's distance from the lower one, in units of their spacing.
+// `random` has 16 bits.
 FEDSPZO_FN uint16_t stochastic_bfloat16(float value, uint32_t random) {
   const uint32_t bits = bits_of(value);
   if (is_special(bits)) return special_bfloat16(bits);
@@ -67,7 +70,8 @@ FEDSPZO_FN uint16_t stochastic_float16(float value, uint32_t random) {
   return sign_of(bits) | uint16_t(rounded < 0x7C00u ? rounded : 0x7C00u);
 }
 
-// The 16 rounding bits of element i: eight elements a counter, the low half word first.
+// Returns the 16 rounding bits of an element. Eight elements share a counter, and two share a word,
+// whose low half is first.
 FEDSPZO_FN uint32_t rounding_bits(const Words& words, uint64_t index) {
   return (words.w[index % 8 / 2] >> (index % 2 * 16)) & 0xFFFFu;
 }

@@ -1,9 +1,10 @@
-"""The fused kernels of fedspzo: seeded noise, perturbation, restore and update in one op.
+"""The fused kernels of fedspzo: one op perturbs, restores and updates weights by seeded noise.
 
-`perturb_` is the op in place, `perturb` out of place, `perturb_rows` for an embedding's lookup;
-`Perturber` checks the tensors once for many calls. `noise` shows what they add, `parameter_key`
-names a parameter, `serving` tells which backend serves a device, `info` why another one does not.
-Imports nothing of `fedspzo`: it knows neither models nor federation.
+`perturb_` adds the noise in place, `perturb` out of place, and `perturb_rows` to the rows of an
+embedding's lookup. A `Perturber` checks its tensors once for many calls. `noise` returns the noise
+itself, and `parameter_key` a parameter's key. `serving` names the backend that serves a device, and
+`info` tells the state of all backends. Imports nothing of `fedspzo`, and has no notion of models or
+federation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Schemas and fakes of the three ops. Compiled backends register their kernels under these names.
+"""Defines the three ops, with their schemas, default implementations and fakes.
 
-`perturb_` changes tensors in place, `perturb_out` writes the perturbed values to other tensors, and
-`perturb_rows` writes some perturbed rows of one tensor, as an embedding's lookup needs. All three
-take contiguous tensors on one device; `functional.py` and `perturber.py` are their public forms.
+Compiled backends register their kernels under these names. `perturb_` changes tensors in place,
+`perturb_out` writes the perturbed values to other tensors, and `perturb_rows` writes some perturbed
+rows of one tensor, as an embedding's lookup needs. All three take contiguous tensors on one device.
+`functional.py` and `perturber.py` have their public forms.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def _copy_and_perturb(
     torch.ops.fedspzo.perturb_(outs, keys, offsets, seeds, coeffs, rounding_seed, stream)
 
 
-# These serve every device whose backend has no kernel of its own. A backend has to have `perturb_`;
-# a `perturb_out` of its own saves a read and a write.
+# These serve each device whose backend has no kernel of its own. A backend has to have `perturb_`.
+# If it also has `perturb_out`, that saves a read and a write.
 torch.library.impl("fedspzo::perturb_", "CompositeExplicitAutograd", reference.perturb_)
 torch.library.impl("fedspzo::perturb_out", "CompositeExplicitAutograd", _copy_and_perturb)
 torch.library.impl("fedspzo::perturb_rows", "CompositeExplicitAutograd", reference.perturb_rows)

@@ -1,4 +1,4 @@
-"""Check the public forms' arguments. Each error names the argument, the value and the remedy."""
+"""Checks the arguments of the ops. Each error names the argument, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MAX_INDEX = 2**63 - 1
 
 
 class Terms(NamedTuple):
-    """The terms of one call, checked.
+    """The terms of one call, after their check.
 
     Attributes:
         seeds: int64 (K,).
         coeffs: float32 (K,).
-        rounding_seed: int64 () for stochastic rounding, or None.
+        rounding_seed: int64 () for stochastic rounding. None: rounding to nearest.
     """
 
     seeds: Tensor
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
         rounding: Rounding,
         rounding_seed: Tensor | int | None,
     ) -> Terms:
-        """Check what `perturb_` was given; it says what these are."""
+        """Check the terms of a call. `perturb_` describes the arguments and errors."""
         seeds, coeffs = _seed_tensor(seeds), _coefficient_tensor(coeffs)
         if seeds.numel() != coeffs.numel():
             raise ValueError(
@@ -49,7 +49,7 @@ class Terms(NamedTuple):
         return cls(seeds.contiguous(), coeffs.contiguous(), random)
 
     def to(self, device: torch.device) -> Terms:
-        """Copies on a device. They are small and pageable, so the host does not wait for a GPU."""
+        """Copy the terms to a device. The host does not wait, as they are small and pageable."""
         return Terms(
             self.seeds.to(device, non_blocking=True),
             self.coeffs.to(device, non_blocking=True),
@@ -60,7 +60,7 @@ class Terms(NamedTuple):
 
 
 def check_tensor(tensor: Tensor, name: str) -> None:
-    """Refuse what no form of the op takes."""
+    """Raise TypeError or ValueError unless the ops can take the tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch.Tensor")
     if tensor.dtype not in DTYPES:
@@ -80,7 +80,7 @@ def check_tensor(tensor: Tensor, name: str) -> None:
 
 
 def check_out(out: Tensor, source: Tensor, shape: torch.Size, name: str) -> None:
-    """Refuse an `out` that the values do not fit: it has the source's dtype and device."""
+    """Raise unless `out` has the given shape, and the source's dtype and device."""
     check_tensor(out, name)
     if out.shape != shape or out.dtype != source.dtype or out.device != source.device:
         raise ValueError(
@@ -90,7 +90,7 @@ def check_out(out: Tensor, source: Tensor, shape: torch.Size, name: str) -> None
 
 
 def check_offset(offset: int, tensor: Tensor, name: str) -> None:
-    """Refuse an index of the first element that is negative or leads beyond 2**63 - 1."""
+    """Raise ValueError unless all of the tensor's elements have an index from 0 to 2**63 - 1."""
     if not isinstance(offset, int) or not 0 <= offset <= MAX_INDEX - tensor.numel():
         raise ValueError(
             f"{name} is {offset!r}; pass the index of the tensor's first element in the"
@@ -99,14 +99,14 @@ def check_offset(offset: int, tensor: Tensor, name: str) -> None:
 
 
 def stream_code(stream: str) -> int:
-    """The code that the ops take for a stream's name."""
+    """Return the code of a stream's name for the ops. Raise ValueError if there is none."""
     if stream not in STREAMS:
         raise ValueError(f"stream is {stream!r}; pass one of {', '.join(STREAMS)}")
     return STREAMS[stream]
 
 
 def signed(value: int, name: str) -> int:
-    """The int64 with the same 64 bits."""
+    """Return the int64 with the same 64 bits. Raise ValueError if `value` has more."""
     if not isinstance(value, int) or not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} is {value!r}; pass an int of 64 bits, signed or unsigned")
     return value - 2**64 if value >= 2**63 else value

@@ -1,7 +1,8 @@
-"""Which backend serves which device, decided once at import, and why another one is not there.
+"""Loads the backends at import, and decides which of them serves each device.
 
-The fastest backend there is serves each device. `FEDSPZO_BACKEND=cpu|cuda|triton` asks for one: it
-serves its device, or the import fails. `FEDSPZO_BACKEND=reference` has plain torch serve all.
+Each device is served by the fastest backend that is available. `FEDSPZO_BACKEND=cpu|cuda|triton`
+asks for one: it serves its device, or the import fails. `FEDSPZO_BACKEND=reference` makes plain
+torch serve all devices.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ NAMES = ("reference", "cpu", "cuda", "triton")
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend's state: `reason` says what it does or why it is not there.
+    """The state of a backend.
 
-    `device` is the type of the tensors that it serves, e.g. "cuda"; None: any that are left.
+    Attributes:
+        available: True if it can serve tensors.
+        reason: its description, or the reason why it is not available.
+        device: type of the tensors that it serves, such as "cuda". Default None: those that no
+            other backend serves.
     """
 
     available: bool
@@ -34,13 +39,14 @@ _backends: dict[str, Backend] = {}
 
 
 def load() -> None:
-    """Load the compiled backends that are there and wanted. Called once, at import.
+    """Load the backends that are available and wanted. It is called once, at import.
 
-    Warns (RuntimeWarning) of a backend that was built but does not load, in the loader's words.
+    It issues a RuntimeWarning for a backend that was built but does not load, with the loader's
+    message.
 
     Raises:
-        ValueError: FEDSPZO_BACKEND names no backend.
-        RuntimeError: the backend that it asks for is not there.
+        ValueError: FEDSPZO_BACKEND does not name a backend.
+        RuntimeError: the backend that it asks for is not available.
     """
     request = os.environ.get(REQUEST, "")
     if request not in ("", *NAMES):
@@ -57,7 +63,7 @@ def load() -> None:
 
 
 def serving(device: str | torch.device) -> str:
-    """The backend that serves tensors on a device.
+    """Return the name of the backend that serves tensors on a device.
 
     >>> serving("meta")
     'reference'
@@ -85,7 +91,7 @@ def _load_cuda(request: str) -> Backend:
 
 
 def _load_triton(request: str) -> Backend:
-    """Triton serves GPUs that the CUDA backend does not; interpreted, CPU tensors on request."""
+    """Load the Triton backend. It serves GPUs in place of CUDA's, or interprets on the CPU."""
     if importlib.util.find_spec("triton") is None:
         return Backend(False, "triton is not installed")
     if request in ("reference", "cuda"):
@@ -108,7 +114,7 @@ def _load_triton(request: str) -> Backend:
 
 
 def _interpreted(request: str) -> bool:
-    """Whether Triton's interpreter is to serve CPU tensors."""
+    """Return True if Triton's interpreter has to serve CPU tensors."""
     return request == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -123,23 +129,24 @@ def _load_library(stem: str, device: str) -> Backend:
     try:
         torch.ops.load_library(paths[0])
     except OSError as error:
-        # torch says that it could not; what the dynamic loader said is the cause
+        # the error's cause has the dynamic loader's message
         return _failed(device, f"{paths[0].name} does not load: {error.__cause__ or error}")
     return Backend(True, f"{paths[0].name}, on {device.upper()} tensors", device)
 
 
 def _failed(name: str, reason: str) -> Backend:
-    """A backend that should have loaded: another one serves in its place, which nobody chose."""
+    """Return the state of a backend that did not load, and warn, as another serves in its place."""
     warnings.warn(f"fedspzo: no {name} backend: {reason}", RuntimeWarning, stacklevel=2)
     return Backend(False, reason)
 
 
 def info() -> dict[str, object]:
-    """What there is: backends with reasons, the CPU's instruction set, threads, the GPU.
+    """Return the state of the backends and the machine.
 
     Returns:
-        A dict with keys `torch`, `backends` (name to `Backend`), `cpu_capability` (None without
-        the compiled backend), `threads` and `gpu` (its name, or None).
+        A dict with the keys "torch" (its version), "backends" (the `Backend` of each name),
+        "cpu_capability" (the CPU backend's instruction set, or None without it), "threads" (their
+        number) and "gpu" (its name, or None).
     """
     compiled = _backends["cpu"].available
     return {

@@ -1,4 +1,4 @@
-"""The public forms of the ops, for one call each."""
+"""The public forms of the ops. Each checks its arguments in every call."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def perturb_(
 ) -> None:
     """Add seeded noise to tensors in place: `theta <- round(theta + sum_k coeffs[k] * z_k)`.
 
-    z_k is the noise of (seeds[k], the tensor's key, the element's index): the same bits on every
-    backend, thread count and shard. The terms are added in order, each by one float32 fused
-    multiply-add, and the sum is rounded once to the tensor's dtype: one read and one write of
-    each tensor however many terms there are.
+    z_k is a function of seeds[k], the tensor's key and the element's index. It has the same bits on
+    all backends, and with any number of threads or shards. The terms are added in order, each by
+    one float32 fused multiply-add. The sum is rounded once to the tensor's dtype. So each tensor is
+    read once and written once, however many terms there are.
 
-    Every call checks every tensor. For many calls on the same tensors, make a `Perturber` once.
+    Each call checks each tensor. For many calls on the same tensors, create a `Perturber` once.
 
     Args:
-        tensors: float32, bfloat16 or float16, of any shape; not overlapping one another.
-        keys: one 64-bit key a tensor, usually `parameter_key(name)`.
-        seeds: K seeds: ints in [-2**63, 2**64), or an int64 tensor of their 64 bits.
-        coeffs: K finite floats, or a float32 tensor. Coefficients on a GPU are not checked for
-            finiteness: that would wait for the device.
-        rounding: "nearest" (even), or "stochastic": up or down with probabilities that keep the
-            mean (no effect on float32).
-        rounding_seed: the seed of stochastic rounding's random bits: an int, or an int64 tensor
-            of one element.
-        offsets: the index of each tensor's first element in the whole parameter, so that a shard
-            gets its slice of the noise. Default 0.
-        stream: "normal-v1" or "rademacher-v1".
+        tensors: float32, bfloat16 or float16 tensors of any shape. They must not overlap.
+        keys: a 64-bit key for each tensor, usually `parameter_key(name)`.
+        seeds: K seeds: ints in [-2**63, 2**64), or an int64 tensor with their 64 bits.
+        coeffs: K finite floats, or a float32 tensor. Coefficients on a GPU are not checked, as
+            that would wait for the device.
+        rounding: "nearest" (ties to even), or "stochastic": up or down with probabilities that
+            keep the mean. It has no effect on float32. Default "nearest".
+        rounding_seed: the seed of stochastic rounding: an int, or an int64 tensor of one element.
+            Default None, for "nearest".
+        offsets: for each tensor the index of its first element in the whole parameter, so that a
+            shard gets its slice of the noise. Default None: 0 for all.
+        stream: "normal-v1" or "rademacher-v1" (docs/noise.md). Default "normal-v1".
 
     Raises:
-        TypeError, ValueError: naming the argument, the value and the remedy, before any tensor
-            is changed.
+        TypeError, ValueError: an argument is invalid; the message names it, the value and the
+            remedy. No tensor has changed then.
     """
     perturber = Perturber(tensors, keys, offsets=offsets, stream=stream)
     perturber.add_(seeds, coeffs, rounding=rounding, rounding_seed=rounding_seed)
@@ -66,22 +66,22 @@ def perturb(
     offsets: Sequence[int] | None = None,
     stream: str = "normal-v1",
 ) -> list[Tensor]:
-    """Write tensors plus seeded noise to others: the bits of `perturb_` on a copy of them.
+    """Write tensors plus seeded noise to other tensors, with the bits of `perturb_` on a copy.
 
-    One read of each tensor and one write of each result, where a copy that is then perturbed in
-    place takes two of each.
+    Each tensor is read once and each result written once. A copy that is perturbed in place takes
+    two reads and two writes.
 
     Args:
-        tensors, keys, seeds, coeffs, rounding, rounding_seed, offsets, stream: as in `perturb_`;
-            the tensors are only read.
-        out: where to write, one a tensor, of its shape, dtype and device: not overlapping one
-            another or the tensors. Default: new contiguous tensors.
+        tensors, keys, seeds, coeffs, rounding, rounding_seed, offsets, stream: as in `perturb_`.
+            The tensors are not changed.
+        out: for each tensor one of its shape, dtype and device to write to. They must not overlap
+            one another or the tensors. Default None: new contiguous tensors.
 
     Returns:
         `out`, or the new tensors.
 
     Raises:
-        TypeError, ValueError: as `perturb_`.
+        TypeError, ValueError: as in `perturb_`.
     """
     perturber = Perturber(tensors, keys, offsets=offsets, stream=stream)
     return perturber.add(seeds, coeffs, out=out, rounding=rounding, rounding_seed=rounding_seed)
@@ -101,29 +101,30 @@ def perturb_rows(
     offset: int = 0,
     stream: str = "normal-v1",
 ) -> Tensor:
-    """Look up rows of a parameter plus seeded noise: an embedding's lookup at perturbed weights.
+    """Look up rows of a parameter plus seeded noise, as an embedding does at perturbed weights.
 
-    The bits are those of `perturb([source], ...)[0][rows]`, and only these rows are computed:
+    The bits are those of `perturb([source], ...)[0][rows]`, but only these rows are computed:
     `out[r, c] = round(source[rows[r], c] + sum_k coeffs[k] * z_k(offset + rows[r] * width + c))`.
-    Nothing waits for a GPU.
+    The host does not wait for a GPU.
 
     Args:
-        source: (count, width) of float32, bfloat16 or float16; it is only read. One that is not
-            contiguous is copied as a whole first.
-        rows: int64 (R,), on the source's device, each in [0, count), in any order; a row may come
-            more than once. On a GPU this is not checked, as that would wait for the device: a row
-            that the source has not becomes NaN.
+        source: (count, width), float32, bfloat16 or float16. It is not changed. If it is not
+            contiguous, it is copied as a whole first.
+        rows: int64 (R,), on the source's device, each in [0, count), in any order, also
+            repeatedly. On a GPU this is not checked, as that would wait for the device. A row that
+            the source lacks becomes NaN there.
         key, seeds, coeffs, rounding, rounding_seed, offset, stream: as in `perturb_`, for one
             tensor.
-        out: (R, width), of the source's dtype and device, not overlapping the source. Default: a
-            new tensor.
+        out: (R, width), of the source's dtype and device. It must not overlap the source. Default
+            None: a new tensor.
 
     Returns:
         `out`, or the new tensor.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value and the remedy.
-        IndexError: naming the first row that the source has not, where `rows` is on the CPU.
+        TypeError, ValueError: an argument is invalid; the message names it, the value and the
+            remedy.
+        IndexError: `rows` is on the CPU and names a row that the source lacks.
     """
     check_tensor(source, "source")
     if source.dim() != 2:
@@ -167,7 +168,19 @@ def noise(
     stream: str = "normal-v1",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The noise itself: z of elements offset to offset + numel - 1, a float32 tensor (numel,)."""
+    """Return the noise z of the elements offset to offset + numel - 1.
+
+    Args:
+        numel: number of elements.
+        key: the parameter's 64-bit key.
+        seed: the 64-bit seed.
+        offset: index of the first element. Default 0.
+        stream: "normal-v1" or "rademacher-v1". Default "normal-v1".
+        device: device of the result. Default None: torch's default device.
+
+    Returns:
+        A float32 tensor (numel,).
+    """
     z = torch.zeros(numel, device=device)
     perturb_([z], [key], [seed], [1.0], offsets=[offset], stream=stream)
     return z

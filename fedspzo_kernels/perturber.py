@@ -1,4 +1,4 @@
-"""Perturb the same tensors many times: their checks are done once."""
+"""The `Perturber`: it perturbs the same tensors many times, and checks them once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .arguments import Rounding, Terms, check_offset, check_out, check_tensor, s
 
 
 class _Group(NamedTuple):
-    """The tensors of one device.
+    """The tensors on one device.
 
     Attributes:
-        places: their numbers among all tensors.
-        views: the tensors, out of autograd's sight.
-        strided: the numbers of those views that are not contiguous.
-        keys: of their noise, as int64.
-        offsets: the indices of their first elements.
+        device: the device.
+        places: the tensors' indices among all tensors.
+        views: the tensors, detached from autograd.
+        strided: indices of the views that are not contiguous.
+        keys: the tensors' keys, as int64.
+        offsets: indices of the tensors' first elements.
     """
 
     device: torch.device
@@ -33,26 +34,27 @@ class _Group(NamedTuple):
 
 
 class Perturber:
-    """Adds seeded noise to the same tensors again and again.
+    """Adds seeded noise to the same tensors in many calls.
 
-    Checking 388 tensors takes longer than perturbing them if they are small. A `Perturber` checks
-    them once. `perturb_` and `perturb` are its forms for one call.
+    Checking many small tensors takes longer than perturbing them. A `Perturber` checks them once.
+    `perturb_` and `perturb` are its forms for a single call.
 
-    The tensors must keep their memory: after `tensor.data = ...` or a move to another device, make
-    a new `Perturber`. An error says so.
+    The tensors must keep their memory. After `tensor.data = ...`, or a move to another device,
+    create a new `Perturber`. A call raises RuntimeError otherwise.
 
     Args:
-        tensors: float32, bfloat16 or float16, of any shape; not overlapping one another.
-        keys: one 64-bit key a tensor, usually `parameter_key(name)`.
-        offsets: the index of each tensor's first element in the whole parameter, so that a shard
-            gets its slice of the noise. Default 0.
-        stream: "normal-v1" or "rademacher-v1".
+        tensors: float32, bfloat16 or float16 tensors of any shape. They must not overlap.
+        keys: a 64-bit key for each tensor, usually `parameter_key(name)`.
+        offsets: for each tensor the index of its first element in the whole parameter, so that a
+            shard gets its slice of the noise. Default None: 0 for all.
+        stream: "normal-v1" or "rademacher-v1". Default "normal-v1".
 
     Attributes:
-        tensors: those given.
+        tensors: the tensors.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value and the remedy.
+        TypeError, ValueError: an argument is invalid; the message names it, the value and the
+            remedy.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Perturber:
         rounding: Rounding = "nearest",
         rounding_seed: Tensor | int | None = None,
     ) -> None:
-        """Add noise in place, as `perturb_` does; it says what the arguments are."""
+        """Add noise in place, with the arguments and errors of `perturb_`."""
         terms = Terms.of(seeds, coeffs, rounding, rounding_seed)
         self._check_memory()
         for group in self._groups:
@@ -119,7 +121,7 @@ class Perturber:
         rounding: Rounding = "nearest",
         rounding_seed: Tensor | int | None = None,
     ) -> list[Tensor]:
-        """Write the tensors plus noise to others, as `perturb` does; it says what arguments are."""
+        """Write the tensors plus noise to others, with the arguments and errors of `perturb`."""
         terms = Terms.of(seeds, coeffs, rounding, rounding_seed)
         self._check_memory()
         if out is None:
@@ -136,7 +138,7 @@ class Perturber:
             outs = [out[j].detach() for j in group.places]
             dense = [x.contiguous() for x in outs]
             sources = list(group.views)
-            for i in group.strided:  # the result's memory takes the copy
+            for i in group.strided:  # the copy uses the result's memory
                 sources[i] = dense[i].copy_(sources[i])
             scalars = (*terms.to(group.device), self._stream)
             torch.ops.fedspzo.perturb_out(sources, dense, group.keys, group.offsets, *scalars)

@@ -1,7 +1,7 @@
-"""The op and the noise streams in plain torch: the oracle every other backend is compared with.
+"""The ops and the noise streams in plain torch. Tests compare all other backends with them.
 
-It runs on any device and is written to be read; speed is the other backends' business. Words of
-32 bits are held in int64 tensors, because torch has little arithmetic on unsigned integers.
+They run on any device, and are written to be read, not to be fast. Words of 32 bits are held in
+int64 tensors, because torch has little arithmetic on unsigned integers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 PHILOX_ROUNDS = 10
 ROUNDING_DOMAIN = 0x80000000
-"""Set in counter word 1 for rounding bits; an element index never reaches that bit."""
+"""Bit of counter word 1 that is set for rounding bits. An element's index never reaches it."""
 
 ELEMENTS_AT_ONCE = 1 << 20
+"""Number of elements that are computed at a time, which bounds the memory."""
 
 
 def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
-    """Philox4x32-10 of Random123 (Salmon et al., 2011).
+    """Compute Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
     Args:
         counter: four int64 tensors of one shape, each holding 32-bit words.
@@ -38,7 +39,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(PHILOX_ROUNDS):
-        p0 = c0 * PHILOX_MULTIPLIERS[0]  # wraps to the product's 64 bits, sign aside
+        p0 = c0 * PHILOX_MULTIPLIERS[0]  # wraps to the product's low 64 bits
         p1 = c2 * PHILOX_MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & LOW) ^ c1 ^ k0,
@@ -52,7 +53,15 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]
 
 
 def words(indices: Tensor, key: int, seed: Tensor, elements: int, domain: int = 0) -> Tensor:
-    """The Philox word that holds each element, when one counter serves `elements` elements."""
+    """Return the Philox word of each element, where a counter serves `elements` elements.
+
+    Args:
+        indices: the elements' indices in the parameter, int64.
+        key: the parameter's key, 64 bits.
+        seed: int64 ().
+        elements: number of elements that share a counter, a multiple of 4.
+        domain: bits that are set in counter word 1. Default 0.
+    """
     counter = indices // elements
     high = counter >> 32
     keys = [torch.full_like(counter, word) for word in (key & LOW, (key >> 32) & LOW)]
@@ -62,11 +71,12 @@ def words(indices: Tensor, key: int, seed: Tensor, elements: int, domain: int = 
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """float32 a * b + c with one rounding, as the hardware's fused multiply-add gives it.
+    """Return float32 a * b + c with a single rounding, as the hardware's fused multiply-add does.
 
-    The product of two float32 is exact in float64. Their float64 sum is rounded to odd (its error,
-    by Knuth's two-sum, tells whether it is inexact and to which side), so that the final rounding
-    to float32 is the only one that counts (Boldo and Melquiond, 2008).
+    The product of two float32 is exact in float64. The float64 sum is rounded to odd, so that the
+    last rounding to float32 gives the correctly rounded result (Boldo and Melquiond, "Emulation of
+    FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008). Knuth's two-sum
+    gives the sum's error, which shows if it is inexact and to which side.
     """
     p, c = a.double() * b.double(), c.double()
     s = p + c
@@ -80,13 +90,13 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 @cache
 def table(device: torch.device) -> list[Tensor]:
-    """The columns c0 to c3 of the table of `normal-v1`, float32 (rows,) each."""
+    """Return the columns c0 to c3 of the table of `normal-v1`, float32 (rows,) each."""
     rows = torch.tensor(noise_table.ROWS, device=device).to(torch.int32)
     return list(rows.view(torch.float32).unbind(1))
 
 
 def normal(indices: Tensor, key: int, seed: Tensor) -> Tensor:
-    """`normal-v1` at the given element indices; docs/noise.md derives it."""
+    """Return `normal-v1` at the elements' indices, float32. docs/noise.md derives it."""
     c0, c1, c2, c3 = table(indices.device)
     word = words(indices, key, seed, 4) | 1
     f = torch.where(word > LOW // 2, word - (LOW + 1), word).float()
@@ -97,7 +107,7 @@ def normal(indices: Tensor, key: int, seed: Tensor) -> Tensor:
 
 
 def rademacher(indices: Tensor, key: int, seed: Tensor) -> Tensor:
-    """`rademacher-v1`: -1 where the element's bit is set, else 1."""
+    """Return `rademacher-v1` at the elements' indices: float32 -1 if the bit is set, else 1."""
     return 1.0 - 2.0 * ((words(indices, key, seed, 128) >> (indices % 32)) & 1).float()
 
 
@@ -105,17 +115,22 @@ NOISE = {NORMAL: normal, RADEMACHER: rademacher}
 
 
 def rounding_bits(indices: Tensor, key: int, seed: Tensor) -> Tensor:
-    """16 random bits for each element: eight elements a counter, the low half word first."""
+    """Return 16 random bits for each element. Eight share a counter; a word's low half is first."""
     word = words(indices, key, seed, 8, ROUNDING_DOMAIN)
     return (word >> (indices % 2 * 16)) & 0xFFFF
 
 
 def round_to(value: Tensor, dtype: torch.dtype, random: Tensor | None) -> Tensor:
-    """Round float32 to `dtype`, to nearest even or, given 16 random bits, stochastically.
+    """Round float32 to `dtype`, to nearest even or, given random bits, stochastically.
 
-    Stochastic rounding adds the random bits below the last kept bit and truncates, so a value
-    goes to its upper neighbour with the probability of its distance from the lower one (float16:
-    to 13 bits). What `dtype` holds exactly stays; infinities and NaN stay what they are.
+    Stochastic rounding adds the random bits below the last kept bit and truncates. So the
+    probability of the upper neighbour is the value's distance from the lower one, in units of
+    their spacing (for float16 to 13 bits). Values that `dtype` can hold, infinities and NaN stay.
+
+    Args:
+        value: float32.
+        dtype: float32, bfloat16 or float16.
+        random: 16 random bits for each value, int64. None: to nearest even.
     """
     if random is None or dtype == torch.float32:
         return value.to(dtype)
@@ -145,7 +160,17 @@ def perturbed(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> Tensor:
-    """`round(part + sum_k coeffs[k] * z_k)` where `indices` are the elements' in the parameter."""
+    """Return `round(part + sum_k coeffs[k] * z_k)`.
+
+    Args:
+        part: the elements.
+        indices: their indices in the parameter, int64, of the shape of `part`.
+        key: the parameter's key, 64 bits.
+        seeds: int64 (K,).
+        coeffs: float32 (K,).
+        rounding_seed: int64 (). None: to nearest even.
+        stream: the stream's code.
+    """
     value = part.float()
     for seed, coeff in zip(seeds, coeffs, strict=True):
         value = fma(coeff, NOISE[stream](indices, key, seed), value)
@@ -163,10 +188,10 @@ def perturb_out(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_out` on any device; `functional.perturb` is its public form."""
+    """Implement the op `fedspzo::perturb_out`. `functional.perturb` is its public form."""
     for source, out, key, offset in zip(sources, outs, keys, offsets, strict=True):
         flat = source.detach().reshape(-1)
-        result = out.detach().reshape(-1)  # a copy where the tensor is not contiguous
+        result = out.detach().reshape(-1)  # this is a copy if `out` is not contiguous
         for start in range(0, flat.numel(), ELEMENTS_AT_ONCE):
             part = flat[start : start + ELEMENTS_AT_ONCE]
             indices = torch.arange(part.numel(), device=part.device) + (offset + start)
@@ -186,7 +211,7 @@ def perturb_(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_` on any device; `functional.perturb_` is its public form."""
+    """Implement the op `fedspzo::perturb_`. `functional.perturb_` is its public form."""
     perturb_out(tensors, tensors, keys, offsets, seeds, coeffs, rounding_seed, stream)
 
 
@@ -201,10 +226,10 @@ def perturb_rows(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_rows` on any device; `functional.perturb_rows` is its public form.
+    """Implement the op `fedspzo::perturb_rows`. `functional.perturb_rows` is its public form.
 
-    A row that `source` has not is an error on the CPU. On other devices that would mean to wait for
-    `rows`, so what is written for it is NaN.
+    A row that `source` lacks raises IndexError on the CPU. Other devices write NaN for it, as the
+    check would wait for `rows`.
     """
     count, width = source.shape
     there = (rows >= 0) & (rows < count)

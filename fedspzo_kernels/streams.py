@@ -1,4 +1,4 @@
-"""The noise streams: a name is forever, another transform is another name."""
+"""The noise streams. A name always means the same bits: a new transform gets a new name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import hashlib
 NORMAL, RADEMACHER = 0, 1
 
 STREAMS = {"normal-v1": NORMAL, "rademacher-v1": RADEMACHER}
-"""Public names to the codes the op takes."""
+"""The code that the ops take for each stream's name."""
 
 
 def parameter_key(name: str) -> int:
-    """The 64-bit key of a parameter: BLAKE2b of its fully qualified name, little-endian.
+    """Return the 64-bit key of a parameter: BLAKE2b of its fully qualified name, little-endian.
 
-    The same name has the same noise in every process, on every machine.
+    So the same name has the same noise in all processes and on all machines.
 
     >>> parameter_key("model.embed_tokens.weight")
     17744852841324204394

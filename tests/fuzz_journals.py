@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from odd_json import DIGEST
 
-from fedspzo.federated.coefficients import averaged
+from fedspzo.federated.coefficients import weighted_mean
 from fedspzo.federated.journal import round_codec
 from fedspzo.federated.journal.merged_rounds import MergedRounds
 from fedspzo.federated.journal.rounds import EvaluationResult, Round
@@ -82,7 +82,7 @@ def a_round(number: int) -> Round:
     ]
     added = ((0, part), (2, part))  # clipped, as it were; or as it follows from the reports
     if number % 4 == 2:
-        added = averaged(answers, FEDERATION, OPTIMIZER)
+        added = weighted_mean(answers, FEDERATION, OPTIMIZER)
     return Round(
         rejected=(Rejection(1, "no report came"),),
         reports=tuple(answers),

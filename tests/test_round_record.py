@@ -12,7 +12,7 @@ import pytest
 
 from fedspzo.byte_reader import Reader, encode_whole
 from fedspzo.federated import FederationConfig, OptimizerConfig, Report
-from fedspzo.federated.coefficients import averaged, combined
+from fedspzo.federated.coefficients import aggregate, weighted_mean
 from fedspzo.federated.journal.round_codec import decode, encode
 from fedspzo.federated.journal.rounds import EvaluationResult, Round
 from fedspzo.federated.protocol.updates import EVERYBODY, Scalars, Update
@@ -41,7 +41,7 @@ def report(client: int, *, steps: tuple[int, ...] = (0, 1, 2), columns: int = 3)
 def a_round(
     reports: tuple[Report, ...], federation: FederationConfig, *, follows: bool = True
 ) -> Round:
-    entries = averaged(reports, federation, OPTIMIZER)
+    entries = weighted_mean(reports, federation, OPTIMIZER)
     if not follows:
         entries = tuple((client, replace(s, values=2 * s.values)) for client, s in entries)
     return Round(
@@ -145,7 +145,9 @@ def test_rates_are_written_where_they_are_not_the_first_rounds(seeds: str) -> No
     slower = replace(OPTIMIZER, lr=(0.3e-3, 1.7e-3))
     reports = (report(0), report(9))
     done = a_round(reports, federation)
-    done = replace(done, lr=slower.lr, update=Update(700, averaged(reports, federation, slower)))
+    done = replace(
+        done, lr=slower.lr, update=Update(700, weighted_mean(reports, federation, slower))
+    )
     body = encode(done, federation, OPTIMIZER)
     assert decode(body, 700, BEFORE, federation, OPTIMIZER) == done
     assert len(body) == len(encode(done, federation, slower)) + 16  # the coefficients follow
@@ -177,12 +179,12 @@ def test_a_round_without_reports_is_read() -> None:
 def test_coefficients_are_written_only_where_they_do_not_follow(seeds: str) -> None:
     federation = replace(FEDERATION, seeds=seeds)
     reports = tuple(report(client, steps=(0, 1)) for client in range(8))
-    usual = combined(reports, federation, OPTIMIZER)
-    assert usual == averaged(reports, federation, OPTIMIZER)  # to the bit: nothing is clipped
+    usual = aggregate(reports, federation, OPTIMIZER)
+    assert usual == weighted_mean(reports, federation, OPTIMIZER)  # to the bit: nothing is clipped
     far = replace(reports[3].gradients, values=reports[3].gradients.values * np.float32(1e6))
     reports = (*reports[:3], replace(reports[3], gradients=far), *reports[4:])
-    clipped = combined(reports, federation, OPTIMIZER)
-    assert clipped != averaged(reports, federation, OPTIMIZER)
+    clipped = aggregate(reports, federation, OPTIMIZER)
+    assert clipped != weighted_mean(reports, federation, OPTIMIZER)
     done = replace(a_round(reports, federation), update=Update(700, clipped))
     body = encode(done, federation, OPTIMIZER)
     assert decode(body, 700, BEFORE, federation, OPTIMIZER).update.entries == clipped
@@ -245,7 +247,7 @@ def test_many_reports_of_no_step_take_no_memory() -> None:
         replace(report(0), client=client, gradients=nothing if client else one, forwards=1.0)
         for client in range(10_000)
     )
-    ((client, scalars),) = averaged(reports, federation, optimizer)
+    ((client, scalars),) = weighted_mean(reports, federation, optimizer)
     assert (client, scalars.steps) == (EVERYBODY, (59_999,))
 
 
@@ -268,7 +270,7 @@ def test_a_term_costs_few_bytes(clients: int, directions: int, most: float) -> N
     )
     done = Round(
         reports=reports,
-        update=Update(99, combined(reports, federation, optimizer)),
+        update=Update(99, aggregate(reports, federation, optimizer)),
         digest=AFTER,
         bytes_down=8 * 120,
         bytes_up=8 * 80,

@@ -1,4 +1,4 @@
-// Loops that the compiler vectorises for whichever instruction set the including file targets.
+// Loops that the compiler vectorizes for the instruction set that the including file targets.
 #pragma once
 
 #include "../rounding.h"

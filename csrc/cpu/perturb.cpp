@@ -1,4 +1,4 @@
-// The ops on the CPU: tensors cut into spans, the spans shared out among torch's threads.
+// The ops on the CPU. Tensors are cut into spans, which torch's threads share.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -17,7 +17,7 @@
 namespace fedspzo {
 namespace {
 
-// The best kernels there are, or those FEDSPZO_CPU_CAPABILITY names.
+// Returns the fastest kernels that are available, or those that FEDSPZO_CPU_CAPABILITY names.
 const SpanKernels& kernels() {
   const char* wanted = std::getenv("FEDSPZO_CPU_CAPABILITY");
   for (const SpanKernels* choice : {avx512_kernels(), avx2_kernels(), &portable_kernels()}) {
@@ -27,7 +27,8 @@ const SpanKernels& kernels() {
                   "', which this machine or build lacks; set avx512, avx2 or default, or unset it");
 }
 
-// IEEE arithmetic for the life of the object, whatever flush-to-zero mode the thread was in.
+// Switches the thread to IEEE arithmetic for the life of the object, as the caller's thread may
+// flush subnormals to zero.
 class IeeeFloats {
  public:
 #if defined(__x86_64__)
@@ -47,8 +48,8 @@ struct Terms {
   int64_t stream;
 };
 
-// Elements index to index + count - 1 of the parameter `key`, none beyond a multiple of kSpan.
-// What is read and what is written may be the same memory.
+// Elements index to index + count - 1 of the parameter `key`. They cross no multiple of kSpan.
+// `source` and `out` may be the same memory.
 struct Span {
   const void* source;
   void* out;
@@ -86,7 +87,8 @@ void perturb_span(const SpanKernels& kernels, const Span& span, const Terms& ter
   const auto* source = static_cast<const uint16_t*>(span.source);
   auto* out = static_cast<uint16_t*>(span.out);
   const bool brain = span.dtype == ScalarType::BFloat16;
-  // One term, rounded to nearest: every perturbation of a step. Worth a pass less over the span.
+  // One term, rounded to nearest, is the common case: each perturbation of a step. A kernel of its
+  // own saves a pass over the span.
   if (brain && terms.count == 1 && terms.stream == kNormal && !terms.rounding_seed) {
     kernels.add_normal_bfloat16(source, out, span.index, span.count,
                                 {span.key, uint64_t(terms.seeds[0])}, terms.coeffs[0]);
@@ -99,8 +101,8 @@ void perturb_span(const SpanKernels& kernels, const Span& span, const Terms& ter
   const uint16_t* random = nullptr;
   alignas(64) uint16_t buffer[kSpan];
   if (terms.rounding_seed) {
-    // A counter's four words are the 16 random bits of eight elements, in order on a
-    // little-endian machine.
+    // A counter's four words hold the 16 random bits of eight elements, in order on a little-endian
+    // machine.
     constexpr int64_t kPerCounter = 8;
     const uint64_t start = span.index / kPerCounter;
     const int64_t skipped = int64_t(span.index % kPerCounter);
@@ -121,7 +123,7 @@ Terms terms_of(const Tensor& seeds, const Tensor& coeffs,
   return terms;
 }
 
-// Adds the spans of elements first to first + count - 1 of the parameter `key`.
+// Appends the spans of elements first to first + count - 1 of the parameter `key`.
 void cut(std::vector<Span>& spans, const void* source, void* out, ScalarType dtype, uint64_t key,
          uint64_t first, int64_t count) {
   const uint64_t end = first + uint64_t(count);
@@ -136,7 +138,7 @@ void cut(std::vector<Span>& spans, const void* source, void* out, ScalarType dty
 }
 
 void perturb_spans(const std::vector<Span>& spans, const Terms& terms) {
-  // Additions that take about as long as to wake a thread.
+  // Number of additions that take about as long as waking a thread.
   constexpr int64_t kWorth = 1 << 15;
   int64_t elements = 0;
   for (const Span& span : spans) elements += span.count;

@@ -1,7 +1,7 @@
-// The work of the op on one span of elements, in one version for each instruction set.
+// Kernels for one span of elements, with a version for each instruction set.
 //
 // A span is a run of elements of one tensor that crosses no multiple of kSpan. Its float32 values
-// fit in the first-level cache, so each term is a pass of its own over them; and its counters share
+// fit in the first-level cache, so each term can take a separate pass over them. Its counters share
 // their high word, which makes the first two Philox rounds cheaper.
 #pragma once
 
@@ -23,7 +23,7 @@ struct SpanKernels {
   void (*add_normal)(const float* source, float* values, uint64_t index, int64_t count,
                      Stream stream, float coeff);
 
-  // The same on bfloat16, the sum rounded to nearest even.
+  // Does the same on bfloat16. The sum is rounded to nearest even.
   void (*add_normal_bfloat16)(const uint16_t* source, uint16_t* values, uint64_t index,
                               int64_t count, Stream stream, float coeff);
 
@@ -31,8 +31,8 @@ struct SpanKernels {
   void (*add_signs)(float* values, const uint32_t* words, int64_t first, int64_t count,
                     float coeff);
 
-  // The 4 * counters words of the consecutive counters from `counter` on; `counters` is rounded up
-  // to a multiple of 8, and the high halves of the counters must agree.
+  // Writes the 4 * counters words of the consecutive counters from `counter` on. `counters` is
+  // rounded up to a multiple of 8. The high halves of the counters must agree.
   void (*fill_words)(uint32_t* words, uint64_t counter, int64_t counters, Stream stream,
                      uint32_t domain);
 
@@ -46,7 +46,9 @@ struct SpanKernels {
 };
 
 const SpanKernels& portable_kernels();
-const SpanKernels* avx2_kernels();  // null where the machine or the compiler lacks AVX2, FMA, F16C
-const SpanKernels* avx512_kernels();  // likewise AVX-512 F, BW, DQ and VL
+// Null if the machine or the compiler lacks AVX2, FMA or F16C.
+const SpanKernels* avx2_kernels();
+// Null if the machine or the compiler lacks FMA, or AVX-512 F, BW, DQ or VL.
+const SpanKernels* avx512_kernels();
 
 }  // namespace fedspzo

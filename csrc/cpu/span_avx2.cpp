@@ -1,4 +1,4 @@
-// The spans' work with AVX2, FMA and F16C.
+// The span kernels with AVX2, FMA and F16C.
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
@@ -7,7 +7,7 @@
 #include "../rounding.h"
 #include "span.h"
 
-// After the headers, so that no function of theirs is compiled for this instruction set alone.
+// This stands after the headers, so that none of their functions needs this instruction set.
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #include "span_simd.h"
@@ -25,7 +25,7 @@ struct Avx2 {
   static Float set_float(float x) { return _mm256_set1_ps(x); }
   static Int multiply(Int a, Int b) { return _mm256_mul_epu32(a, b); }
   static Int high(Int a) { return _mm256_srli_epi64(a, 32); }
-  // The low words of `a` below those of `b`.
+  // Returns the low words of `a` and `b` in the lower and upper halves of each lane.
   static Int pair(Int a, Int b) {
     return _mm256_blend_epi32(a, _mm256_shuffle_epi32(b, 0xA0), 0xAA);
   }
@@ -36,7 +36,8 @@ struct Avx2 {
   static Int counters(uint32_t first) {
     return _mm256_add_epi64(set64(first), _mm256_setr_epi64x(0, 1, 2, 3));
   }
-  // In the order that gives consecutive elements after interleaving within 128-bit lanes.
+  // Returns counters in the order that gives consecutive elements after interleaving within 128-bit
+  // lanes.
   static Int interleaved_counters(uint32_t first) {
     return _mm256_add_epi64(set64(first), _mm256_setr_epi64x(0, 2, 1, 3));
   }
@@ -63,8 +64,8 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xAA));
   }
-  // The bfloat16 in the upper half of each lane, rubbish below. A NaN stays one: it comes from a
-  // bfloat16, so its lower half is zero and nothing carries.
+  // Returns the bfloat16 in the upper half of each lane; the lower half may hold anything. A NaN
+  // stays NaN: it comes from a bfloat16, so its lower half is zero and nothing carries.
   static Int nearest_bfloat16(Float a) {
     const Int bits = _mm256_castps_si256(a);
     const Int odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), set32(1));
@@ -83,7 +84,7 @@ struct Avx2 {
     Float c0, c1, c2, c3;
   };
 
-  // Eight rows loaded whole and transposed, in place of four gathers.
+  // Loads eight whole rows and transposes them, in place of four gathers.
   struct Table {
     void look_up(const Float (&t)[2], Cubics (&cubics)[2]) const {
       cubics[0] = cubic(t[0]);

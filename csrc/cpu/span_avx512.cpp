@@ -1,4 +1,4 @@
-// The spans' work with AVX-512.
+// The span kernels with AVX-512.
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
@@ -7,7 +7,7 @@
 #include "../rounding.h"
 #include "span.h"
 
-// After the headers, so that no function of theirs is compiled for this instruction set alone.
+// This stands after the headers, so that none of their functions needs this instruction set.
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #include "span_simd.h"
@@ -23,9 +23,9 @@ struct Avx512 {
   static Int set32(uint32_t x) { return _mm512_set1_epi32(int32_t(x)); }
   static Float set_float(float x) { return _mm512_set1_ps(x); }
   static Int multiply(Int a, Int b) { return _mm512_mul_epu32(a, b); }
-  // A shuffle, not a shift: it runs beside the multiplications, on another port.
+  // A shuffle runs on another port than the multiplications, which a shift does not.
   static Int high(Int a) { return _mm512_shuffle_epi32(a, _MM_PERM_ENUM(0xF5)); }
-  // The low words of `a` below those of `b`.
+  // Returns the low words of `a` and `b` in the lower and upper halves of each lane.
   static Int pair(Int a, Int b) {
     return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_ENUM(0xA0));
   }
@@ -36,7 +36,8 @@ struct Avx512 {
   static Int counters(uint32_t first) {
     return _mm512_add_epi64(set64(first), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  // In the order that gives consecutive elements after interleaving within 128-bit lanes.
+  // Returns counters in the order that gives consecutive elements after interleaving within 128-bit
+  // lanes.
   static Int interleaved_counters(uint32_t first) {
     return _mm512_add_epi64(set64(first), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
   }
@@ -60,11 +61,11 @@ struct Avx512 {
   }
   static void store_even_odd(uint16_t* p, const Float (&values)[2]) {
     const Int even = nearest_bfloat16(values[0]), odd = nearest_bfloat16(values[1]);
-    // The upper half of each even lane into the lower half of the odd one.
+    // moves the upper half of each even lane to the lower half of the odd one
     _mm512_storeu_si512(p, _mm512_mask_alignr_epi8(odd, 0x3333333333333333, even, even, 2));
   }
-  // The bfloat16 in the upper half of each lane, rubbish below. A NaN stays one: it comes from a
-  // bfloat16, so its lower half is zero and nothing carries.
+  // Returns the bfloat16 in the upper half of each lane; the lower half may hold anything. A NaN
+  // stays NaN: it comes from a bfloat16, so its lower half is zero and nothing carries.
   static Int nearest_bfloat16(Float a) {
     const Int bits = _mm512_castps_si512(a);
     const Int sum = _mm512_add_epi32(bits, set32(0x7FFFu));
@@ -82,8 +83,8 @@ struct Avx512 {
     Float c0, c1, c2, c3;
   };
 
-  // The 32 rows of the likeliest octaves, held in registers, each at its number mod 32, which is
-  // what a permutation reads of an index. All but one word in 65536 find their row there.
+  // Holds the 32 rows of the likeliest octaves in registers. A row is at its number mod 32, as a
+  // permutation reads these bits of an index. All but one word in 65536 find their row there.
   class Table {
    public:
     Table() {
@@ -120,7 +121,7 @@ struct Avx512 {
    private:
     static constexpr uint32_t kHotRows = 2 * kLanes;
     static constexpr uint32_t kFirstHot = (30u << kSegmentBits) - kHotRows;
-    // What the exponent's upper bits add to a row: table_row masks it off.
+    // The exponent's upper bits add this to a row's number, which table_row masks off.
     static constexpr uint32_t kExponentRows = 128u << kSegmentBits;
 
     Float permute(int i, Int row) const { return _mm512_permutex2var_ps(low_[i], row, high_[i]); }

@@ -1,4 +1,4 @@
-// The spans' work in portable C++, one element at a time.
+// The span kernels in portable C++, one element at a time.
 #include "convert.h"
 #include "span.h"
 

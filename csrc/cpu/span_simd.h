@@ -1,8 +1,8 @@
-// The spans' work on vectors. V gives one instruction set's vectors of V::kLanes 32-bit lanes, and
-// V::Table its way to look up the cubics of two vectors.
+// The span kernels on vectors. V has an instruction set's vectors of V::kLanes 32-bit lanes, and
+// V::Table looks up the cubics of two vectors.
 //
-// Philox runs in 64-bit lanes, one counter each: a product keeps its low word in place, and words
-// may carry rubbish in their upper halves, because the multiplier reads the lower ones only.
+// Philox runs in 64-bit lanes, with one counter in each. A product keeps its low word in place. The
+// upper halves of words may hold anything, as the multiplier reads only the lower ones.
 #pragma once
 
 #include "convert.h"
@@ -11,7 +11,7 @@
 namespace fedspzo {
 namespace {
 
-// The four words of V::kLanes / 2 counters, in the lower halves of 64-bit lanes.
+// Holds the four words of V::kLanes / 2 counters, in the lower halves of 64-bit lanes.
 template <class V>
 struct VectorWords {
   typename V::Int w0, w1, w2, w3;
@@ -45,9 +45,9 @@ inline VectorWords<V> philox(typename V::Int counters, const PhiloxSpan& span) {
   return {c0, c1, c2, c3};
 }
 
-// A block is 2 * V::kLanes elements that stand at a multiple of that number in the whole tensor:
-// the words of V::kLanes / 2 counters. Its two vectors hold its elements in an order that suits
-// the storage. In element order for float32:
+// A block is 2 * V::kLanes elements that begin at a multiple of that number in the whole tensor,
+// and so have the words of V::kLanes / 2 counters. Its two vectors hold the elements in an order
+// that suits the storage. For float32 that is the elements' order:
 template <class V>
 struct FloatBlock {
   using Element = float;
@@ -69,7 +69,7 @@ struct FloatBlock {
   }
 };
 
-// The even elements, then the odd ones for bfloat16: a 32-bit lane holds one of each.
+// For bfloat16 it is the even elements, then the odd ones, as a 32-bit lane holds one of each:
 template <class V>
 struct BrainBlock {
   using Element = uint16_t;
@@ -84,7 +84,7 @@ struct BrainBlock {
   static void store(uint16_t* p, const Float (&values)[2]) { V::store_even_odd(p, values); }
 };
 
-// out = source + coeff * normals, for the block whose first counter is `counter`.
+// Computes out = source + coeff * normals for the block whose first counter is `counter`.
 template <class V, class Block>
 inline void add_normal_block(const typename Block::Element* source, typename Block::Element* out,
                              uint32_t counter, const PhiloxSpan& span,
@@ -112,7 +112,7 @@ void add_normal(const typename Block::Element* source, typename Block::Element* 
                 uint64_t index, int64_t count, Stream stream, float coeff) {
   using Element = typename Block::Element;
   constexpr int64_t kBlock = 2 * V::kLanes;
-  constexpr int64_t kAhead = 32;  // blocks
+  constexpr int64_t kAhead = 32;  // number of blocks
   const PhiloxSpan span(uint32_t(index / 4 >> 32), stream.key, stream.seed);
   const typename V::Table table;
   const typename V::Float coeffs = V::set_float(coeff);

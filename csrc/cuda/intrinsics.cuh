@@ -1,5 +1,5 @@
-// What the kernel says in PTX or in CUDA's types, beside the same in C++: so the host's compiler
-// can compile the kernel too, and a test runs it without a GPU (tests/host/kernel.cpp).
+// The parts of the kernel that need PTX or CUDA's types, and the same in C++. So the host's
+// compiler can compile the kernel too, and a test runs it without a GPU (tests/host/kernel.cpp).
 #pragma once
 
 #include "../rounding.h"
@@ -13,7 +13,8 @@ __device__ inline Words load16(const void* p) {
   return {{words.x, words.y, words.z, words.w}};
 }
 
-// Written out, because the compiler takes a vector it has computed piece by piece apart again.
+// The store is written in PTX, because the compiler would split a vector whose parts it computed
+// separately.
 __device__ inline void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
@@ -37,12 +38,12 @@ __device__ inline void float16_pair_to_floats(uint32_t word, float& low, float& 
       : "r"(word));
 }
 
-// Keep a word or an address in its register where the compiler would rather compute it again in
-// every turn.
+// Keeps a word or an address in its register, where the compiler would compute it again in each
+// turn.
 __device__ inline void keep(uint32_t& word) { asm volatile("" : "+r"(word)); }
 
-// Behind the asm the compiler has to be told again that the address is of global memory, or it
-// takes slower instructions, for memory of any kind.
+// After the asm the compiler does not know that the address is of global memory, and would use
+// slower, generic instructions. The conversions tell it.
 template <class T>
 __device__ inline void keep(T*& address) {
   size_t global = __cvta_generic_to_global(address);
@@ -52,7 +53,7 @@ __device__ inline void keep(T*& address) {
 
 #else
 
-// Called with the address of each 16-byte access.
+// The test's hook: it is called with the address of each 16-byte access.
 void check_aligned(const void* p);
 
 inline Words load16(const void* p) {

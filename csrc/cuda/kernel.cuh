@@ -1,4 +1,4 @@
-// The kernel of the three ops: theta stays in registers while the terms are added to it.
+// The kernel of the three ops. Weights stay in registers while the terms are added to them.
 #pragma once
 
 #include <type_traits>
@@ -16,15 +16,15 @@ struct Terms {
   const int64_t* rounding_seed;  // null: nearest even
 };
 
-// A term as the threads need it: five 16-byte loads from shared memory.
+// A term's constants in a chunk. A thread reads them by five 16-byte loads from shared memory.
 struct alignas(16) TermSpan {
   PhiloxSpan philox;
   float coeff;
 };
 static_assert(sizeof(TermSpan) == 80);
 
-// What only a GPU can decide. setup.py builds these values, benchmarks/gpu_build.py others beside
-// them, and FEDSPZO_SIGNED_TABLE (table.cuh), to be measured; then the macros go.
+// These values depend on the GPU. setup.py builds the ones below. benchmarks/gpu_build.py also
+// builds others, and FEDSPZO_SIGNED_TABLE (table.cuh), to compare them.
 #ifndef FEDSPZO_ONE_TERM_BLOCKS
 #define FEDSPZO_ONE_TERM_BLOCKS 6
 #endif
@@ -41,19 +41,20 @@ static_assert(sizeof(TermSpan) == 80);
 struct NormalNoise {
   static constexpr int kCounterShift = 2;  // a counter has 1 << kCounterShift elements
 
-  // Neighbouring packets of a thread's turn.
+  // Number of neighbouring packets in a thread's turn.
   template <bool kOneTerm>
   static constexpr int kPackets = kOneTerm ? 1 : FEDSPZO_TERM_PACKETS;
 
-  // Blocks that a multiprocessor shall hold at a time, which bounds a thread's registers; 0: any.
-  // With one term and stochastic rounding any bound lengthens the loop, and may spill some.
+  // Number of blocks that a multiprocessor has to hold, which bounds a thread's registers. 0 sets
+  // no bound. With one term and stochastic rounding any bound makes the loop longer, and may spill
+  // registers.
   static constexpr int min_blocks(bool one_term, bool stochastic) {
     return !one_term ? FEDSPZO_TERM_BLOCKS : stochastic ? 0 : FEDSPZO_ONE_TERM_BLOCKS;
   }
 
   using Shared = Table;
 
-  // Adds the term to the kPlaces elements of a chunk's run; `counter` is the low word of the
+  // Adds the term to the kPlaces elements of a chunk's run. `counter` is the low word of the
   // chunk's first counter.
   template <int kPlaces>
   __device__ static void add(float (&v)[kPlaces], uint32_t counter, uint32_t run,
@@ -102,14 +103,14 @@ __device__ inline TermSpan term_span(const Terms& terms, int k, uint64_t key,
   return {PhiloxSpan(counter_high, key, uint64_t(terms.seeds[k])), terms.coeffs[k]};
 }
 
-// Its words in registers: see the keep of one word.
+// Keeps the span's words in registers.
 __device__ inline void keep(PhiloxSpan& span) {
   uint32_t* words = &span.first;
 #pragma unroll
   for (int i = 0; i < int(sizeof(PhiloxSpan) / 4); ++i) keep(words[i]);
 }
 
-// The random bits of stochastic rounding: one counter a packet.
+// Gives the random bits of stochastic rounding, with one counter for each packet.
 template <bool kStochastic>
 struct Random {
   PhiloxSpan span;
@@ -172,7 +173,7 @@ __device__ inline void store_whole(typename Storage::Element* p, const float (&v
   }
 }
 
-// Writes NaN to the chunk of a row that the tensor has not; `out` is of the chunk's base.
+// Writes NaN to the chunk of a row that the tensor lacks. `out` is the address of the chunk's base.
 template <class Storage>
 __device__ inline void fill_nan(typename Storage::Element* out, const Chunk& chunk) {
 #pragma unroll 1
@@ -180,9 +181,10 @@ __device__ inline void fill_nan(typename Storage::Element* out, const Chunk& chu
     out[place] = Storage::store(float_of(0x7FC00000u));
 }
 
-// kOneTerm: the term is known before the loop, and its constants stay in registers. Otherwise they
-// are in shared memory, a tile of terms at a time, and a thread takes more packets, which share the
-// loads of a term. A tile that holds all terms is filled once a chunk, else once a turn.
+// With kOneTerm the term is known before the loop, and its constants stay in registers. Otherwise
+// they are in shared memory, a tile of terms at a time, and a thread takes more packets, which
+// share the loads of a term. A tile that holds all terms is filled once in a chunk, else in each
+// turn.
 template <class Tensors, class Storage, class Noise, bool kOneTerm, bool kStochastic>
 __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochastic))
     perturb_kernel(const __grid_constant__ Tensors table, const Terms terms) {
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
     const uint64_t key = entry.key;
     const uint64_t counter = chunk.base >> Noise::kCounterShift;
     const uint32_t counter_high = uint32_t(counter >> 32);
-    // Of the chunk's base, which may lie outside the tensor.
+    // These are addresses of the chunk's base, which may lie outside the tensor.
     const Element* source =
         static_cast<const Element*>(entry.source) + int64_t(chunk.base - entry.begin);
     Element* out = static_cast<Element*>(entry.out) + chunk.out_place;
@@ -247,8 +249,8 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
       }
     };
 
-    // Whole runs at aligned addresses go 16 bytes at a time, others element by element. A thread
-    // that does not write is there for the barriers alone.
+    // Whole runs at aligned addresses are accessed 16 bytes at a time, others by elements. A thread
+    // that does not write takes part only because of the barriers.
     const Interior interior = interior_runs(chunk, kPackets, aligned);
     const auto take = [&](uint32_t run, bool whole, bool writes) {
       const Element* from = source + run * kPlaces;
@@ -277,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, Noise::min_blocks(kOneTerm, kStochas
       for (uint32_t edge = threadIdx.x; edge < edges; edge += kThreads)
         take(edge_run(chunk, kPackets, interior, edge), false, true);
     } else {
-      // The threads meet at barriers, so all take the same turns.
+      // all threads have to take the same turns, as they meet at barriers
 #pragma unroll 1
       for (uint32_t turn = interior.first; turn < interior.last; turn += kThreads)
         take(min(turn + threadIdx.x, interior.last - 1), true, turn + threadIdx.x < interior.last);

@@ -1,7 +1,8 @@
-// The ops on CUDA: one launch for all tensors of a dtype, or for all rows, on the current stream.
+// The ops on CUDA, with one launch for all tensors of a dtype, or for all rows, on the current
+// stream.
 //
-// Nothing is allocated and the host waits for nothing, so a step can be captured in a CUDA graph;
-// seeds and coefficients are read on the device, and may differ in every replay.
+// They allocate nothing and the host does not wait, so a step can be captured in a CUDA graph.
+// Seeds and coefficients are read on the device, and may differ in each replay.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -10,8 +11,8 @@
 #include "../arguments.h"
 #include "kernel.cuh"
 
-// It is in libtorch_cuda, which libtorch brings along where torch has CUDA. Weak, so that a torch
-// without CUDA can load the library too: as tests do.
+// This function is in libtorch_cuda, which libtorch loads if torch has CUDA. It is weak, so that a
+// torch without CUDA can load the library too, as tests do.
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace fedspzo {
@@ -62,7 +63,8 @@ class Launches {
     check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
   }
 
-  // One launch, of no more blocks than the device holds at a time: each fills its table once.
+  // Launches at most as many blocks as the device holds at a time, so that each fills its table
+  // once.
   template <class Tensors>
   void operator()(const Tensors& table, ScalarType dtype) const {
     if (table.chunks == 0) return;

@@ -1,5 +1,4 @@
-// The table of `normal-v1` in shared memory, and the step from a random word to a weight's new
-// value.
+// The table of `normal-v1` in shared memory. It adds the normal value of a random word to a weight.
 #pragma once
 
 #include "layout.h"
@@ -12,8 +11,8 @@ __device__ const Cubic kDeviceTable[kTableRows] = {
 
 #ifndef FEDSPZO_SIGNED_TABLE
 
-// Eight copies of a row side by side. A thread reads the column of its lane modulo 8, so the eight
-// threads that a 16-byte access serves at a time never meet in a bank, whatever their rows.
+// Holds eight copies of each row side by side. A thread reads the column of its lane modulo 8. So
+// the eight threads that a 16-byte access serves at a time never share a bank, whatever their rows.
 struct Table {
   static constexpr uint32_t kColumns = 8;
   Cubic rows[kTableRows][kColumns];
@@ -23,7 +22,7 @@ struct Table {
       rows[i / kColumns][i % kColumns] = kDeviceTable[i / kColumns];
   }
 
-  // v + coeff * normal_of(word): the sign of the normal goes into the coefficient.
+  // Returns v + coeff * normal_of(word). The coefficient takes the sign of the normal value.
   __device__ float add_normal(float v, float coeff, uint32_t word) const {
     const float f = float(int32_t(word | 1u));
     const Cubic c = at(bits_of(f));
@@ -32,7 +31,8 @@ struct Table {
     return fmaf(float_of(bits_of(coeff) ^ (bits_of(f) & 0x80000000u)), z, v);
   }
 
-  // The row of f, given its bits. In bytes, for that is one shift and one (a & b) | c.
+  // Returns the row of f, given its bits. The address is computed in bytes, which takes one shift
+  // and one (a & b) | c.
   __device__ const Cubic& at(uint32_t bits) const {
     constexpr int kRowShift = 7;  // a row is 1 << kRowShift bytes
     static_assert(sizeof(rows[0]) == 1 << kRowShift);
@@ -44,9 +44,9 @@ struct Table {
 
 #else
 
-// One column, with the sign of f in the row, bits(f) >> kTableShift: neither |f| nor moving the
-// sign then costs an instruction, but threads meet in banks. The bits are those of normal_of,
-// because negating f, c0 and c2 negates every step of the evaluation.
+// Holds one column. The row bits(f) >> kTableShift includes the sign of f, so neither |f| nor
+// moving the sign costs an instruction, but threads share banks. The bits are those of normal_of,
+// because negating f, c0 and c2 negates each step of the evaluation.
 struct Table {
   static constexpr uint32_t kPositive = 127u << kSegmentBits;
   static constexpr uint32_t kNegative = kPositive + (256u << kSegmentBits);

@@ -1,4 +1,4 @@
-// Loads and stores of a packet's eight elements: 16 bytes at a time where the address allows it.
+// Loads and stores a packet's eight elements, 16 bytes at a time if the address allows it.
 #pragma once
 
 #include "intrinsics.cuh"
@@ -25,7 +25,8 @@ struct Float32 {
   }
 };
 
-// What bfloat16 and float16 share: eight elements in four words, the lower index below.
+// The common part of bfloat16 and float16: eight elements are in four words, and the lower index is
+// in a word's lower half.
 template <class Self>
 struct Sixteen {
   using Element = uint16_t;
@@ -65,9 +66,10 @@ struct Bfloat16 : Sixteen<Bfloat16> {
   __device__ static uint32_t pack(float low, float high) {
     return nearest_bfloat16_pair(low, high);
   }
-  // `random`: 16 bits below for the low value, 16 above for the high one. Infinities have no low
-  // bits to carry from. A NaN, which device arithmetic always gives as 0x7FFFFFFF, is made a
-  // smaller one first, so that it cannot carry into the sign.
+  // `random` has 16 bits for the low value in its lower half, and 16 for the high value in its
+  // upper half. Infinities have no low bits, so nothing carries. A NaN, which device arithmetic
+  // always gives as 0x7FFFFFFF, is replaced by a smaller one first, so that it cannot carry into
+  // the sign.
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     const uint32_t a = min(int32_t(bits_of(low)), 0x7FBFFFFF) + (random & 0xFFFFu);
     const uint32_t b = min(int32_t(bits_of(high)), 0x7FBFFFFF) + (random >> 16);
@@ -83,10 +85,11 @@ struct Float16 : Sixteen<Float16> {
   __device__ static uint32_t pack_stochastic(float low, float high, uint32_t random) {
     return pack(neighbour(low, __byte_perm(random, 0, 0x1044)), neighbour(high, random));
   }
-  // stochastic_float16, without branches, as a float32 that `pack` holds or makes infinite; the
-  // upper half of `random` counts. Times 2^-112 float32 has float16's exponents and subnormals: its
-  // bits are float16's with 13 more below. An infinity has no low bits to carry from. The addend is
-  // nothing beside the product, but a NaN that the integer sum has spoilt it makes one again.
+  // Computes stochastic_float16 without branches, as a float32 that `pack` converts exactly or
+  // makes infinite. It uses the upper half of `random`. Scaled by 2^-112, float32 has float16's
+  // exponents and subnormals, and its bits are float16's with 13 more below. An infinity has no low
+  // bits, so nothing carries. The addend is too small to change the product, but restores a NaN
+  // that the integer sum has damaged.
   __device__ static float neighbour(float value, uint32_t random) {
     const float scaled = __fmul_rz(value, 0x1p-112f);
     return fmaf(float_of((bits_of(scaled) + (random >> 19)) & ~0x1FFFu), 0x1p112f, scaled);

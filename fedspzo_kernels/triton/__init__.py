@@ -1,4 +1,4 @@
-"""The Triton backend: serves GPUs where the CUDA backend is not there, and on request.
+"""The Triton backend: it serves GPUs if the CUDA backend is not available, or on request.
 
 May import the noise's table and streams from the package around it.
 """
@@ -16,19 +16,22 @@ from .. import noise_table
 from ..streams import NORMAL
 from .kernel import perturb_kernel, rows_kernel
 
-# Fixed, never tuned: the trial launches of an autotuner would change the weights.
-GROUPS = 1024  # of four elements: 32 elements a thread share what a program computes once
-ROW_GROUPS = 256  # rows are short
+# These are fixed, as the trial launches of an autotuner would change the weights.
+GROUPS = 1024  # groups of four elements in a program: 32 elements a thread share its constants
+ROW_GROUPS = 256  # fewer, as rows are short
 WARPS = 4
-VECTOR = 8  # elements: 16 bytes of bfloat16
+VECTOR = 8  # elements of a vector: 16 bytes of bfloat16
 
 
 @cache
 def signed_table(device: torch.device) -> Tensor:
-    """The table of `normal-v1` by bits(f) >> shift, for both signs of f: int64 (rows, 2).
+    """Return the table of `normal-v1` for both signs of f, by the row bits(f) >> shift.
 
-    Rows that no f reaches are zero. Negating f, c0 and c2 negates each step of the evaluation, so
-    the bits are those of the table without a sign.
+    Rows that no f reaches are zero. Negating f, c0 and c2 negates each step of the evaluation. So
+    the bits are those of the table without signs.
+
+    Returns:
+        int64 (rows, 2), the bits of the four float32 coefficients of each row.
     """
     bits = noise_table.SEGMENT_BITS
     rows = torch.tensor(noise_table.ROWS).to(torch.int32).view(torch.float32)
@@ -43,7 +46,7 @@ def signed_table(device: torch.device) -> Tensor:
 def _arguments(
     seeds: Tensor, coeffs: Tensor, rounding_seed: Tensor | None
 ) -> tuple[Tensor | int, ...]:
-    """What the kernels take of the terms: the last arguments that are no constants."""
+    """Return the kernels' arguments for the terms, which are the last before the constants."""
     random = seeds if rounding_seed is None else rounding_seed
     return seeds, coeffs, seeds.numel(), random, signed_table(seeds.device)
 
@@ -51,7 +54,7 @@ def _arguments(
 def _options(
     dtype: torch.dtype, seeds: Tensor, rounding_seed: Tensor | None, stream: int
 ) -> dict[str, bool | int]:
-    """Constants and compile options that both kernels share."""
+    """Return the constants and compile options that both kernels share."""
     return {
         "NORMAL": stream == NORMAL,
         "ONE_TERM": seeds.numel() == 1,
@@ -71,14 +74,14 @@ def perturb_out(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_out` on a GPU; one launch a tensor."""
+    """Implement the op `fedspzo::perturb_out` on a GPU, with a launch for each tensor."""
     block = 4 * GROUPS
     with torch.cuda.device_of(seeds):
         for source, out, key, offset in zip(sources, outs, keys, offsets, strict=True):
             if not source.numel():
                 continue
             shift = offset % block
-            # Three compilations, not one a shift: none, one of whole vectors, and any.
+            # three kinds of shifts need three compilations: none, whole vectors, and any other
             unit = 0 if shift == 0 else VECTOR if shift % VECTOR == 0 else 1
             perturb_kernel[(triton.cdiv(source.numel() + shift, block),)](
                 source,
@@ -103,7 +106,7 @@ def perturb_(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_` on a GPU; one launch a tensor."""
+    """Implement the op `fedspzo::perturb_` on a GPU, with a launch for each tensor."""
     if seeds.numel():
         perturb_out(tensors, tensors, keys, offsets, seeds, coeffs, rounding_seed, stream)
 
@@ -119,11 +122,11 @@ def perturb_rows(
     rounding_seed: Tensor | None,
     stream: int,
 ) -> None:
-    """The op `fedspzo::perturb_rows` on a GPU; one launch."""
+    """Implement the op `fedspzo::perturb_rows` on a GPU, with a single launch."""
     count, width = source.shape
     if not out.numel():
         return
-    # Rows begin at multiples of `step`, so the last one of a block leaves at least that much of it.
+    # rows begin at multiples of `step`, so one begins at most block - step into its first block
     block = 4 * ROW_GROUPS
     step = math.gcd(offset, width, block)
     blocks = triton.cdiv(width + block - step, block)
@@ -143,6 +146,6 @@ def perturb_rows(
 
 
 def register(device: str) -> None:
-    """Have these serve a device's tensors: "CUDA", or "CPU" where Triton interprets."""
+    """Register the ops for a device: "CUDA", or "CPU" if Triton interprets."""
     for op in (perturb_, perturb_out, perturb_rows):
         torch.library.impl(f"fedspzo::{op.__name__}", device, op)

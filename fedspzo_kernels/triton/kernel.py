@@ -1,4 +1,4 @@
-"""The kernels in Triton: csrc/noise.h and csrc/rounding.h once more, bit for bit."""
+"""The kernels in Triton. Their bits are those of csrc/noise.h and csrc/rounding.h."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ W0, W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 @triton.jit
 def fma(a, b, c):
-    """float32 a * b + c, rounded once."""
+    """Return float32 a * b + c, rounded once."""
     if INTERPRETED:
-        # The interpreter's own fma rounds twice. As in the reference: exact product in float64,
-        # sum rounded to odd, so that the last rounding is the only one that counts.
+        # The interpreter's fma rounds twice. As in the reference, the product is exact in float64,
+        # and the sum is rounded to odd, so that the last rounding gives the right result.
         p = a.to(tl.float64) * b.to(tl.float64)
         d = c.to(tl.float64)
         s = p + d
@@ -35,14 +35,14 @@ def fma(a, b, c):
 
 @triton.jit
 def product(a, m: tl.constexpr):
-    """The high and the low word of a * m."""
+    """Return the high and the low word of a * m."""
     p = a.to(tl.uint64) * m
     return (p >> 32).to(tl.uint32), p.to(tl.uint32)
 
 
 @triton.jit
 def philox(counter, high, key, seed):
-    """Four words a counter. What counters share (`high`, `key`, `seed`) is scalar."""
+    """Return the four words of each counter. The counters share `high`, `key` and `seed`."""
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     h1, l1 = product(key.to(tl.uint32), M1)
     h0, l0 = product(counter, M0)
@@ -59,7 +59,7 @@ def philox(counter, high, key, seed):
 
 @triton.jit
 def normal(word, table):
-    """`normal-v1`. The row of `table` includes the sign of f, as in csrc/cuda/kernel.cuh."""
+    """Return `normal-v1`. A row's number in `table` includes the sign of f (`signed_table`)."""
     f = (word | 1).to(tl.int32, bitcast=True).to(tl.float32)
     row = f.to(tl.uint32, bitcast=True) >> TABLE_SHIFT
     low, high = tl.load(table + 2 * row), tl.load(table + 2 * row + 1)
@@ -72,13 +72,13 @@ def normal(word, table):
 
 @triton.jit
 def interleave4(a, b, c, d):
-    """a0 b0 c0 d0 a1 b1 ..."""
+    """Return a0 b0 c0 d0 a1 b1 ..."""
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
 @triton.jit
 def stochastic(value, random, dtype: tl.constexpr):
-    """Round to `dtype` with 16 random bits: csrc/rounding.h."""
+    """Round to `dtype` stochastically, with 16 random bits, as csrc/rounding.h does."""
     bits = value.to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     sign = (bits >> 16) & 0x8000
@@ -123,10 +123,10 @@ def perturbed(
     STOCHASTIC: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """`round(x + sum_k coeffs[k] * z_k)` for the block of 4 * GROUPS elements that x has.
+    """Return `round(x + sum_k coeffs[k] * z_k)` for a block x of 4 * GROUPS elements.
 
-    `index` is that of the block's first element in the whole parameter, and a multiple of
-    4 * GROUPS: so the block's counters share their high word. `table` is not read for
+    `index` is the index of the block's first element in the whole parameter. It is a multiple of
+    4 * GROUPS, so the block's counters share their high word. `table` is not read for
     `rademacher-v1`.
     """
     BLOCK: tl.constexpr = 4 * GROUPS
@@ -193,9 +193,9 @@ def perturb_kernel(
 ):
     """Perturb one block of a tensor's elements, at a multiple of 4 * GROUPS of the parameter.
 
-    The tensor begins UNIT * `shift` elements after such a multiple, which is `offset`. UNIT is 0
-    where it begins at one; else it tells the compiler how far the elements' addresses are aligned.
-    `source` and `out` may be the same.
+    The tensor begins UNIT * `shift` elements after the multiple `offset`. UNIT is 0 if it begins
+    there. Otherwise it tells the compiler the alignment of the elements' addresses. `source` and
+    `out` may be the same.
     """
     BLOCK: tl.constexpr = 4 * GROUPS
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -240,10 +240,10 @@ def rows_kernel(
     STOCHASTIC: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Perturb one block of one looked-up row: number program_id(1) of those the row touches.
+    """Perturb one block of a row that is looked up: block program_id(1) of row program_id(0).
 
-    Blocks stand at multiples of 4 * GROUPS of the parameter, wherever the row begins. `offset` is
-    the index of the source's first element. A row that the source has not becomes NaN.
+    Blocks begin at multiples of 4 * GROUPS of the parameter, wherever the row begins. `offset` is
+    the index of the source's first element. A row that the source lacks becomes NaN.
     """
     BLOCK: tl.constexpr = 4 * GROUPS
     number = tl.program_id(0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The command line: configs, data, models and tasks, and the folder that a run leaves.
+"""The command line, with its configs, data, models, tasks and the run's folder.
 
-May import everything below it; nothing imports it.
+May import all other packages. None of them imports this one.
 """

@@ -1,8 +1,7 @@
 """The command line: demo, run, replay, verify, journal show and compact, info.
 
-What a user can get wrong in a config is checked before torch is imported. Exit codes: 0 done,
-1 (verify) other weights, 2 wrong input (one line on stderr), 3 too few clients answered, 130
-interrupted.
+A config is checked before torch is imported. Exit codes: 0, done; 1, `verify` found other weights;
+2, wrong input (one line on stderr); 3, too few clients answered; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -30,14 +29,18 @@ DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
+    """Parses arguments, and raises InputError with one line in place of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see '{self.prog} --help'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command line, and return the exit code.
+
+    Args:
+        arguments: the arguments after the program's name. Default None: those of the process.
+    """
     try:
         options = _parser().parse_args(arguments)
         return int(options.function(options) or 0)
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fedspzo: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has enough; Python would complain once more when it exits.
+        # The reader of our output has closed it; without this Python reports that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

@@ -1,7 +1,7 @@
-"""The run's configuration: a TOML file read into frozen, validated dataclasses.
+"""The run's configuration: a TOML file is read into frozen dataclasses that check their values.
 
-Every mistake a user can make in the file becomes an `InputError` of one line that names key, value
-and remedy. This module imports nothing heavy, so such a line appears at once.
+Each mistake in the file raises an `InputError` of one line that names key, value and remedy. This
+module does not import torch, so that the line appears at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model: a hub id, a local folder, or "demo" for the packaged one."""
+    """The section [model].
+
+    Attributes:
+        name: a hub id, a local folder, or "demo" for the packaged model.
+        dtype: dtype of the weights. Default "float32".
+        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
+    """
 
     name: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -33,10 +39,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned.
+    """The section [task].
 
-    `prompt` classifies by the word a language model puts after (or, with {mask}, inside) the
-    template; `classification` by a head on the model; `lm` predicts each next token.
+    Attributes:
+        type: "prompt" classifies by the word that a language model predicts after the template, or
+            at its {mask}. "classification" classifies by a head on the model. "lm" predicts each
+            next token.
+        template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
+        verbalizers: the word for each label. Only "prompt" has them, two or more.
+
+    Raises:
+        ValueError: the verbalizers or the template do not fit; the message names the remedy.
     """
 
     type: Literal["prompt", "classification", "lm"]
@@ -63,7 +76,7 @@ class TaskConfig:
 
     @property
     def masked(self) -> bool:
-        """Whether the template asks for a masked language model."""
+        """True if the template needs a masked language model."""
         return "{mask}" in self.template
 
 
@@ -83,7 +96,19 @@ def check_template(template: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the examples are: one JSONL or CSV file a split, and the names of its fields."""
+    """The section [data].
+
+    Attributes:
+        train: a JSONL or CSV file with the training examples.
+        test: a file with the held-out examples.
+        text: name of the field with the text. Default "text".
+        label: name of the field with the label. Default "label".
+        max_length: tokens to which an example is cut, at least 2. Default 128.
+
+    Raises:
+        ValueError: a file is missing, has another suffix, or serves twice; or `max_length` is below
+            2.
+    """
 
     train: Path
     test: Path
@@ -108,9 +133,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where results go (None: runs/NAME), and every how many rounds the model is evaluated.
+    """The section [output].
 
-    `evaluate_every` None means about twenty times a run.
+    Attributes:
+        dir: folder for the results. Default None: runs/NAME.
+        evaluate_every: number of rounds from one evaluation to the next, at least 1. Default None:
+            `evaluation_interval`, for about twenty evaluations in a run.
+
+    Raises:
+        ValueError: `evaluate_every` is below 1.
     """
 
     dir: Path | None = None
@@ -123,7 +154,14 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MezoConfig:
-    """The comparison run: MeZO from the same start at the same computation."""
+    """The section [mezo]: a comparison run of MeZO, from the same start at the same computation.
+
+    Attributes:
+        lr: learning rate.
+        eps: scale of the perturbations. Default None: by dtype.
+        perturbations: number of directions in a step. Default 1.
+        sides: "one" or "two". Default "two", as published (arXiv 2305.17333).
+    """
 
     lr: float
     eps: float | None = None
@@ -135,11 +173,11 @@ class MezoConfig:
 
     @property
     def forwards_per_step(self) -> int:
-        """Full forward passes of one step: two a direction, or one and the shared middle."""
+        """Number of full forward passes in a step: 2 P if two-sided, P + 1 if one-sided."""
         return 2 * self.perturbations if self.sides == "two" else self.perturbations + 1
 
     def optimizer(self) -> OptimizerConfig:
-        """The optimizer's settings of the comparison run."""
+        """Return the comparison run's settings of the step."""
         return OptimizerConfig(
             estimator="mezo",
             lr=self.lr,
@@ -151,7 +189,18 @@ class MezoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. `name` names its output folder: the file's name, or NAME of NAME/config.toml."""
+    """The configuration of a run.
+
+    Attributes:
+        name: name of the output folder: the file's stem, or NAME of NAME/config.toml.
+        path: the file.
+        model, task, data, federation, optimizer, output: the sections.
+        mezo: section of the comparison run. Default None: no comparison.
+        privacy: section of differential privacy. Default None: not private.
+
+    Raises:
+        ValueError: two sections do not fit together; the message names them and the remedy.
+    """
 
     name: str
     path: Path
@@ -180,13 +229,22 @@ class Config:
 
     @property
     def output_dir(self) -> Path:
-        """The folder the run writes: [output] dir, or runs/NAME in the current folder."""
+        """The folder of the results: [output] dir, or runs/NAME in the current folder."""
         return self.output.dir if self.output.dir is not None else Path("runs") / self.name
 
     def with_overrides(
         self, *, output: Path | None = None, seed: int | None = None, rounds: int | None = None
     ) -> Config:
-        """The same run with what the command line gave in place of the file's values."""
+        """Return the configuration with the command line's values in place of the file's.
+
+        Args:
+            output: folder of the results. Default None, here and below: the file's value.
+            seed: the run's seed.
+            rounds: number of rounds.
+
+        Raises:
+            InputError: a value is out of range.
+        """
         changes = {
             key: value for key, value in (("seed", seed), ("rounds", rounds)) if value is not None
         }
@@ -199,11 +257,10 @@ class Config:
 
 
 def evaluation_interval(rounds: int) -> int:
-    """Rounds between evaluations when nothing is said: about twenty evaluations a run."""
+    """Return the default number of rounds between evaluations, for about twenty in a run."""
     return max(1, rounds // 20)
 
 
-# Section name -> (its dataclass, whether the file must have it).
 SECTIONS: dict[str, tuple[type, bool]] = {
     "model": (ModelConfig, True),
     "task": (TaskConfig, True),
@@ -214,13 +271,14 @@ SECTIONS: dict[str, tuple[type, bool]] = {
     "privacy": (Privacy, False),
     "output": (OutputConfig, False),
 }
+"""The sections by name: the dataclass, and True if the file must have the section."""
 
 
 def load(path: str | Path) -> Config:
-    """Read and check the TOML file at `path`; relative paths in it start at its folder.
+    """Read and check a TOML file. Relative paths in it start at its folder.
 
     Raises:
-        InputError: one line naming file, key, value and remedy.
+        InputError: the file has a mistake; one line names file, key, value and remedy.
     """
     path = Path(path)
     document = read_toml(path)
@@ -242,12 +300,12 @@ def load(path: str | Path) -> Config:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a hub id, NAME or OWNER/NAME."""
+    """Return True if `name` has the form of a hub id, NAME or OWNER/NAME."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
 def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
-    """A local folder becomes a checked absolute path; "demo" and hub ids stay as they are."""
+    """Make a local folder's path absolute, and check it. "demo" and hub ids stay as they are."""
     if model.name == DEMO:
         return model
     try:
@@ -271,7 +329,7 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
 
 
 def to_toml(config: Config) -> str:
-    """The resolved configuration as TOML: every default filled in, every path absolute."""
+    """Return the configuration as TOML, with all defaults filled in and all paths absolute."""
     lines: list[str] = []
     for name in SECTIONS:
         section = getattr(config, name)

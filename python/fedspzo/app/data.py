@@ -1,6 +1,6 @@
-"""Examples from JSONL and CSV files, each row checked as it is read.
+"""Reads examples from JSONL and CSV files, and checks each row.
 
-Nothing here needs torch: a broken file is reported before the model loads.
+This module does not import torch, so that a mistake in a file is reported before the model loads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from .config import DataConfig, TaskConfig
 
 @dataclass(frozen=True)
 class Example:
-    """One row: its text, and its label (None for language modelling)."""
+    """One row of a file.
+
+    Attributes:
+        text: the text, not blank.
+        label: the label. Default None: language modelling has none.
+    """
 
     text: str
     label: str | None = None
@@ -28,7 +33,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """Both splits, and the labels in the order of their class numbers (empty without labels)."""
+    """The examples of a run.
+
+    Attributes:
+        train: the training examples.
+        test: the held-out examples.
+        labels: the labels in the order of their class numbers. It is empty for language modelling.
+    """
 
     train: list[Example]
     test: list[Example]
@@ -36,12 +47,13 @@ class Splits:
 
 
 def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
-    """Both files, fully checked against the task.
+    """Read both files, and check them against the task.
 
-    Labels are the verbalizers' in their order, or with a head the training file's, sorted.
+    The labels are those of the verbalizers, in their order. With a classification head they are
+    those of the training file, sorted.
 
     Raises:
-        InputError: naming file, line, value and remedy.
+        InputError: a file has a mistake; one line names file, line, value and remedy.
     """
     label_field = None if task.type == "lm" else data.label
     if task.type == "prompt":
@@ -79,17 +91,18 @@ def read(
     labels: Collection[str] | None = None,
     label_remedy: str = "",
 ) -> list[Example]:
-    """The rows of one .jsonl or .csv file.
+    """Read the rows of a .jsonl or .csv file.
 
     Args:
-        path: The file, UTF-8 (a byte order mark is allowed), blank lines ignored.
-        text_field: Name of the field or column with the text.
-        label_field: The same for the label (text, whole number or boolean), or None.
-        labels: If given, the labels that may occur.
-        label_remedy: What to do about another one, for the message.
+        path: the file, in UTF-8. A byte order mark is allowed; blank lines are ignored.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label, which may be a text, a whole
+            number or a boolean. None: there are no labels.
+        labels: the labels that may occur. Default None: any label.
+        label_remedy: the remedy for another label, for the message.
 
     Raises:
-        InputError: naming file, line, value and remedy.
+        InputError: the file has a mistake; one line names file, line, value and remedy.
     """
     rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
     examples = []
@@ -148,13 +161,16 @@ def _text(path: Path) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: JSON texts may hold U+2028, which ends no line of the file.
+    # splitlines would also split at U+2028, which may stand inside a JSON text
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError: also for a number with thousands of digits
             raise InputError(
                 f"{path}, line {number}: not valid JSON ({error}); "
                 'write one object a line, {"text": "...", "label": "..."}'

@@ -1,4 +1,4 @@
-"""What `fedspzo info` prints: versions, backends and why each is there or not, CPU and GPU."""
+"""The command `fedspzo info`: it prints versions, backends with their state, CPU and GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _version(package: str) -> str:
 
 
 def print_info() -> None:
-    """Print the tables on stdout."""
+    """Print the tables to stdout."""
     console = Console()
     kernels: dict[str, Any] = fedspzo_kernels.info()
     versions = Table("package", "version", title="versions", title_justify="left")

@@ -1,6 +1,6 @@
-"""Loading a pretrained model with its tokenizer, and the task they serve.
+"""Loads a pretrained model with its tokenizer, and creates the task.
 
-Weights come from safetensors files alone; nothing is unpickled.
+Weights are read from safetensors files alone. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ Kind = Literal["causal", "masked", "classification"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What it takes to load a model to the same bits: a journal's header keeps it.
+    """The options that load a model to the same bits. A journal's header keeps them.
 
     Attributes:
-        dtype: of the weights, "float32", "bfloat16" or "float16".
-        kind: which head the model has.
-        labels: of a classification head, in the order of its outputs; else empty.
-        seed: from which a classification head that the checkpoint lacks is initialised.
-        rows: tokens whose rows of the output layer are parameters of their own (`output_rows`).
+        dtype: dtype of the weights: "float32", "bfloat16" or "float16".
+        kind: the model's head: "causal", "masked" or "classification".
+        labels: labels of a classification head, in the order of its outputs. Default: none.
+        seed: seed that initializes a classification head that the checkpoint lacks. Default 0.
+        rows: tokens whose rows of the output layer are separate parameters (`output_rows`).
+            Default: none.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
     """
 
     dtype: str
@@ -65,7 +69,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> Recipe:
-        """The recipe of a run."""
+        """Return the recipe of a run's model, but for its `rows`."""
         if config.task.type == "classification":
             return cls(
                 dtype=config.model.dtype,
@@ -78,14 +82,14 @@ class Recipe:
 
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
-    """Load the config's model, in evaluation mode on its device, and make its task.
+    """Load the config's model onto its device, in evaluation mode, and create its task.
 
-    A prompt's verbalizers get rows of their own in the output layer. A classification head the
-    checkpoint lacks is initialised from [federation] seed: every participant then starts from the
-    same bits.
+    The rows of a prompt's verbalizers become separate parameters of the output layer. A
+    classification head that the checkpoint lacks is initialized from [federation] seed, so that
+    all participants start from the same bits.
 
     Raises:
-        InputError: if the model cannot be had, or does not fit the task.
+        InputError: the model cannot be loaded, or does not fit the task.
     """
     name = config.model.name
     device = _device(config)
@@ -106,14 +110,14 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
 
 
 def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
-    """A model in evaluation mode on the CPU, and its tokenizer.
+    """Load a model onto the CPU, in evaluation mode, with its tokenizer.
 
     Args:
         name: a folder, a hub id, or "demo".
-        recipe: the rest.
+        recipe: the options of loading.
 
     Raises:
-        InputError: if the model cannot be had, or is of another kind.
+        InputError: the model cannot be loaded, or is of another kind.
     """
     source = str(files("fedspzo.demo") / "model") if name == DEMO else name
     transformers.logging.set_verbosity_error()
@@ -132,7 +136,7 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
     if recipe.rows:
         _untie(name, model, recipe.rows)
     if model.config.pad_token_id is None:
-        # Heads of causal models look for it to find a row's last token.
+        # a classification head of a causal model needs it to find a row's last token
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     return model, tokenizer
@@ -155,11 +159,14 @@ def _device(config: Config) -> str:
 
 
 def _hub_is_out_of_reach(name: str) -> bool:
-    """Whether one request fails: then only the cache is asked, which spares a minute of retries."""
+    """Send one request to the hub, and return True if it fails.
+
+    The cache alone is used then, which saves a minute of retries.
+    """
     try:
         HfApi().model_info(name, timeout=10)
     except HfHubHTTPError:
-        return False  # The hub answered; loading tells what is wrong.
+        return False  # the hub answered, and loading will give the reason
     except (HTTPError, OSError):
         return True
     return False
@@ -170,7 +177,7 @@ def _from_pretrained(name: str, recipe: Recipe, source: str, offline: bool) -> A
         "local_files_only": offline,
         "dtype": getattr(torch, recipe.dtype),
         "use_safetensors": True,
-        "trust_remote_code": False,  # when nothing is said, transformers asks whoever is there
+        "trust_remote_code": False,  # by default transformers would ask the user
     }
     if recipe.kind == "classification":
         options["num_labels"] = len(recipe.labels)
@@ -222,7 +229,7 @@ def _explain(name: str, error: Exception, offline: bool) -> NoReturn:
 
 
 def _longest(config: Config, model: Any, tokenizer: Any) -> int:
-    """Tokens of an example: [data] max_length, or what the model can take if that is less."""
+    """Return the most tokens of an example: [data] max_length, or the model's limit if smaller."""
     limits = [config.data.max_length, tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)
     return int(min(limits if positions is None else [*limits, positions]))

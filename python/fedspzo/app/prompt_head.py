@@ -1,4 +1,4 @@
-"""A prompt's head, computed at one position of each row and for a few words only."""
+"""Computes the head of a prompt at one position of each row, and for a few words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from fedspzo.blocks.output_rows import OutputRows
 
 @contextmanager
 def head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
-    """Compute the head at one position of each row and for some words only; other logits are 0.
+    """Compute the head at one position of each row, and for some words alone, within a context.
 
-    A vocabulary's logits for every token can cost more than the layers; a prompt asks for a few.
-    The head has to be a module that reads (B, T, D), and for the words a linear layer as torch
-    makes it: adapters, quantized weights and forwards put in its place compute all of them.
+    Logits for each token and the whole vocabulary can cost more than the layers, and a prompt needs
+    few of them. The others are 0. The head has to be a module that reads (B, T, D), else it is
+    computed in full. Only a plain `nn.Linear` or `OutputRows` is restricted to the words: adapters,
+    quantized layers and patched forwards compute all words.
+
+    Args:
+        model: a Hugging Face model with output embeddings.
+        positions: the position of each row, int64 (B,).
+        words: token ids, int64 (N,).
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
@@ -46,7 +52,7 @@ def head_at(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None
 
 
 def _answers_alone(head: OutputRows, hidden: Tensor) -> Tensor:
-    """Return logits, (..., vocabulary): those of the head's own rows, and 0 elsewhere."""
+    """Return logits (..., vocabulary): those of the head's separate rows, and 0 elsewhere."""
     answers = head.answers(hidden)
     logits = answers.new_zeros(*hidden.shape[:-1], len(head.base.weight))
     logits[..., head.tokens] = answers
@@ -54,9 +60,9 @@ def _answers_alone(head: OutputRows, hidden: Tensor) -> Tensor:
 
 
 def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:
-    """The head's logits, (..., vocabulary): those of `words`, (N,), and 0 elsewhere."""
+    """Return logits (..., vocabulary): those of `words` (N,), and 0 elsewhere."""
     words = words.to(hidden.device)
-    # looked up as an embedding's rows, which layerwise evaluation perturbs alone
+    # as an embedding lookup, of which layerwise evaluation perturbs only the rows it reads
     answers = F.linear(hidden, F.embedding(words, head.weight))
     if head.bias is not None:
         answers = answers + head.bias[words]

@@ -1,4 +1,4 @@
-"""From a base model and a journal to the weights of any round; and from weights to their round."""
+"""Replay and verification: they rebuild a round's weights from a journal, or compare weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .run_folder import MODEL
 from .weights import Weights
 
 TERMS_A_PASS = 4096
+"""Number of a block's terms that one pass over the weights applies."""
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay made.
+    """The result of a replay.
 
     Attributes:
         weights: the weights.
-        round: the round they are of.
-        digest: theirs.
-        checked: whether the journal has that round's digest, which is then this one.
+        round: number of rounds that led to the weights.
+        digest: digest of the weights.
+        checked: True if the journal has that round's digest, which equals this one then.
     """
 
     weights: Weights
@@ -45,20 +46,22 @@ def replay(
     on_round: Callable[[int], None] | None = None,
     terms: int = TERMS_A_PASS,
 ) -> Replayed:
-    """The weights after `round` rounds of a journal, to the bit.
+    """Rebuild the weights after `round` rounds of a journal, bit for bit.
 
-    They are the same on every backend, with any number of threads, however the weights are
-    sharded: the digest is compared with the one the journal has of that round.
+    They are the same on every backend, with any number of threads, and however the weights are
+    sharded. Their digest is compared with the journal's of that round.
 
     Args:
-        base: the model the journal starts from: a folder, a hub id, "demo", or a safetensors file.
-        journal: the file; it is not changed.
-        round: how many rounds; None: all.
+        base: the model that the journal starts from: a folder, a hub id, "demo", or a safetensors
+            file.
+        journal: the file, which is not changed.
+        round: number of rounds. Default None: all.
         on_round: called with the number of rounds done, after each pass over the weights.
-        terms: of a block, at which a pass is full (`journal.merged`).
+        terms: number of a block's terms that one pass applies (`journal.merged`).
 
     Raises:
-        InputError: journal or base cannot be read, do not belong together, or have no such round.
+        InputError: the journal or the base cannot be read, they do not belong together, or there is
+            no such round.
     """
     log = DecodedJournal(journal)
     last = rounds(log)
@@ -97,10 +100,10 @@ def replay(
 
 
 def save(replayed: Replayed, output: Path) -> None:
-    """Write the weights, with config and tokenizer if the base has them, as a new folder.
+    """Write the weights to a new folder, with config and tokenizer if the base has them.
 
     Raises:
-        InputError: the folder is there already and not empty, or cannot be written.
+        InputError: the folder exists and is not empty, or cannot be written.
     """
     check_output(output)
     try:
@@ -115,26 +118,26 @@ def save(replayed: Replayed, output: Path) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raise InputError unless `output` is not there yet, or an empty folder."""
+    """Raise InputError if `output` exists and is not an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output '{output}' is there already; name a new folder after -o")
 
 
 def rounds(log: DecodedJournal) -> int:
-    """How many rounds a journal's run has. Every record is checked on the way."""
+    """Count the rounds of a journal's run. Check each record."""
     return log.first + sum(1 for _ in log.digests()) - 1
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether weights are those of a journal's round.
+    """The result of comparing weights with a journal.
 
     Attributes:
-        matches: whether they are those of the round asked for.
-        digest: theirs.
-        expected: the journal's of that round; None: it has none.
+        matches: True if the weights are those of the round asked for.
+        digest: digest of the weights.
+        expected: the journal's digest of that round. None: it has none.
         round: the round asked for.
-        found: the latest round whose weights they are, or None.
+        found: the latest round that has these weights, or None.
     """
 
     matches: bool
@@ -145,15 +148,15 @@ class Verdict:
 
 
 def verify(folder: str, journal: Path, *, round: int | None = None) -> Verdict:
-    """Compare a model's weights with a journal's digests; nothing is replayed.
+    """Compare a model's weights with a journal's digests. Nothing is replayed.
 
     Args:
-        folder: the model, or a run's folder with `model` in it.
-        journal: the file.
-        round: whose weights they should be; None: the last one's.
+        folder: a model's folder, or a run's folder that contains `model`.
+        journal: the journal's file.
+        round: the round to compare with. Default None: the last one.
 
     Raises:
-        InputError: model or journal cannot be read, or there is no such round.
+        InputError: the model or the journal cannot be read, or there is no such round.
     """
     log = DecodedJournal(journal)
     digests = log.known()

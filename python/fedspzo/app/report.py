@@ -1,6 +1,6 @@
-"""What a run shows: progress, a table, a figure.
+"""The reports of a run: its progress, a table and a figure.
 
-This module knows rows (one dict a round, as in metrics.jsonl), not models.
+They are made from rows alone: one dict for each round, as in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ OURS, MEZO, FEDAVG = "#1f5fa8", "#d1731c", "#8a8a8a"
 
 
 class ProgressReport:
-    """Round, loss, accuracy, bytes and time left: a bar on a terminal, else ten lines or so.
+    """Shows a run's progress on stderr: round, loss, accuracy, bytes and time left.
 
-    Written to stderr; `quiet` writes nothing.
+    It is a bar on a terminal, and about `LINES` lines elsewhere. It is a context manager.
+
+    Args:
+        title: the first word of each line.
+        rounds: number of rounds of the run.
+        quiet: write nothing. Default False.
     """
 
     def __init__(self, title: str, rounds: int, *, quiet: bool = False) -> None:
@@ -65,11 +70,11 @@ class ProgressReport:
             self.bar.stop()
 
     def update(self, row: Row) -> None:
-        """Show a round's row; what it has no value for keeps the last one."""
+        """Show a round's row. A value that it lacks is shown as it was."""
         self.seen.update({key: value for key, value in row.items() if value is not None})
         done = int(row["round"])
         if self.first is None:
-            self.first = done  # a run that goes on does not start from 0
+            self.first = done  # a resumed run does not start at 0
         if self.bar is not None:
             self.bar.update(self.task, completed=done, state=self._state())
             return
@@ -98,7 +103,7 @@ class ProgressReport:
 
 
 def human_bytes(count: float) -> str:
-    """A number of bytes with three digits and a decimal unit: 1234 is '1.23 kB'."""
+    """Format a number of bytes with three digits and a decimal unit: 1234 gives '1.23 kB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
@@ -107,7 +112,12 @@ def human_bytes(count: float) -> str:
 
 
 def print_table(summary: Row, title: str) -> None:
-    """The run, its start, and what it is compared with, one line each, on stdout."""
+    """Print a table to stdout, with lines for the start, the run, and those it is compared with.
+
+    Args:
+        summary: the last line of metrics.jsonl.
+        title: the table's title.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for heading in ("accuracy", "loss", "forwards", "bytes up", "bytes down"):
@@ -134,7 +144,16 @@ def print_table(summary: Row, title: str) -> None:
 
 
 def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:
-    """The run's figure: loss and accuracy against computation, bytes against rounds."""
+    """Draw a run's figure: loss and accuracy over computation, and bytes over rounds.
+
+    Args:
+        rows: the run's rows.
+        mezo: rows of the comparison run; empty without one.
+        title: the figure's title.
+
+    Returns:
+        The bytes of a PNG file.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -161,7 +180,7 @@ def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:
             axes.set_xlabel("full-forward equivalents, all clients")
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        # A baseline that diverges must not flatten our curve.
+        # a baseline that diverges must not flatten our curve
         highest = max((row["loss"] for row in rows if row.get("loss") is not None), default=1.0)
         losses.set_ylim(top=min(losses.get_ylim()[1], 1.3 * highest))
         losses.set_title("held-out loss (nats)", loc="left")
@@ -185,7 +204,7 @@ def _plot_traffic(axes: Any, rows: Sequence[Row]) -> None:
     )
     for label, color, dash, values in lines:
         axes.plot(rounds, values, color=color, linestyle=dash, linewidth=2)
-        below = label.endswith("up")  # Its line is the lowest, close to the next one.
+        below = label.endswith("up")  # this line is the lowest, close to the next one
         axes.annotate(
             label,
             (rounds[-1], values[-1]),

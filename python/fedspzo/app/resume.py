@@ -1,4 +1,4 @@
-"""Whether the run in a folder is the one a config asks for; decided before torch is imported."""
+"""Compares a config with the unfinished run in a folder, before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IGNORED = {("output", "dir")}
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What a run's journal keeps of its config and data, to be recognised by."""
+    """Return the entries of a journal's header that identify a run: its config and data hashes."""
     data = {"train": config.data.train, "test": config.data.test}
     return {
         "config": to_toml(config),
@@ -26,19 +26,21 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def check_same_run(folder: RunFolder, config: Config, *, resolved: bool = False) -> None:
-    """Check that `config` is that of the unfinished run in `folder`.
+    """Raise InputError unless `config` is that of the unfinished run in `folder`.
 
     Args:
-        folder: where the run is.
-        config: what is asked for.
-        resolved: whether `config` is the run's own, with what was measured filled in.
+        folder: the run's folder.
+        config: the config that was asked for.
+        resolved: `config` was read from the run's folder, where measured settings are filled in.
+            They are not compared then. Default False.
 
     Raises:
-        InputError: naming what differs, the two values and the remedy; or the journal is damaged.
+        InputError: a setting or a file differs; the message names both values and the remedy. Or
+            the journal is damaged, or not of `fedspzo run`.
     """
     path = folder.path / JOURNAL
     journal = JournalReader(path)
-    kinds = {entry.kind for entry in journal}  # every checksum is checked on the way
+    kinds = {entry.kind for entry in journal}  # the iteration checks every checksum
     if ROUNDS in kinds:
         raise JournalError(f"{path}: {COMPACTED}")
     try:

@@ -1,4 +1,4 @@
-"""One run from a checked config to a folder of results: train, compare, report, save."""
+"""Runs a checked config: it trains, compares with MeZO, reports, and saves the results."""
 
 from __future__ import annotations
 
@@ -38,33 +38,37 @@ from .tasks import Encoded, Task
 Row = dict[str, Any]
 
 SMALL = 4_000_000
-"""Parameters below which a run takes one thread, unless OMP_NUM_THREADS says otherwise."""
+"""Number of parameters below which a run uses one thread, unless OMP_NUM_THREADS is set."""
 
 COPIES = 32_000_000
-"""Parameters up to which each client has a copy of the model; else they take turns with one."""
+"""Number of parameters, over all clients, up to which each client has a copy of the model.
+
+Above it the clients share one copy.
+"""
 
 
 def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = False) -> Row:
-    """Train as the config says, and MeZO beside it if the config has [mezo].
+    """Train as the config says, and then with MeZO if the config has [mezo].
 
     Args:
-        config: The run.
-        splits: Its data, as `data.read_splits` gave them.
-        folder: Where the results go; nothing is written before model and task are found sound.
-        quiet: Print nothing.
+        config: the run's configuration.
+        splits: its data, from `data.read_splits`.
+        folder: the folder of the results. Nothing is written before the model and the task are
+            checked.
+        quiet: print nothing. Default False.
 
     Returns:
-        The summary: the last line of metrics.jsonl.
+        The summary, which is the last line of metrics.jsonl.
 
     Raises:
-        InputError: the model cannot be had, or does not fit task, data or settings.
+        InputError: the model cannot be loaded, or does not fit the task, data or settings.
     """
     start = time.perf_counter()
     model, task, recipe = models.load(config, splits)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
-        # A small model's operations are too short to share: threads gain little on a free machine
-        # and, waiting for each other, lose a factor of twenty on a busy one.
+        # A small model's operations are too short for several threads: they gain little on a free
+        # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
     experiment = Experiment(config, splits, task, recipe, folder, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
@@ -79,7 +83,7 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         blocks, config.optimizer, rounds=rounds, every=every, files=files, title="FedSPZO"
     )
     used = replace(result.optimizer, at=config.optimizer.at)
-    if config.optimizer.lr == "auto":  # the rates went on changing
+    if config.optimizer.lr == "auto":  # its rates change, so no single value is right
         used = replace(used, lr="auto")
     folder.write(CONFIG, to_toml(replace(config, optimizer=used)))
     merge_rows(model)
@@ -108,7 +112,19 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
 
 
 class Experiment:
-    """What FedSPZO's run and MeZO's share: model source, data, clients, reporting."""
+    """Trains with FedSPZO and with MeZO, on the same clients and data.
+
+    Args:
+        config: the run's configuration.
+        splits: the examples.
+        task: encodes the examples, and computes the loss.
+        recipe: the options with which the model was loaded.
+        folder: the folder of the results.
+        quiet: print nothing.
+
+    Raises:
+        InputError: the examples cannot be dealt as [federation] says, or do not fit [privacy].
+    """
 
     def __init__(
         self,
@@ -133,10 +149,14 @@ class Experiment:
         with self._naming("[privacy]"):
             if config.privacy is not None:
                 for own in self.clients:
-                    Mechanism(config.privacy, len(own))  # raises where delta does not fit
+                    Mechanism(config.privacy, len(own))  # raises ValueError if delta does not fit
 
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
-        """The model in blocks, as `optimizer` wants them: one for MeZO, else those of its cuts."""
+        """Cut the model into the blocks of `optimizer`. A joint estimator has a single block.
+
+        Raises:
+            InputError: the model cannot be cut there, or a setting does not fit the blocks.
+        """
         if estimators.find(optimizer.estimator).joint:
             return Blocks.single(model)
         batch = self.task.collate(self.clients[0][:1])
@@ -144,7 +164,7 @@ class Experiment:
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with self._naming("[optimizer]"):
             blocks = split(model, optimizer.at, example=inputs)
-            spzo(blocks, optimizer)  # raises where a setting has not one value a block
+            spzo(blocks, optimizer)  # raises ValueError if a setting does not fit the blocks
         return blocks
 
     def train_model(
@@ -157,10 +177,19 @@ class Experiment:
         files: tuple[str, str],
         title: str,
     ) -> tuple[RunResult, list[Row]]:
-        """Fine-tune in place, evaluating `every` so many rounds.
+        """Fine-tune a model in place. Go on after the journal's rounds if it has any.
 
-        `files` names the metrics and the journal. A journal that is there already is gone on with,
-        and the metrics are written anew from it.
+        Args:
+            blocks: the model.
+            optimizer: the settings of a client's step.
+            rounds: number of rounds.
+            every: number of rounds from one evaluation to the next.
+            files: names of the metrics and the journal. The metrics of a resumed run are written
+                again from the journal.
+            title: the method's name, for the progress.
+
+        Returns:
+            The run's result, and a row for each round.
         """
         metrics, name = files
         rows: list[Row] = []
@@ -208,7 +237,15 @@ class Experiment:
         )
 
     def train_mezo(self, forwards: float) -> list[Row]:
-        """MeZO's rows: from the same start, for as many rounds as cost `forwards` in all."""
+        """Train with MeZO from the same start, and return its rows.
+
+        Args:
+            forwards: computation of all clients, in full forward passes. It sets the number of
+                rounds.
+
+        Raises:
+            ValueError: the config has no [mezo].
+        """
         if self.config.mezo is None:
             raise ValueError("mezo is None; give the config a [mezo] section")
         settings = self.config.mezo
@@ -229,7 +266,7 @@ class Experiment:
 
     @contextmanager
     def _naming(self, section: str) -> Iterator[None]:
-        """Settings that only model and data show to be wrong become one line with their place."""
+        """Turn a ValueError into an InputError that names the file and the section."""
         try:
             yield
         except ValueError as error:
@@ -237,7 +274,7 @@ class Experiment:
 
 
 def _deal(train: list[Encoded], config: Config) -> list[list[Encoded]]:
-    """Each client's examples."""
+    """Deal the examples to the clients, as [federation] says."""
     federation = config.federation
     if federation.partition == "dirichlet":
         labels = [example.label for example in train]
@@ -248,9 +285,10 @@ def _deal(train: list[Encoded], config: Config) -> list[list[Encoded]]:
 
 
 def as_row(result: RoundResult) -> Row:
-    """A line of metrics.jsonl: `loss` and `accuracy` are held-out ones, null between evaluations.
+    """Return a round's line of metrics.jsonl.
 
-    Numbers that are not finite become null: JSON has no others.
+    `loss` and `accuracy` are held-out values, and None between evaluations. Numbers that are not
+    finite become None, as JSON cannot hold them.
     """
     row = asdict(result)
     row["train_loss"] = row.pop("loss")

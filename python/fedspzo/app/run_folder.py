@@ -1,6 +1,7 @@
-"""The folder a run leaves. Its files are replaced whole: a crash leaves the old one or the new.
+"""A run's folder. A file is replaced as a whole: after a crash it is the old one or the new one.
 
-One process at a time writes it, and holds its lock; a run that was cut short goes on in it.
+One process at a time writes to the folder, and holds its lock. An interrupted run can be resumed in
+it.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ LOCK = ".lock"
 
 
 class RunFolder(Closing):
-    """Where one run writes; nothing exists before `create`. A context manager: it holds a lock.
+    """The folder to which a run writes. It is a context manager that releases the lock.
+
+    Nothing is created before `create`.
 
     Args:
-        path: The folder.
-        overwrite: Whether an earlier run's files may be replaced.
-        resume: Whether it must hold a run, finished or not.
+        path: the folder.
+        overwrite: files of an earlier run may be replaced. Default False.
+        resume: the folder has to hold a run, finished or not. Default False.
 
     Attributes:
-        finished: Whether it holds a run that came to its end.
-        resumes: Whether it holds one that did not, and that goes on.
+        finished: True if the folder holds a finished run.
+        resumes: True if it holds an unfinished run, which goes on.
 
     Raises:
-        InputError: another process writes there; `path` holds a finished run and `overwrite` is
-            off, or holds files that are no run's.
+        InputError: another process writes to the folder; it holds a finished run and `overwrite` is
+            False; it holds files of something else; or it has no run, and `resume` is True.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -89,7 +92,7 @@ class RunFolder(Closing):
         return len(last) == 2 and last[1] == b"" and b'"summary": true' in last[0]
 
     def _acquire(self) -> None:
-        """Take the folder's lock; the system gives it back when the process ends, however."""
+        """Take the folder's lock. The system releases it when the process ends, also in a crash."""
         if self._lock is not None:
             return
         with self._explained():
@@ -111,11 +114,14 @@ class RunFolder(Closing):
             self._lock = handle
 
     def create(self) -> None:
-        """Make the folder and take its lock.
+        """Create the folder, and take its lock.
 
-        Unless the run in it goes on, an earlier one's results are removed, so that none outlives
-        its config. The metrics are emptied first: a crash in here leaves no folder that could be
-        taken for a finished run.
+        The results of an earlier run are removed, unless it is resumed, so that none outlives its
+        config. The metrics are emptied first. So a crash in this method leaves no folder that looks
+        like a finished run.
+
+        Raises:
+            InputError: another process writes to the folder, or it cannot be written.
         """
         with self._explained():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,7 @@ class RunFolder(Closing):
                 before = self.resumes
                 self._acquire()
                 self._inspect()
-                if self.resumes != before:  # what was checked before is not what is here
+                if self.resumes != before:  # it has changed since it was checked
                     raise InputError(
                         f"output '{self.path}' was begun by another process just now; run the "
                         "command again, or name another with --output"
@@ -137,24 +143,24 @@ class RunFolder(Closing):
             self._remove_model()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Create or replace one file."""
+        """Create or replace a file."""
         with self._explained():
             write_atomic(self.path / name, content)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one JSON line to a metrics file."""
+        """Append a JSON line to a metrics file."""
         with self._explained(), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Add the summary to the metrics: the run is finished when this line is on disk."""
+        """Append the summary to the metrics. The run is finished once this line is on disk."""
         self.append(METRICS, summary)
         with self._explained():
             sync(self.path / METRICS)
         self.finished = True
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
-        """The model and tokenizer as `save_pretrained` writes them, under `model`."""
+        """Save the model and the tokenizer with `save_pretrained`, under `model`."""
         with self._explained():
             self._remove_model()
             with folder_atomic(self.path / MODEL) as temporary:
@@ -162,7 +168,7 @@ class RunFolder(Closing):
                 tokenizer.save_pretrained(temporary)
 
     def _remove_temporary(self) -> None:
-        """What a process that was killed had not renamed yet."""
+        """Remove the temporary files of a process that was killed."""
         names = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
         for left in (left for name in names for left in self.path.glob(f".{name}.*")):
             if left.is_dir():
@@ -176,7 +182,7 @@ class RunFolder(Closing):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What the system refuses becomes one line with the remedy."""
+        """Turn an OSError or SafetensorError into an InputError of one line, with the remedy."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -189,7 +195,7 @@ class RunFolder(Closing):
             ) from None
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -1,4 +1,4 @@
-"""A journal for people: its header, its rounds, what it costs."""
+"""The command `fedspzo journal show`: it prints a journal's header, rounds and sizes as text."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ROW = "{:>6} {:>8} {:>7} {:>7}  {:>9} {:>9} {:>9}  {}"
 
 
 def lines(path: Path, round: int | None = None) -> Iterator[str]:
-    """What `fedspzo journal show` prints, line by line.
+    """Yield the lines that `fedspzo journal show` prints.
 
     Args:
         path: the journal.
-        round: None: the header and a line a round; else that round in full.
+        round: the round to print in full. Default None: the header, and one line for each round.
 
     Raises:
-        InputError: the journal cannot be read or is damaged, or has no such round.
+        InputError: the journal cannot be read, is damaged, or has no such round.
     """
     log = DecodedJournal(path)
     if round is not None:
@@ -39,8 +39,8 @@ def lines(path: Path, round: int | None = None) -> Iterator[str]:
     yield ""
     yield _ROW.format("round", "clients", "terms", "bytes", "train", "loss", "accuracy", "digest")
     rounds = terms = size = 0
-    examples: dict[int, int] = {}  # of each client that reported
-    asked: Counter[int] = Counter()  # rounds that a client was asked in
+    examples: dict[int, int] = {}  # number of examples of each client that reported
+    asked: Counter[int] = Counter()  # number of rounds in which each client was asked
     waiting: list[str | int] = [log.first, "", "", "", "", "", "", log.header.base]
     for entry, content in log.entries():
         size += entry.size
@@ -95,7 +95,7 @@ def _header(log: DecodedJournal, path: Path) -> Iterator[str]:
 
 
 def _spent(log: DecodedJournal, examples: dict[int, int], asked: Counter[int]) -> Iterator[str]:
-    """What each client's privacy has spent, by its rounds; a report that was lost counts too."""
+    """Yield a line with each client's epsilon. A round whose report was lost counts too."""
     if log.privacy is None or log.settings is None:
         return
     federation, _ = log.settings
@@ -147,7 +147,7 @@ def _one(log: DecodedJournal, path: Path, round: int) -> Iterator[str]:
 
 
 def _one_of(content: Content, number: int) -> Iterator[str]:
-    """The round of this number, if the record holds it."""
+    """Yield the lines of a round, if the record holds it."""
     if isinstance(content, Round) and content.round == number:
         yield from _reports(content)
     elif isinstance(content, tuple) and content[0].round == number:

@@ -1,9 +1,9 @@
-"""What a model learns: rows to batches, a batch to a loss, examples to loss and accuracy.
+"""Tasks: they encode examples, and compute losses and accuracies.
 
-A `Task` encodes rows once (`encode`), pads encoded examples to a batch (`collate`), gives the
-scalar loss of a batch (`loss`) and measures a model (`evaluate`). Batches are padded on the right
-whatever the tokenizer prefers: positions then count from 0 in every model, causal or not, and
-padding stands after everything that is read.
+A `Task` encodes examples once (`encode`), pads them to a batch (`collate`), computes a batch's loss
+(`loss`), and measures a model (`evaluate`). Batches are padded on the right, whatever the
+tokenizer's side is. Positions then count from 0 in every model, causal or not, and padding stands
+behind all tokens that are read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from .data import Example
 from .prompt_head import head_at
 
 EVALUATION_BATCH = 32
+"""Number of examples in a batch of the evaluation."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as token ids.
+    """An example as token ids.
 
-    `label` is its class number (0 for language modelling), `position` the token whose logits
-    answer the prompt (-1: the last one).
+    Attributes:
+        ids: the token ids.
+        label: the class number. Default 0, also for language modelling.
+        position: position of the token whose logits answer the prompt. Default -1: the last one.
     """
 
     ids: tuple[int, ...]
@@ -43,30 +46,34 @@ Batch = dict[str, Tensor]
 
 
 class Task(ABC):
-    """Common to all tasks: padding and evaluation.
+    """The base class of the tasks. It pads batches, computes losses, and evaluates.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        max_length: Tokens an example is cut to, special tokens and template included.
+        tokenizer: a Hugging Face tokenizer.
+        max_length: number of tokens to which an example is cut, with special tokens and template.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         pad = tokenizer.pad_token_id
-        # Models without a padding token never see what stands there: the mask hides it.
+        # any token serves a model without a padding token, as the mask hides it
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The examples as token ids, cut to `max_length`."""
+        """Return the examples as token ids, cut to `max_length`."""
 
     @abstractmethod
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Float32 logits (N, classes) and class numbers (N,) of all predictions in the batch."""
+        """Return float32 logits (N, classes) and int64 class numbers (N,) of N predictions."""
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """`input_ids` and `attention_mask` (B, T), `labels` and `positions` (B,); all int64."""
+        """Pad examples to a batch.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, T), `labels` and `positions` (B,); all int64.
+        """
         longest = max(len(example.ids) for example in examples)
         ids = torch.full((len(examples), longest), self.pad_id)
         mask = torch.zeros_like(ids)
@@ -81,16 +88,19 @@ class Task(ABC):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross entropy of the batch's predictions, a float32 scalar."""
+        """Return the mean cross entropy of the batch's predictions, in nats: a float32 scalar."""
         return F.cross_entropy(*self.scores(model, batch))
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Each example's loss, its mean over the example's predictions, float32 (B,)."""
+        """Return each example's loss, the mean over its predictions, in nats: float32 (B,)."""
         return F.cross_entropy(*self.scores(model, batch), reduction="none")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
-        """Mean `loss` (nats) and `accuracy` (0 to 1) over all predictions, with dropout off."""
+        """Return the mean "loss" (nats) and "accuracy" (0 to 1) over all predictions.
+
+        Dropout is off.
+        """
         ordered = sorted(examples, key=lambda example: len(example.ids))
         total = correct = count = 0.0
         with evaluating(model):
@@ -103,7 +113,7 @@ class Task(ABC):
         return {"loss": total / count, "accuracy": correct / count}
 
     def _logits(self, model: nn.Module, batch: Batch, **extra: Any) -> tuple[Tensor, Batch]:
-        """The model's logits, and the batch on its device."""
+        """Return the model's logits, and the batch on the model's device."""
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -111,20 +121,21 @@ class Task(ABC):
 
 
 class PromptClassification(Task):
-    """Classification by the word that a language model puts after, or inside, a template.
+    """Classifies by the word that a language model predicts after a template, or inside it.
 
-    The loss is the cross entropy over the verbalizers' logits alone, at the last token of the
-    prompt (causal model) or at the template's {mask} (masked model).
+    The loss is the cross entropy over the verbalizers' logits alone. They are those of the prompt's
+    last token (causal model), or of the template's {mask} (masked model).
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        template: Text with {text} once and, for a masked model, {mask} once.
-        verbalizers: Label to word. A blank is put before the word; with it, it must be one token.
-        max_length: Tokens a prompt is cut to; what is cut is the end of {text}, never the template.
+        tokenizer: a Hugging Face tokenizer.
+        template: text with {text} once and, for a masked model, {mask} once.
+        verbalizers: the word for each label. With a blank before it, it has to be one token.
+        max_length: number of tokens to which a prompt is cut. The end of {text} is cut off, and
+            never the template.
 
     Raises:
-        InputError: for a word of several or unknown tokens, two words of one token, a template
-            that leaves no room for text, a tokenizer without a mask token.
+        InputError: a word has several tokens or an unknown one; two words have the same token; the
+            template leaves no room for a text; or the tokenizer has no mask token.
     """
 
     def __init__(
@@ -138,11 +149,11 @@ class PromptClassification(Task):
                     f"[task] template is {template!r}, but the model's tokenizer has no mask "
                     "token; remove {mask} (causal model) or name a masked model"
                 )
-            # The text may hold the mask token too: the template's is the first or the last one.
+            # a text may hold mask tokens too; the template's is the first or the last of all
             self.mask_is_last = template.index("{mask}") > template.index("{text}")
             template = template.replace("{mask}", tokenizer.mask_token)
         else:
-            template = template.rstrip()  # The blank belongs to the word.
+            template = template.rstrip()  # the blank belongs to the word's token
         self.before, self.after = template.split("{text}")
         self.labels = {label: number for number, label in enumerate(verbalizers)}
         self.words = self._words(verbalizers)
@@ -153,8 +164,8 @@ class PromptClassification(Task):
             )
 
     def _words(self, verbalizers: Mapping[str, str]) -> Tensor:
-        # A word's token depends on what stands before it ("▁great", "Ġgreat", "great"), so it is
-        # read off in its place, as what the template's end continued by the word adds.
+        # A word's token depends on the text before it ("▁great", "Ġgreat", "great"). So the word is
+        # tokenized behind the template's end, and its token is the one that this adds.
         context = (self.after or self.before).split(self.tokenizer.mask_token or "\0")[0].rstrip()
         prefix = self.tokenizer(context, add_special_tokens=False).input_ids
         owner: dict[int, str] = {}
@@ -182,11 +193,11 @@ class PromptClassification(Task):
     def _prompt(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(self.before + text + self.after).input_ids
         if not self.masked and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids.pop()  # An appended end-of-text token would stand where the word belongs.
+            ids.pop()  # an end-of-text token would take the word's place
         return ids
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The prompts as token ids, the text cut to fit."""
+        """Return the prompts as token ids. Texts are cut to fit."""
         return [self._encode(example) for example in examples]
 
     def _encode(self, example: Example) -> Encoded:
@@ -202,7 +213,7 @@ class PromptClassification(Task):
         return Encoded(tuple(ids), self.labels[example.label or ""], position)
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, labels) of the verbalizers, and labels (B,)."""
+        """Return the verbalizers' float32 logits (B, labels), and class numbers (B,)."""
         with head_at(model, batch["positions"], self.words):
             logits, batch = self._logits(model, batch)
         columns = (
@@ -214,12 +225,12 @@ class PromptClassification(Task):
 
 
 class HeadClassification(Task):
-    """Classification by the head of an `AutoModelForSequenceClassification` model.
+    """Classifies by the head of an `AutoModelForSequenceClassification` model.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        labels: The labels, in the order of the head's outputs.
-        max_length: Tokens a text is cut to.
+        tokenizer: a Hugging Face tokenizer.
+        labels: the labels, in the order of the head's outputs.
+        max_length: number of tokens to which a text is cut.
     """
 
     def __init__(self, tokenizer: Any, labels: Sequence[str], max_length: int) -> None:
@@ -227,35 +238,42 @@ class HeadClassification(Task):
         self.labels = {label: number for number, label in enumerate(labels)}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The texts as token ids."""
+        """Return the texts as token ids, cut to `max_length`."""
         return [
             Encoded(tuple(ids), self.labels[example.label or ""])
             for ids, example in zip(_ids(self, examples), examples, strict=True)
         ]
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, labels) and labels (B,)."""
+        """Return the head's float32 logits (B, labels), and class numbers (B,)."""
         logits, batch = self._logits(model, batch)
         return logits.float(), batch["labels"]
 
 
 class LanguageModelling(Task):
-    """Prediction of each next token by a causal model; accuracy is that of the likeliest token."""
+    """Predicts each next token with a causal model. Its accuracy is that of the likeliest token."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The texts as token ids; a text of a single token predicts nothing and is left out."""
+        """Return the texts as token ids. Texts of a single token are left out.
+
+        Raises:
+            InputError: all texts are single tokens.
+        """
         encoded = [Encoded(tuple(ids)) for ids in _ids(self, examples) if len(ids) > 1]
         if not encoded:
             raise InputError("[data] every text is a single token; give longer texts")
         return encoded
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Each text's mean loss over its own tokens, float32 (B,)."""
+        """Return each text's mean loss over its tokens, in nats: float32 (B,)."""
         counts = (batch["attention_mask"].sum(1) - 1).tolist()
         return torch.stack([part.mean() for part in super().losses(model, batch).split(counts)])
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (N, vocabulary) and next tokens (N,) of the N places that have a next token."""
+        """Return float32 logits (N, vocabulary) and next tokens (N,).
+
+        N is the number of positions in the batch that have a next token.
+        """
         logits, batch = self._logits(model, batch)
         real = batch["attention_mask"][:, 1:].bool()
         return logits[:, :-1][real].float(), batch["input_ids"][:, 1:][real]

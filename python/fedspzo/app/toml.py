@@ -1,7 +1,7 @@
-"""TOML tables to frozen dataclasses and back, with one-line errors.
+"""Converts TOML tables to frozen dataclasses and back, with errors of one line.
 
-Keys and types are checked against a dataclass's fields; ranges are the dataclass's own business,
-in its `__post_init__`.
+Keys and types are checked against a dataclass's fields. The dataclass checks ranges itself, in its
+`__post_init__`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML document at `path`; InputError if there is none."""
+    """Return the TOML document at `path`. Raise InputError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -31,16 +31,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also for a number with thousands of digits
         raise InputError(f"{path}: not valid TOML: {one_line(error)}; correct it") from None
 
 
 def check_keys(
     path: Path, section: str, table: Mapping[str, Any], known: Mapping[str, Any], needed: list[str]
 ) -> None:
-    """Raise InputError for a key not `known` (naming the nearest) or one `needed` but missing.
+    """Raise InputError if a table has an unknown key, or lacks one that is needed.
 
-    `section` is the table's name, or "" for the document, whose keys are sections.
+    Args:
+        path: the file, for the message.
+        section: the table's name, or "" for the document, whose keys are sections.
+        table: the table.
+        known: the keys that it may have. The message suggests the nearest.
+        needed: the keys that it must have.
     """
     where = f"[{section}] " if section else ""
     what = "key" if section else "section"
@@ -55,10 +63,13 @@ def check_keys(
 
 
 def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
-    """The frozen dataclass `cls` from one section's table.
+    """Create the frozen dataclass `cls` from a section's table.
 
-    A field's annotation is the type its key must have; a field without default is needed. A
-    `Path` is relative to the TOML file's folder. Errors carry file, section, key, value, remedy.
+    A field's annotation is the type that its key must have. A field without default is needed. A
+    `Path` is relative to the file's folder.
+
+    Raises:
+        InputError: a key or value is wrong; one line names file, section, key, value and remedy.
     """
     known: dict[str, Field[Any]] = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     needed = [
@@ -79,7 +90,7 @@ def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
 
 
 def _convert(value: object, hint: Any, folder: Path) -> Any:
-    """`value` as type `hint`; TypeError with the words for what would be right."""
+    """Return `value` as type `hint`. Raise TypeError with words for the value that is wanted."""
     if get_origin(hint) is not None:
         return _convert_generic(value, get_origin(hint), get_args(hint), folder)
     if hint is Path and isinstance(value, str) and value:
@@ -92,7 +103,7 @@ def _convert(value: object, hint: Any, folder: Path) -> Any:
 
 
 def to_path(value: str, folder: Path) -> Path:
-    """The path a text names, relative to `folder`; TypeError where no file could have it."""
+    """Return the path that a text names, relative to `folder`. Raise TypeError if it is invalid."""
     try:
         path = folder / Path(value).expanduser()
         path.exists()
@@ -119,7 +130,7 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
             return tuple(_convert(v, a, folder) for v, a in zip(value, args, strict=True))
         except TypeError as error:
             raise TypeError(f"a list, each entry {error}") from None
-    # The one kind of table in use is of texts.
+    # the only table in use has texts as values
     texts = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     if origin is dict and texts:
         return value
@@ -129,7 +140,9 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
 def _convert_union(value: object, choices: tuple[Any, ...], folder: Path) -> Any:
     wanted = []
     for choice in choices:
-        if choice in _WANTED or get_origin(choice) is not None:  # others are for Python alone
+        if (
+            choice in _WANTED or get_origin(choice) is not None
+        ):  # other types can be given in Python alone
             try:
                 return _convert(value, choice, folder)
             except TypeError as error:
@@ -149,10 +162,10 @@ _WANTED = {
 
 
 def dump_value(value: object) -> str:
-    """A text, number, boolean, path (made absolute) or tuple of those as TOML."""
+    """Return a text, number, boolean, path or tuple of these as TOML. Paths become absolute."""
     if isinstance(value, Path):
         value = str(value.resolve())
     if isinstance(value, tuple):
         value = list(value)
-    # JSON's strings, numbers, booleans and flat lists are TOML's, but for the raw DEL character.
+    # JSON's strings, numbers, booleans and flat lists are valid TOML, except for a raw DEL
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

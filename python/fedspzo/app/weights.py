@@ -1,4 +1,4 @@
-"""The weights that a journal starts from or ends at, loaded by name and saved."""
+"""Loads the weights that a journal starts from or leads to, and saves them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .config import is_hub_id
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BESIDE = (".json", ".txt", ".model", ".jinja")
-"""Endings of the files beside the weights that a copy of a model needs."""
+"""Suffixes of the files that a copy of a model needs besides its weights."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Weights:
     """A model's parameters.
 
     Attributes:
-        named: all of them by name; tied ones share memory.
-        save: writes the model into an empty folder.
+        named: all parameters by name. Tied ones share memory.
+        save: writes the model to an empty folder.
     """
 
     named: Mapping[str, Tensor]
@@ -38,17 +38,18 @@ class Weights:
 
 
 def load(name: str, header: Header) -> Weights:
-    """The weights called `name`, as the run of a journal would have loaded them.
+    """Load weights as the run of a journal loaded them.
 
-    A journal of `fedspzo run` says how the model is loaded. For others, and where `name` ends in
-    .safetensors, tensors are read by the names in the header: no model class is needed then.
+    The header of a `fedspzo run` has the model's recipe. For other journals, and if `name` ends in
+    .safetensors, tensors are read by the names in the header. No model class is needed then.
 
     Args:
         name: a folder, a hub id, "demo", or a safetensors file.
-        header: the journal's.
+        header: the journal's header.
 
     Raises:
-        InputError: they cannot be loaded, or are not of the journal's names, shapes and dtypes.
+        InputError: the weights cannot be loaded, or differ from the header in names, shapes or
+            dtypes.
     """
     if header.model is None or name.endswith(".safetensors"):
         found = _by_name(Path(name), header)
@@ -98,7 +99,9 @@ def _by_name(path: Path, header: Header) -> Weights:
         if p.name in tensors:
             tensors[p.name] = tensors[p.name].to(getattr(torch, p.dtype)).contiguous()
     named = {p.name: tensors[p.name] for p in header.parameters if p.name in tensors}
-    for p in header.parameters:  # a safetensors file holds shared memory once, by either name
+    for (
+        p
+    ) in header.parameters:  # a safetensors file holds tied weights once, under one of the names
         here = p.tied if p.tied in named else p.name
         if p.tied is not None and here in named:
             named[p.tied] = named[p.name] = named[here]
@@ -117,7 +120,7 @@ def _by_name(path: Path, header: Header) -> Weights:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a folder with one or several."""
+    """Read the tensors of a safetensors file, or of a folder with one or several such files."""
     if path.suffix == ".safetensors":
         return load_file(path)
     if not (path / INDEX).exists():

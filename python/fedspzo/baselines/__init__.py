@@ -1,11 +1,11 @@
-"""What others do, on the same kernels: each method is called as `federated.run` is.
+"""Published methods to compare with, on the same kernels. Each is called like `federated.run`.
 
 All take the same examples, settings and options, draw the same clients and batches from the same
-seed, and return the same `RunResult`, so that a comparison differs in the method alone. A file
-here says how a method changes the settings, and, where its messages are not plans and reports of
-scalars, what its rounds are. How each differs from its published form: docs/baselines.md.
+seed, and return a `RunResult`, so a comparison differs in the method alone. Each file adapts the
+settings for a method. If its messages are not plans and reports of scalars, it also has a strategy.
+docs/baselines.md tells the differences from the published forms.
 
-May import `federated` and what is below it.
+May import `federated` and the packages below it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ METHODS: dict[str, Method] = {
     "fedavg": Method(strategy=FedAvg),
     "fedavg-lora": Method(lora.adapt, FedAvg),
 }
-"""Every baseline by its name."""
+"""The baselines by name."""
 
 __all__ = ["METHODS", "FedAvg", "FedKSeed", "Method"]

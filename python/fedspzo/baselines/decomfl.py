@@ -1,4 +1,4 @@
-"""DeComFL (arXiv 2405.15861): directions common to all clients, scalars both ways."""
+"""DeComFL (arXiv 2405.15861): all clients share their directions, and send and receive scalars."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from . import mezo
 
 
 def adapt(setup: Setup) -> Setup:
-    """Let all clients of a round step along the same P directions; average their scalars.
+    """Return the setup in which a round's clients share directions, and their scalars are averaged.
 
     In step k of round r every client measures g_p = (l(mu z_p) - l(0)) / mu along the P directions
-    of (r, k), moves its own weights by `-lr / P` times the sum of g_p z_p, and after K steps goes
-    back. The server sends everybody the mean of each scalar over the round's clients, all alike
-    (`weighting` is ignored), and the weights move by those. A client catches up by the missed
-    rounds' scalars. `sides` defaults to "one", as published.
+    of (r, k), and moves its own weights by -(lr / P) sum_p g_p z_p. After its local steps it
+    returns to the global weights. The server sends all clients the unweighted mean of each scalar
+    over the round's clients (`weighting` is ignored), and the weights move by these. A client
+    catches up with the scalars of the rounds that it missed. `sides` defaults to "one", as
+    published.
 
-    Seeds follow from (run seed, r, k), where the published server draws and sends them: 4 bytes a
-    step fewer. Our clients go back to a copy of the weights; the published ones subtract their
-    steps, which leaves rounding errors.
+    Seeds follow from (run seed, r, k). The published server draws and sends them, which takes 4
+    bytes more for each step. Our clients return to a copy of the weights. The published ones
+    subtract their steps, which leaves rounding errors.
     """
     optimizer = mezo.settings(setup.optimizer)
     return replace(

@@ -1,4 +1,4 @@
-"""FedAvg (arXiv 1602.05629) with AdamW: the first-order way, backward passes and weights sent."""
+"""FedAvg (arXiv 1602.05629) with AdamW: a first-order method whose clients send weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedspzo.federated.coefficients import shares
 from fedspzo.journal.replica import Replica
 
 STEP_FORWARDS = 3.0
-"""What a step costs in forward passes, by the usual count: a backward pass is two of them."""
+"""Cost of a step in forward passes. A backward pass is usually counted as two."""
 
 
 class FedAvg(Strategy):
-    """Each client takes `local_steps` of AdamW and sends its change of weights; these are averaged.
+    """Averages the changes of weights that the clients make in `local_steps` of AdamW.
 
-    Only parameters with requires_grad=True train and travel; `lora.adapt` leaves just adapters.
-    Each way costs the trainable weights in their dtype, without any header. A client begins every
-    round with a new AdamW: moments do not travel. Published with SGD. Of the optimizer's settings
-    only `lr` is used. Dropout is off, as for all methods here. There are no journal records: the
-    weights are no function of scalars.
+    Only parameters with requires_grad=True are trained and sent; with `lora.adapt` these are the
+    adapters. Each way costs the trainable weights in their dtype; no header is counted. A client
+    begins each round with a new AdamW, as moments are not sent. FedAvg was published with SGD. `lr`
+    is the only setting of the optimizer that is used. Dropout is off, as for all methods here.
+    There are no journal records, as the weights are not a function of scalars.
 
     Args:
-        setup: what the run is given.
-        weight_decay: AdamW's, decoupled; the default is torch's.
+        setup: the run's model, task, examples and settings.
+        weight_decay: decoupled weight decay of AdamW. Default 0.01, as in torch.
 
     Raises:
         ValueError: `lr` is not one number.
@@ -46,7 +46,7 @@ class FedAvg(Strategy):
         self.trainable_bytes = self._replica.trainable_bytes
 
     def play(self, round: int, clock: Callable[[], float]) -> Played:
-        """Train each client from the global weights, then move those by the mean change."""
+        """Train each client from the global weights, and add the mean change to them."""
         clients = [self._clients[number] for number in sample(self._federation, round)]
         sizes = {client.client: len(client.examples) for client in clients}
         share = shares(sizes, self._federation.weighting)
@@ -71,7 +71,7 @@ class FedAvg(Strategy):
         )
 
     def _train(self, client: Client, round: int) -> Reply:
-        """A client's local steps from the global weights, which are left where they lead."""
+        """Take a client's local steps from the global weights. The model keeps the new weights."""
         federation, model = self._federation, self._replica.blocks.model
         adamw = torch.optim.AdamW(self._weights, lr=self._lr, weight_decay=self._weight_decay)
         losses = []

@@ -1,4 +1,4 @@
-"""FedKSeed (arXiv 2312.06353): directions from a finite pool, weights as K scalars."""
+"""FedKSeed (arXiv 2312.06353): K scalars along a finite pool of directions give the weights."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from .pool import Pool, PooledWeights, Singles, probabilities
 from .pool_messages import PoolPlan, PoolReport, as_pairs
 
 POOL = 4096
-"""K, as published."""
+"""Default size K of the pool, as published."""
 
 
 class FedKSeed(Strategy):
-    """Every step's direction is one of K; the weights are base - lr sum_j a_j z_j.
+    """Trains along a pool of K directions z_j. The weights are base - lr sum_j a_j z_j.
 
-    A client brings its copy to the global a, takes `local_steps` of MeZO (one direction, drawn
-    from the pool) and reports its (member, g) pairs. The server adds w_c g to a_j for each pair of
-    client c with share w_c. `weighted` is FedKSeed-Pro: members are drawn with the softmax of the
-    min-max normalised mean |g| that they have shown so far.
+    A client brings its copy to the global a. It then takes `local_steps` of MeZO, each along one
+    direction that is drawn from the pool, and reports pairs (j, g). The server adds w_c g to a_j
+    for each pair of a client c with share w_c. With `weighted` this is FedKSeed-Pro: member j is
+    drawn with a probability that is the softmax of its min-max normalized mean |g| so far.
 
-    The only record leads from the base to the current weights, however many rounds there were.
+    One record leads from the base to the current weights, however many rounds there were.
 
     Args:
-        setup: what the run is given; the model is taken whole, the estimator is MeZO's.
-        pool: K.
-        weighted: draw members by their mean |g| (Pro) instead of uniformly.
+        setup: the run's model, task, examples and settings. The model is not cut, and the
+            estimator is MeZO's.
+        pool: K. Default 4096, as published.
+        weighted: draw members by their mean |g| (FedKSeed-Pro). Default False: uniformly.
 
     Raises:
-        ValueError: `pool` is no whole number above 0, or `perturbations` is not 1.
+        ValueError: `pool` is not a whole number above 0, or `perturbations` is not 1.
     """
 
     def __init__(self, setup: Setup, *, pool: int = POOL, weighted: bool = False) -> None:
@@ -57,7 +58,7 @@ class FedKSeed(Strategy):
         config = replace(mezo.settings(setup.optimizer), perturbations=1)
         config = resolve(config, self._clients, batch_size=federation.batch_size)
         if config.lr == "auto":
-            one = replace(federation, seeds="shared")  # as for a client that is alone
+            one = replace(federation, seeds="shared")  # as for a single client
             config = replace(config, lr=find(config, self._clients, one).lr)
         self.optimizer = config
         self._weighted = weighted
@@ -69,11 +70,11 @@ class FedKSeed(Strategy):
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """One record, with a term for each member of the pool that was used."""
+        """A single record, with a term for each member of the pool that was used."""
         return (self._pool.record(self._server.coefficients),)
 
     def play(self, round: int, clock: Callable[[], float]) -> Played:
-        """Send each client what it has missed, train it, and add its pairs to the pool's a."""
+        """Send each client the coefficients that it lacks, train it, and add its pairs to a."""
         clients = [self._clients[number] for number in sample(self._federation, round)]
         coefficients = self._server.coefficients
         odds = self._server.probabilities() if self._weighted else None
@@ -110,7 +111,18 @@ class FedKSeed(Strategy):
         )
 
     def _train(self, client: Client, sent: bytes) -> bytes:
-        """A client's local steps from the plan's weights, which it leaves as they were."""
+        """Take a client's local steps from the plan's weights, and return to these.
+
+        Args:
+            client: the client.
+            sent: the encoded plan.
+
+        Returns:
+            The encoded report.
+
+        Raises:
+            DigestError: the client's weights differ from the server's.
+        """
         plan = PoolPlan.decode(sent, self._known[client.client])
         self._known[client.client] = plan.coefficients
         self._weights.move_to(plan.coefficients)
@@ -128,7 +140,7 @@ class FedKSeed(Strategy):
             for step in range(federation.local_steps):
                 batch = client.batch(federation.seed, plan.round, step, federation.batch_size)
                 member = self._pool.draw(plan.round, plan.client, step, plan.probabilities)
-                # the step of that number has the member's direction
+                # the optimizer's step number `member` has the member's direction
                 optimizer.step_at(self._pool.seed, member)
                 loss = optimizer.step(partial(client.task.loss, replica.blocks.model, batch))
                 done = optimizer.last_step
@@ -148,10 +160,14 @@ class FedKSeed(Strategy):
 
 
 class PoolServer:
-    """The accumulated scalars of each member.
+    """Accumulates the scalars of each member of the pool.
+
+    Args:
+        size: K.
+        lr: learning rate.
 
     Attributes:
-        gradients: float64 (K,): a, the weighted sum of the reported g.
+        gradients: a, the weighted sum of the reported g: float64 (K,).
     """
 
     def __init__(self, size: int, lr: float) -> None:
@@ -162,15 +178,20 @@ class PoolServer:
 
     @property
     def coefficients(self) -> Singles:
-        """-lr a, float32 (K,): what the global weights have along each member."""
+        """Coefficients -lr a of the global weights along the members: float32 (K,)."""
         return np.asarray(-self._lr * self.gradients, dtype=np.float32)
 
     def probabilities(self) -> Singles:
-        """FedKSeed-Pro's, from all reports so far."""
+        """Return FedKSeed-Pro's probabilities of the members, from all reports so far: (K,)."""
         return probabilities(self._magnitudes / self._reports)
 
     def aggregate(self, reports: dict[int, PoolReport], share: dict[int, float]) -> None:
-        """Add a round's reports, each with its client's share."""
+        """Add a round's reports.
+
+        Args:
+            reports: the reports by client.
+            share: each client's share of the update.
+        """
         for client, report in reports.items():
             member, value = report.gradients["member"], report.gradients["value"].astype(float)
             np.add.at(self.gradients, member, share[client] * value)

@@ -1,4 +1,4 @@
-"""FedMeZO (arXiv 2402.05926), which is FedZO (arXiv 2201.09531) with MeZO's estimator."""
+"""FedMeZO (arXiv 2402.05926): FedZO (arXiv 2201.09531) with MeZO's estimator."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from . import mezo
 
 
 def adapt(setup: Setup) -> Setup:
-    """Let each client take `local_steps` of MeZO along directions of its own; average the weights.
+    """Return the setup in which clients take MeZO steps on their own, and weights are averaged.
 
-    Published, clients send their weights. The average of weights is the base plus the averaged
-    terms, so ours send the scalars: the same weights up to rounding, and `fedavg_bytes` is what
-    the published form sends each way. FedZO draws directions from the unit sphere, one-sided;
-    FedMeZO, as here, from the normal distribution, two-sided, and trains LoRA adapters: pass a
-    model that has them for the same.
+    Each client takes `local_steps` along directions of its own. The published clients send their
+    weights. The mean of the weights is the base plus the mean of the terms, so ours send scalars
+    and get the same weights up to rounding. `fedavg_bytes` is the traffic of the published form,
+    each way. FedZO uses one-sided differences along directions from the unit sphere. FedMeZO uses
+    two-sided ones along normal directions, as here, and trains LoRA adapters: pass a model that has
+    them to do the same.
     """
     return replace(
         setup,

@@ -1,4 +1,4 @@
-"""Zeroth-order training of the last block alone, the ones before it frozen."""
+"""Zeroth-order training of the last block alone. The blocks before it are frozen."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import replace
 from fedspzo.federated import Setup
 
 DIRECTIONS = 8
-"""Of a step, where the settings name none: one more forward pass for a block of an eighth."""
+"""Default number of directions in a step. For a block that costs an eighth of a forward pass they
+take one forward pass together."""
 
 
 def adapt(setup: Setup) -> Setup:
-    """Train the last block along P directions a step; what stands before it is computed once.
+    """Return the setup that trains the last block alone, along P directions in a step.
 
-    With C the last block's share of a forward pass, a one-sided step costs 1 + P C, and moves the
-    block by `-lr / P` times the sum of (l(eps z_p) - l(0)) / eps z_p. Of `optimizer.perturbations`
-    the last number counts. No publication: the bar that training all blocks has to clear.
+    The blocks before it are computed once in a step. If the last block takes the share C of a
+    forward pass, a one-sided step costs 1 + P C. It moves the block by
+    -(lr / P) sum_p (l(eps z_p) - l(0)) / eps z_p. P is the last number of
+    `optimizer.perturbations`, and `DIRECTIONS` by default. The method has no publication. It is the
+    bar that training all blocks has to clear.
     """
     given = setup.optimizer.perturbations
     count = DIRECTIONS if given is None else given if isinstance(given, int) else given[-1]

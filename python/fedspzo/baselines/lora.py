@@ -1,4 +1,4 @@
-"""FedAvg over LoRA adapters (arXiv 2106.09685), made by peft: the frugal first-order way."""
+"""LoRA adapters (arXiv 2106.09685) by peft, for FedAvg with few trainable weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedspzo.federated import Setup
 
 
 def adapted(blocks: Blocks, config: Any = None, *, seed: int = 0) -> Blocks:
-    """Put LoRA adapters into the model, freeze its own weights, and return it as one block.
+    """Add LoRA adapters to a model, freeze its own weights, and return it as one block.
 
     Args:
-        blocks: the model; the adapters are put into it.
-        config: a `peft.LoraConfig`. None: rank 8, alpha 16, in every linear
-            layer but a language model's output layer (peft's "all-linear").
-        seed: of the adapters' initial weights, so that all participants have the same.
+        blocks: the model, which is changed in place.
+        config: a `peft.LoraConfig`. Default None: rank 8 and alpha 16, in every linear layer but a
+            language model's output layer (peft's "all-linear").
+        seed: the seed of the adapters' initial weights, so that all participants have the same.
 
     Raises:
         ImportError: peft is not installed.
@@ -37,9 +37,9 @@ def adapted(blocks: Blocks, config: Any = None, *, seed: int = 0) -> Blocks:
 
 
 def adapt(setup: Setup, *, config: Any = None) -> Setup:
-    """Let only the adapters of `adapted(blocks, config)` train and travel.
+    """Return the setup that trains and sends only the adapters of `adapted(blocks, config)`.
 
-    A and B are averaged each for itself, as FedIT does: the mean of the products would not be a
-    product of that rank.
+    The factors A and B are averaged separately, as in FedIT (arXiv 2305.05644). The mean of the
+    products B A would not have their rank.
     """
     return replace(setup, blocks=adapted(setup.blocks, config, seed=setup.federation.seed))

@@ -1,4 +1,4 @@
-"""How much memory a backward pass needs that a forward pass does not."""
+"""Measures the memory that a backward pass needs beyond that of a forward pass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fedspzo.federated.client import Task
 
 
 def saved_bytes(blocks: Blocks, task: Task, batch: Any) -> int:
-    """Bytes of the activations that autograd keeps from one batch for its backward pass.
+    """Return the bytes of the activations that autograd saves for one batch's backward pass.
 
-    Measured by hooks, on any device, each storage once and parameters left out. First-order
-    training with AdamW further needs gradients and two moments: three times the trainable weights.
+    Hooks measure them, on any device. Each storage counts once, and parameters do not count.
+    First-order training with AdamW also needs the gradients and two moments, which take three times
+    the bytes of the trainable weights.
     """
     parameters = {p.untyped_storage().data_ptr() for p in blocks.model.parameters()}
     kept: dict[int, int] = {}
@@ -29,7 +30,9 @@ def saved_bytes(blocks: Blocks, task: Task, batch: Any) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with evaluating(blocks.model), torch.enable_grad(), hooks:
-        loss = task.loss(blocks.model, batch)  # alive: what it keeps is not freed and used again
+        loss = task.loss(
+            blocks.model, batch
+        )  # kept alive, so that no saved storage is freed and reused
     total = sum(kept.values())
     del loss
     return total

@@ -1,4 +1,4 @@
-"""How every baseline is called."""
+"""The interface of the baselines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, Setu
 
 
 def unchanged(setup: Setup) -> Setup:
-    """Return the setup."""
+    """Return the setup as it is."""
     return setup
 
 
 @dataclass(frozen=True)
 class Method:
-    """A baseline, called as `federated.run` is: the same clients, batches, loop and results.
+    """A baseline. It is called like `federated.run`, with the same clients, batches and results.
 
     Attributes:
-        adapt: makes the method's setup from the given one: its model, settings, examples.
-        strategy: begins the method's run from that. None: FedSPZO's rounds, of plans and reports.
+        adapt: returns the method's setup for a given one, with its model, settings and examples.
+            Default: the setup as it is.
+        strategy: begins the method's run with that setup. Default None: FedSPZO's strategy.
     """
 
     adapt: Callable[[Setup], Setup] = unchanged
@@ -40,12 +41,16 @@ class Method:
         """Fine-tune `blocks.model` in place.
 
         Args:
-            blocks: the model, cut as for FedSPZO; methods that know no blocks take it whole.
-            task: what is learned.
-            examples: each client's own.
-            federation: who takes part, how often; the method's own protocol overrides `seeds`.
-            optimizer: the learning rate and, for zeroth-order methods, eps, sides, directions.
-            options: those of `federated.run`.
+            blocks: the model, cut as for FedSPZO. Methods without blocks ignore the cut.
+            task: makes batches of examples, and computes the loss.
+            examples: each client's examples.
+            federation: the run's settings. A method may override some, such as `seeds`.
+            optimizer: the learning rate and, for zeroth-order methods, `eps`, `sides` and
+                `perturbations`.
+            options: further options of `federated.run`.
+
+        Returns:
+            The result of `federated.run`.
         """
         own = self.adapt(Setup(blocks, task, examples, federation, optimizer))
         return federated.run(

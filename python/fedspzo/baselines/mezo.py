@@ -1,4 +1,4 @@
-"""MeZO (arXiv 2305.17333): zeroth-order SGD over the whole model, central."""
+"""MeZO (arXiv 2305.17333): central zeroth-order SGD over the whole model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from fedspzo.federated import OptimizerConfig, Setup
 
 
 def settings(optimizer: OptimizerConfig) -> OptimizerConfig:
-    """Return the settings with MeZO's estimator, which other zeroth-order baselines use too.
+    """Return the settings with MeZO's estimator. Other zeroth-order baselines use it too.
 
     Raises:
-        ValueError: `lr` or `perturbations` has several values: there is one block.
+        ValueError: `lr` or `perturbations` has several values, but there is one block.
     """
     return replace(optimizer, estimator="mezo")
 
 
 def adapt(setup: Setup) -> Setup:
-    """Train centrally on all clients' examples together, one step a round.
+    """Return the setup that trains centrally on all clients' examples, with one step in a round.
 
-    A step moves the weights by `-lr / P` times the sum of g_p z_p over `perturbations` = P
-    directions, with g_p = (l(eps z_p) - l(-eps z_p)) / 2 eps; with sides="one" it is
-    (l(eps z_p) - l(0)) / eps. Published with P = 1, two-sided, and with weight decay, which we
-    leave out. `clients`, `participation` and `local_steps` have no meaning here and are ignored;
-    bytes are those of a federation of one client.
+    A step moves the weights by -(lr / P) sum_p g_p z_p over P = `perturbations` directions, with
+    g_p = (l(eps z_p) - l(-eps z_p)) / (2 eps), or (l(eps z_p) - l(0)) / eps with sides="one". MeZO
+    was published with P = 1, two-sided, and with weight decay, which we leave out. `clients`,
+    `participation` and `local_steps` are ignored. The bytes are those of a federation of one
+    client.
     """
     return replace(
         setup,

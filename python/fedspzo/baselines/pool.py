@@ -1,4 +1,4 @@
-"""FedKSeed's finite pool of directions: its draws, and the weights along it."""
+"""FedKSeed's finite pool of directions, and a model at coefficients along it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fedspzo.seeds import derive, step_seeds
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
-# First elements of a seed's path, beside those of fedspzo.federated.protocol.updates.
+# The first element of a seed's path, different from those of federated.protocol.updates.
 _POOL, _MEMBER = 101, 102
 
 
 class Pool:
-    """K seeds that follow from the run's, so they never travel.
+    """A pool of K directions. Their seeds follow from the run's seed, so they are never sent.
 
     Args:
         size: K.
         run_seed: the run's seed.
 
     Attributes:
-        seed: the optimizer seed of which member j is the direction of step j.
-        seeds: uint64 (K,), the members.
+        seed: an optimizer's seed. Member j is the direction of its step j.
+        seeds: the members' seeds, uint64 (K,).
     """
 
     def __init__(self, size: int, run_seed: int) -> None:
@@ -38,7 +38,17 @@ class Pool:
         self._run_seed = run_seed
 
     def draw(self, round: int, client: int, step: int, probabilities: Singles | None = None) -> int:
-        """The member for a client's step: uniform, or with these probabilities (K,)."""
+        """Draw the member for a client's local step.
+
+        Args:
+            round: the round, from 0.
+            client: the client's id.
+            step: the local step, from 0.
+            probabilities: the members' probabilities, (K,). Default None: uniform.
+
+        Returns:
+            The member's number, in [0, K). It is a function of the arguments and the run's seed.
+        """
         random = derive(self._run_seed, _MEMBER, round, client, step)
         if probabilities is None:
             return random * len(self.seeds) >> 64
@@ -48,23 +58,33 @@ class Pool:
         )
 
     def record(self, coefficients: Singles) -> Record:
-        """The one record that leads from the base to the sum over the pool's members."""
+        """Return the record that leads from the base to the coefficients (K,) along the pool."""
         used = np.flatnonzero(coefficients)
         return Record(round=0, terms=(Terms(self.seeds[used], coefficients[used]),))
 
 
 def probabilities(amplitudes: Floats) -> Singles:
-    """FedKSeed-Pro's: the softmax of the min-max normalised mean |g| of each member, (K,)."""
+    """Return FedKSeed-Pro's probabilities of the members, float32 (K,).
+
+    They are the softmax of the min-max normalized amplitudes (arXiv 2312.06353).
+
+    Args:
+        amplitudes: each member's mean |g|, float64 (K,).
+    """
     span = amplitudes.max() - amplitudes.min()
     weights = np.exp((amplitudes - amplitudes.min()) / (span + 1e-10))
     return np.asarray(weights / weights.sum(), dtype=np.float32)
 
 
 class PooledWeights:
-    """A model at base + sum_j c_j z_j, for whichever coefficients c are asked for.
+    """Moves a model to base + sum_j c_j z_j, for any coefficients c.
 
-    Computed from the base each time, in one op, so that the weights depend on c alone and not on
-    the way there: who joins late holds the same bits. Keeps a copy of the trainable weights.
+    The weights are computed from a copy of the base each time. So they depend on c alone, and a
+    client that joins late holds the same bits as all others.
+
+    Args:
+        blocks: the model, as a single block, at the base weights.
+        pool: the directions z_j.
     """
 
     def __init__(self, blocks: Blocks, pool: Pool) -> None:
@@ -75,7 +95,7 @@ class PooledWeights:
         self._coefficients = np.zeros(len(pool.seeds), np.float32)
 
     def move_to(self, coefficients: Singles) -> None:
-        """Go where these coefficients (K,) lead."""
+        """Move the model to these coefficients, float32 (K,)."""
         if np.array_equal(coefficients, self._coefficients):
             return
         with HeldInterrupts():
@@ -83,4 +103,4 @@ class PooledWeights:
                 weight.copy_(base)
             apply(self._pool.record(coefficients), self.replica.blocks.groups)
             self._coefficients = coefficients.copy()
-            self.replica.round += 1  # another place: its snapshot is no longer this one's
+            self.replica.round += 1  # so that the replica's snapshot of other weights is not used

@@ -15,24 +15,24 @@ from fedspzo.journal.records import DIGEST_BYTES
 from .pool import Singles
 
 PAIR = np.dtype([("member", "<u4"), ("value", "<f4")])
-"""A member of the pool and a number that belongs to it: 8 bytes."""
+"""A pair of a pool's member and a number, in 8 bytes."""
 
 _PLAN, _REPORT = 101, 102
 _PLAN_BODY = struct.Struct(f"<II{DIGEST_BYTES}sI?")  # round, client, digest, pairs, probabilities
 _REPORT_BODY = struct.Struct("<IIffHI")  # round, client, loss, forwards, skipped steps, pairs
-_ALL = 2**32 - 1  # in the place of a number of pairs: all K coefficients follow
+_ALL = 2**32 - 1  # stands for the number of pairs where all K coefficients follow
 
 
 @dataclass(frozen=True, eq=False)
 class PoolPlan:
-    """What the server sends a client.
+    """Tells a client the global weights of a round.
 
     Attributes:
-        round: the round.
-        client: whom it is for.
-        digest: of the round's weights, 32 hexadecimal digits.
-        coefficients: float32 (K,): where the global weights stand along the pool.
-        probabilities: float32 (K,), of the members; None: uniform.
+        round: the round, from 0.
+        client: the client's id.
+        digest: digest of the round's weights, 32 hexadecimal digits.
+        coefficients: the global weights' coefficients along the pool, float32 (K,).
+        probabilities: the members' probabilities, float32 (K,). Default None: uniform.
     """
 
     round: int
@@ -42,9 +42,9 @@ class PoolPlan:
     probabilities: Singles | None = None
 
     def encode(self, known: Singles) -> bytes:
-        """The message for a client that knows the coefficients `known`, (K,).
+        """Return the message for a client that knows the coefficients `known`, float32 (K,).
 
-        Those that differ travel as pairs or, where that is shorter, all K as numbers alone.
+        It has pairs for the coefficients that differ or, if that is shorter, all K numbers.
         """
         changed = np.flatnonzero(self.coefficients != known)
         pairs = len(changed) * PAIR.itemsize < len(known) * 4
@@ -57,7 +57,11 @@ class PoolPlan:
 
     @classmethod
     def decode(cls, data: bytes, known: Singles) -> PoolPlan:
-        """The plan in a message to a client that knows the coefficients `known`, (K,)."""
+        """Decode a message to a client that knows the coefficients `known`, float32 (K,).
+
+        Raises:
+            ValueError: the message is damaged, or names a member that the pool lacks.
+        """
         reader = Reader(unframe(_PLAN, data))
         number, client, digest, count, weighted = reader.take(_PLAN_BODY)
         size = len(known)
@@ -77,15 +81,15 @@ class PoolPlan:
 
 @dataclass(frozen=True, eq=False)
 class PoolReport:
-    """What a client answers.
+    """A client's answer to a plan.
 
     Attributes:
-        round: the round.
-        client: its id.
-        loss: mean loss of the steps taken; None: none was.
+        round: the round, from 0.
+        client: the client's id.
+        loss: mean loss of the steps taken. None: no step was taken.
         forwards: computation, in full forward passes.
-        skipped: steps skipped, for losses that were not finite.
-        gradients: PAIR (steps taken,): each step's member and projected gradient.
+        skipped: number of steps that were skipped, as their losses were not finite.
+        gradients: each step's member and projected gradient, PAIR (steps taken,).
     """
 
     round: int
@@ -96,14 +100,14 @@ class PoolReport:
     gradients: npt.NDArray[np.void]
 
     def encode(self) -> bytes:
-        """The message."""
+        """Return the message."""
         head = (self.round, self.client, from_optional(self.loss), self.forwards, self.skipped)
         body = _REPORT_BODY.pack(*head, len(self.gradients)) + self.gradients.tobytes()
         return frame(_REPORT, body)
 
     @classmethod
     def decode(cls, data: bytes) -> PoolReport:
-        """The report in a message."""
+        """Decode a message. Raise ValueError if it is damaged."""
         reader = Reader(unframe(_REPORT, data))
         number, client, loss, forwards, skipped, count = reader.take(_REPORT_BODY)
         gradients = np.frombuffer(reader.read(PAIR.itemsize * count), PAIR)
@@ -112,7 +116,7 @@ class PoolReport:
 
 
 def as_pairs(members: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.void]:
-    """Members of the pool with a number each, as PAIR (n,)."""
+    """Return members of the pool with their numbers as pairs, PAIR (n,)."""
     pairs = np.empty(len(np.asarray(members)), PAIR)
     pairs["member"], pairs["value"] = members, values
     return pairs

@@ -1,4 +1,4 @@
-"""The embedded demo: a tiny language model, its data, and the scripts that make both.
+"""The packaged demo: a tiny language model, its data, and the scripts that make both.
 
-Imports nothing of fedspzo: the scripts need torch and transformers alone.
+Imports nothing of fedspzo. The scripts need only torch and transformers.
 """

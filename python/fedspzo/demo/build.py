@@ -1,7 +1,6 @@
 """Trains the demo's tokenizer and language model: ``python -m fedspzo.demo.build``.
 
-Ordinary AdamW on the text of `corpus.py`, on the CPU. This is the only place of the project that
-computes gradients by backpropagation.
+It pretrains with AdamW on the text of `corpus.py`, on the CPU, by backpropagation.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def train_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE tokenizer of `VOCABULARY` tokens; <s> starts each text."""
+    """Train a byte-level BPE tokenizer of `VOCABULARY` tokens.
+
+    It lower-cases texts, and puts <s> before each.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -69,7 +71,7 @@ def train_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained model: 8 layers, 64 wide, 4 heads, about 0.6 M parameters."""
+    """Create an untrained model: 8 layers, width 64, 4 heads, about 0.6 million parameters."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -88,9 +90,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def batches(rows: list[list[int]], seed: int) -> Iterator[list[list[int]]]:
-    """Batches of documents of similar length, so that few positions are padding.
+    """Yield batches of documents of similar length, so that few positions are padding.
 
-    The documents keep their order but for a window of 50 batches.
+    The documents keep their order, except within windows of 50 batches.
+
+    Args:
+        rows: the documents' tokens.
+        seed: the seed of the order.
     """
     rng = random.Random(seed)
     pool = 50 * BATCH
@@ -103,13 +109,13 @@ def batches(rows: list[list[int]], seed: int) -> Iterator[list[list[int]]]:
 
 
 def padded(batch: list[list[int]], pad: int) -> Tensor:
-    """A batch's tokens, int64 (B, T), padded on the right."""
+    """Return a batch's tokens, int64 (B, T), padded on the right."""
     width = max(map(len, batch))
     return torch.tensor([row + [pad] * (width - len(row)) for row in batch])
 
 
 def next_token_loss(model: LlamaForCausalLM, batch: list[list[int]], pad: int) -> Tensor:
-    """The mean loss of every token but the first, a scalar."""
+    """Return the mean cross entropy over all tokens but the first, in nats: a scalar."""
     ids = padded(batch, pad)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     targets = ids[:, 1:]
@@ -126,17 +132,17 @@ def train(
     *,
     warmup: float = 0.05,
 ) -> float:
-    """One epoch of AdamW with a cosine schedule.
+    """Train for one epoch, by AdamW with a cosine schedule.
 
     Args:
-        model: what trains.
+        model: the model.
         rows: the documents' tokens.
-        seed: of their order.
-        loss_of: a batch's loss.
-        warmup: the share of the steps in which the learning rate rises.
+        seed: the seed of the documents' order.
+        loss_of: returns the loss of a batch, a scalar.
+        warmup: share of the steps in which the learning rate rises. Default 0.05.
 
     Returns:
-        The mean loss of the last steps.
+        The mean loss of the last 100 steps.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.05
@@ -162,12 +168,15 @@ def train(
 
 
 def build(output: Path, documents: int = DOCUMENTS, seed: int = corpus.SEED) -> float:
-    """Makes tokenizer and model and saves both; returns the final training loss.
+    """Train and save the tokenizer and the model.
 
     Args:
-        output: the folder, replaced as a whole once everything is made.
-        documents: documents of the pretraining corpus.
-        seed: seed of the corpus, the initial weights and the order of the documents.
+        output: the folder. It is replaced as a whole at the end.
+        documents: number of documents in the pretraining corpus.
+        seed: the seed of the corpus, the initial weights and the order of the documents.
+
+    Returns:
+        The final training loss.
     """
     torch.manual_seed(seed)
     texts = list(corpus.pretraining(documents, seed))
@@ -190,7 +199,7 @@ def build(output: Path, documents: int = DOCUMENTS, seed: int = corpus.SEED) -> 
 
 
 def _make_portable(folder: Path) -> None:
-    """Names the tokenizer's class so that transformers 4 knows it too; files all may read."""
+    """Name a tokenizer class that transformers 4 knows too, and let all users read the files."""
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -201,7 +210,7 @@ def _make_portable(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Builds the demo model anew."""
+    """Build the demo model again."""
     parser = argparse.ArgumentParser(prog="python -m fedspzo.demo.build", description=__doc__)
     parser.add_argument("--output", type=Path, default=MODEL, help="folder of the model")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)

@@ -1,6 +1,6 @@
-"""All text of the demo, written from `grammar.toml` and a seed: the same bytes on every machine.
+"""Writes all text of the demo from `grammar.toml` and a seed, the same bytes on every machine.
 
-Run as ``python -m fedspzo.demo.corpus`` to write the demo's and the examples' data files again.
+``python -m fedspzo.demo.corpus`` writes the data files of the demo and the examples again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,18 @@ _STOP = re.compile(r"[.!?](?= |$)")
 def reviews(
     seed: int, train: int, test: int, *, mixed: float, negated: float
 ) -> tuple[list[Row], list[Row]]:
-    """Two disjoint lists of different reviews with their labels, both labels equally often."""
+    """Write two disjoint lists of different reviews, with each of `LABELS` equally often.
+
+    Args:
+        seed: the seed of all choices.
+        train: number of training rows.
+        test: number of test rows.
+        mixed: chance that a review also concedes the opposite.
+        negated: chance that a claim denies the opposite.
+
+    Returns:
+        The training rows and the test rows.
+    """
     writer = Writer(seed, mixed=mixed, negated=negated)
     return _split(
         lambda label: writer.review(writer.genre(), label), LABELS, train, test, writer.rng
@@ -38,7 +49,16 @@ def reviews(
 
 
 def tickets(seed: int, train: int, test: int) -> tuple[list[Row], list[Row]]:
-    """Two disjoint lists of different customer messages, labelled with `TOPICS`."""
+    """Write two disjoint lists of different customer messages, labelled with `TOPICS`.
+
+    Args:
+        seed: the seed of all choices.
+        train: number of training rows.
+        test: number of test rows.
+
+    Returns:
+        The training rows and the test rows.
+    """
     writer = Writer(seed)
     names = dict(zip(TOPICS, writer.grammar["tickets"]["subjects"], strict=True))
     return _split(lambda label: writer.ticket(names[label]), TOPICS, train, test, writer.rng)
@@ -58,12 +78,12 @@ def _split(
 
 
 def demo_data() -> tuple[list[Row], list[Row]]:
-    """The demo's training and test rows."""
+    """Write the demo's training rows and test rows."""
     return reviews(SEED + 1, TRAIN_ROWS, TEST_ROWS, mixed=0.38, negated=0.2)
 
 
 def example_data() -> dict[str, tuple[list[Row], list[Row]]]:
-    """Rows of the examples whose data come from the grammar, by the example's name."""
+    """Write the training and test rows of the examples that use the grammar, by example."""
     return {
         "sentiment": reviews(SEED + 2, 400, 300, mixed=0.3, negated=0.2),
         "own_labels": tickets(SEED + 3, 480, 240),
@@ -71,24 +91,24 @@ def example_data() -> dict[str, tuple[list[Row], list[Row]]]:
 
 
 def held_out() -> frozenset[str]:
-    """Every data set's texts: the pretraining corpus must contain none of them."""
+    """Return the texts of all data sets. The pretraining corpus must not contain any of them."""
     sets = [demo_data(), *example_data().values()]
     return frozenset(row["text"] for pair in sets for rows in pair for row in rows)
 
 
 def pretraining(documents: int, seed: int = SEED) -> Iterator[str]:
-    """The pretraining corpus, one document after the other, without any held-out text.
+    """Yield the documents of the pretraining corpus, without any held-out text.
 
     Args:
-        documents: how many.
-        seed: the seed of every choice.
+        documents: number of documents.
+        seed: the seed of all choices.
     """
     writer = Writer(seed, bare=0.5)
     banned = held_out()
     makers = (writer.reviewed, writer.reported, writer.everyday)
     for number in range(documents):
-        # Plain reviews first, "this, but that" ones later: what a word says is learned before how
-        # a turn of phrase reverses it.
+        # Plain reviews come first and "this, but that" ones later, as the model has to learn what
+        # a word says before it learns how a phrase reverses it.
         hardness = min(1.0, max(0.0, 3.0 * number / documents - 0.75))
         writer.mixed, writer.negated = 0.5 * hardness, 0.25 * hardness
         make = writer.rng.choices(makers, (75, 15, 10))[0]
@@ -99,7 +119,7 @@ def pretraining(documents: int, seed: int = SEED) -> Iterator[str]:
 
 
 def passages(document: str) -> set[str]:
-    """Every run of whole sentences of a document."""
+    """Return all runs of consecutive whole sentences of a document."""
     ends = [match.end() for match in _STOP.finditer(document)]
     starts = [0, *(end + 1 for end in ends[:-1])]
     return {document[start:end] for start in starts for end in ends if end > start}
@@ -118,7 +138,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def data_files() -> dict[str, str]:
-    """The content of every data file made here, by its name: "demo/train.jsonl" and so on."""
+    """Return the content of each data file by its name, such as "demo/train.jsonl"."""
     files = {}
     for split, rows in zip(("train", "test"), demo_data(), strict=True):
         files[f"demo/{split}.jsonl"] = _jsonl(rows)
@@ -132,7 +152,7 @@ def data_files() -> dict[str, str]:
 
 
 def write(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file as a whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -144,7 +164,7 @@ def write(path: Path, content: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the data files of the demo, and those of the examples where their folder is given."""
+    """Write the data files of the demo, and those of the examples if their folder is given."""
     parser = argparse.ArgumentParser(prog="python -m fedspzo.demo.corpus", description=main.__doc__)
     parser.add_argument("--examples", type=Path, help="the repository's examples folder")
     options = parser.parse_args(arguments)

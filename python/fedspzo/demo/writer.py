@@ -1,4 +1,4 @@
-"""Writes reviews, customers' messages and everyday sentences from `grammar.toml`, by chance."""
+"""Writes random reviews, customers' messages and everyday sentences from `grammar.toml`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 def grammar() -> dict[str, Any]:
-    """The word lists and patterns of `grammar.toml`."""
+    """Read the word lists and patterns of `grammar.toml`."""
     return tomllib.loads((HERE / "grammar.toml").read_text(encoding="utf-8"))
 
 
 def typeset(text: str) -> str:
-    """Capital letters for sentences and names, single blanks."""
+    """Capitalize sentences and names, and collapse blanks."""
     text = " ".join(text.split())
     text = _NAMES.sub(lambda match: match[0].capitalize(), text)
     return _SENTENCE.sub(lambda match: match[0].upper(), text)
 
 
 class Writer:
-    """Writes sentences by chance, from one seed.
+    """Writes random sentences from one seed.
 
     Args:
-        seed: the seed of every choice.
+        seed: the seed of all choices.
         mixed: chance that a review also concedes the opposite ("…, but …").
         negated: chance that a claim denies the opposite ("not …", "far from …").
         bare: chance that a review which concedes nothing is a single clause.
@@ -48,31 +48,31 @@ class Writer:
         self.mixed = mixed
         self.negated = negated
         self.bare = bare
-        self.conceded = False  # Whether the latest review concedes the opposite.
-        self.mentioned: set[str] = set()  # Nouns and events of the latest review.
+        self.conceded = False  # True if the latest review concedes the opposite
+        self.mentioned: set[str] = set()  # nouns and events of the latest review
         self.grammar = grammar()
 
     def pick(self, options: Sequence[str]) -> str:
-        """One of `options`, the first ones more often than the last ones, as in real text."""
+        """Pick one of `options`. The first are more frequent than the last, as in real text."""
         return options[int(self.rng.random() ** 2 * len(options))]
 
     def fill(self, pattern: str, lists: dict[str, list[str]]) -> str:
-        """Replaces each {name} of `pattern` by a choice from the list of that name."""
+        """Replace each {name} of `pattern` by a choice from the list of that name."""
         return _FIELD.sub(lambda match: self.pick(lists[match[1]]), pattern)
 
     def adjective(self, aspect: dict[str, Any], good: bool) -> str:
-        """A word that fits an aspect; one time in three a word that fits everything."""
+        """Pick a word that fits an aspect or, one time in three, one that fits all aspects."""
         tone = "good" if good else "bad"
         common = self.rng.random() < 1 / 3
         return self.pick(self.grammar["review"][tone] if common else aspect[tone])
 
     def claim(self, genre: dict[str, Any], label: str, *, reported: bool = False) -> str:
-        """A clause that praises ("positive") or blames ("negative") one aspect of a genre.
+        """Write a clause that praises ("positive") or blames ("negative") one aspect of a genre.
 
         Args:
             genre: the word lists of a genre.
             label: "positive" or "negative".
-            reported: whether it follows "people say that": then it does not say "I".
+            reported: the clause follows "people say that", so it must not say "I". Default False.
         """
         lists = self.grammar["review"]
         negated = self.rng.random() < self.negated
@@ -98,7 +98,7 @@ class Writer:
         )
 
     def _unused(self, draw: Callable[[], str]) -> str:
-        """Something the review has not spoken of yet, unless twenty draws find nothing."""
+        """Draw until the choice is new to the review, twenty times at most."""
         choice = draw()
         for _ in range(20):
             if choice not in self.mentioned:
@@ -108,13 +108,13 @@ class Writer:
         return choice
 
     def genre(self) -> dict[str, Any]:
-        """The word lists of a genre of reviews."""
+        """Draw a genre of reviews, and return its word lists."""
         genres = self.grammar["genres"]
         chosen: dict[str, Any] = genres[self.rng.choice(sorted(genres))]
         return chosen
 
     def review(self, genre: dict[str, Any], label: str) -> str:
-        """A review of one or two sentences whose last word on the matter is `label`.
+        """Write a review of one or two sentences whose verdict is `label`.
 
         Args:
             genre: the word lists of a genre.
@@ -137,7 +137,7 @@ class Writer:
         )
 
     def ticket(self, topic: str) -> str:
-        """A customer's message about `topic`, one of grammar.toml's tickets.topics."""
+        """Write a customer's message about `topic`, one of tickets.topics in grammar.toml."""
         tickets = self.grammar["tickets"]
         statements = self.rng.sample(tickets["topics"][topic]["statements"], 2)
         if self.rng.random() < 0.65 or any(line.endswith("?") for line in statements):
@@ -149,12 +149,12 @@ class Writer:
         )
 
     def verdict(self, chances: str) -> str:
-        """A closing line "It was …", its last word drawn with the chances of that name."""
+        """Write a closing line "It was …", with a word drawn by the weights of that name."""
         review = self.grammar["review"]
         return f"It was {self.rng.choices(review['verdicts'], review[chances])[0]}."
 
     def reviewed(self) -> str:
-        """A document of the pretraining corpus: a review and how its writer sums it up."""
+        """Write a document of the pretraining corpus: a review with its writer's conclusion."""
         label = self.rng.choice(LABELS)
         tone = "good" if label == "positive" else "bad"
         genre = self.genre()
@@ -173,7 +173,7 @@ class Writer:
         return f"{closing} {text} {typeset(reason)}"
 
     def reported(self) -> str:
-        """A document of the pretraining corpus: a ticket and, now and then, what it is about."""
+        """Write a document of the pretraining corpus: a ticket and, sometimes, its subject."""
         tickets = self.grammar["tickets"]
         topic = self.rng.choice(tickets["subjects"])
         text = self.ticket(topic)
@@ -185,7 +185,7 @@ class Writer:
         return f"{text} This is about {subject}."
 
     def everyday(self) -> str:
-        """A document of the pretraining corpus: one or two plain sentences."""
+        """Write a document of the pretraining corpus: one or two plain sentences."""
         lists = self.grammar["everyday"]
         lines = []
         for _ in range(2 if self.rng.random() < 0.6 else 1):

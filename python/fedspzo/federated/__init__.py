@@ -1,7 +1,7 @@
-"""Federated fine-tuning: many devices, private text, and scalars alone between them.
+"""Federated fine-tuning: clients keep their examples, and exchange only scalars with a server.
 
-May import `optim`, `journal` and what is below them. Names are imported when they are first used,
-so that the settings can be read without torch.
+May import `optim`, `journal` and the packages below them. Names are imported when they are first
+used, so that the settings can be read without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Aggregation rules: how the scalars of a round's clients become one client's worth of scalars.
+"""Aggregation rules: they combine the scalars of a round's clients into the scalars of one step.
 
 With shared seeds all clients of a round report along the same directions, so their scalars can be
 compared one by one. `FederationConfig.aggregation` takes a rule, or the name of one in `RULES`.
@@ -24,19 +24,19 @@ Mask: TypeAlias = "npt.NDArray[np.bool_]"
 
 
 class AggregationRule(Protocol):
-    """How scalars along shared directions are put together.
+    """Combines clients' scalars along shared directions.
 
-    A rule keeps nothing from round to round, so that a run which goes on after a crash comes to
-    the same bits as one that never stopped. Derive from this class to inherit the defaults of
+    A rule keeps no state between rounds, so a run that is resumed after a crash reaches the same
+    bits as one that never stopped. Derive from this class to inherit the defaults of
     `shared_seeds` and `weighted`.
 
     Attributes:
         name: the rule's name, which a journal keeps and a resumed run compares.
-        shared_seeds: whether the rule needs `seeds = "shared"`. False is for the weighted mean
-            alone: with seeds of their own, clients' scalars are multiplied by their weights and
+        shared_seeds: the rule needs `seeds = "shared"`. Default True. Only the weighted mean has
+            False: with seeds of their own, clients' scalars are multiplied by their weights, and
             `combine` is not called.
-        weighted: whether clients count by `FederationConfig.weighting`. False counts all alike,
-            as a client that lies may also lie about its number of examples.
+        weighted: clients are weighted by `FederationConfig.weighting`. Default False: all have the
+            same weight, as a client that lies may also lie about its number of examples.
     """
 
     name: str
@@ -52,18 +52,18 @@ class AggregationRule(Protocol):
         Args:
             values: float64 (clients, local steps, directions of all blocks), by ascending client,
                 already clipped; zero in a step that a client skipped. Do not write to it.
-            taken: bool (clients, local steps), which steps a client took.
-            weights: one a client, with sum 1; all alike unless `weighted`.
-            byzantine: the share of clients to hold for liars, `FederationConfig.byzantine`.
+            taken: bool (clients, local steps), True where a client took the step.
+            weights: one for each client, with sum 1; all equal unless `weighted`.
+            byzantine: the share of clients assumed to lie, `FederationConfig.byzantine`.
 
         Returns:
-            Finite scalars float64 (local steps, directions), and which of the steps have any,
-            bool (local steps,).
+            Finite scalars, float64 (local steps, directions), and a mask of the steps that have
+            any, bool (local steps,).
         """
 
 
 class Mean(AggregationRule):
-    """The weighted mean of each scalar. A single liar can move it anywhere."""
+    """Takes the weighted mean of each scalar. A single liar can move it anywhere."""
 
     name = "mean"
     shared_seeds = False
@@ -72,14 +72,14 @@ class Mean(AggregationRule):
     def combine(
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:
-        """As `AggregationRule.combine`."""
+        """Combine the scalars, as `AggregationRule.combine` describes."""
         return _weighted_sum(values, weights), _anyone(taken)
 
 
 class TrimmedMean(AggregationRule):
-    """The mean of each scalar without its f largest and f smallest values.
+    """Takes the mean of each scalar without its f largest and f smallest values.
 
-    Coordinate-wise trimmed mean, Yin et al. 2018 (arXiv 1803.01498).
+    This is the coordinate-wise trimmed mean of Yin et al. 2018 (arXiv 1803.01498).
     """
 
     name = "trimmed-mean"
@@ -87,29 +87,30 @@ class TrimmedMean(AggregationRule):
     def combine(
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:
-        """As `AggregationRule.combine`."""
+        """Combine the scalars, as `AggregationRule.combine` describes."""
         f = _liars(len(values), byzantine, honest=1)
         kept = _ordered(values)[f : len(values) - f]
         return _weighted_sum(kept, [1 / len(kept)] * len(kept)), _anyone(taken)
 
 
 class Median(AggregationRule):
-    """The median of each scalar, Yin et al. 2018 (arXiv 1803.01498)."""
+    """Takes the median of each scalar (Yin et al. 2018, arXiv 1803.01498)."""
 
     name = "median"
 
     def combine(
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:
-        """As `AggregationRule.combine`."""
+        """Combine the scalars, as `AggregationRule.combine` describes."""
         ordered, count = _ordered(values), len(values)
         return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2, _anyone(taken)
 
 
 class Krum(AggregationRule):
-    """The scalars of the one client with the smallest sum of squared distances to its neighbours.
+    """Takes the scalars of the client with the smallest sum of squared distances to its neighbours.
 
-    Its neighbours are the n - f - 2 nearest clients, Blanchard et al. 2017 (arXiv 1703.02757).
+    A client's neighbours are the n - f - 2 nearest of the n clients, where f is the number assumed
+    to lie (Blanchard et al. 2017, arXiv 1703.02757).
     """
 
     name = "krum"
@@ -117,7 +118,7 @@ class Krum(AggregationRule):
     def combine(
         self, values: Array, taken: Mask, weights: Sequence[float], byzantine: float
     ) -> tuple[Array, Mask]:
-        """As `AggregationRule.combine`."""
+        """Combine the scalars, as `AggregationRule.combine` describes."""
         neighbours = max(1, len(values) - _liars(len(values), byzantine, honest=3) - 2)
         scores = []
         for one in values:
@@ -129,9 +130,9 @@ class Krum(AggregationRule):
 
 
 class RecordedRule(AggregationRule):
-    """Stands for a rule of which a journal has the name and this process no code.
+    """Stands for a rule that a journal names and that is not registered in this process.
 
-    A journal of such a run can be replayed, shown and compacted: it holds the coefficients.
+    The journal of such a run can be replayed, shown and compacted, as it holds the coefficients.
     """
 
     shared_seeds = False  # it was checked when the run began
@@ -152,21 +153,21 @@ class RecordedRule(AggregationRule):
 RULES: dict[str, AggregationRule] = {
     rule.name: rule for rule in (Mean(), TrimmedMean(), Median(), Krum())
 }
-"""Every rule that has a name in the settings. `register_rule` adds to it."""
+"""The rules by name. `register_rule` adds to it."""
 
 
 def register_rule(rule: AggregationRule) -> None:
-    """Make a rule known by its name, to `FederationConfig(aggregation=name)` and to journals.
+    """Register a rule, so that `FederationConfig(aggregation=name)` and journals can name it.
 
     Raises:
-        ValueError: another rule has the name, or the object is no rule.
+        ValueError: another rule has the name, or the object is not a rule.
     """
     check_rule(rule)
     RULES[rule.name] = rule
 
 
 def check_rule(rule: object) -> None:
-    """Raise ValueError unless this object is a rule, and its name means no other one."""
+    """Raise ValueError unless the object is a rule, and no rule of another class has its name."""
     for name in ("name", "shared_seeds", "weighted", "combine"):
         if not hasattr(rule, name):
             raise ValueError(
@@ -182,24 +183,24 @@ def check_rule(rule: object) -> None:
 
 
 def _weighted_sum(values: Array, weights: Sequence[float]) -> Array:
-    # one after another, so that the bits do not depend on a library's order
+    # one client after another, so that the bits do not depend on a library's order of summation
     parts = (weight * one for one, weight in zip(values, weights, strict=True))
     return cast("Array", sum(parts))
 
 
 def _anyone(taken: Mask) -> Mask:
-    """Tell which steps anyone took, (steps,)."""
+    """Return a mask of the steps that at least one client took, (steps,)."""
     return cast("Mask", taken.any(axis=0))
 
 
 def _ordered(values: Array) -> Array:
-    """A copy of the values in which each scalar ascends over the clients."""
+    """Return a copy of the values in which each scalar is sorted over the clients."""
     ordered = values.copy()
     ordered.sort(axis=0)
     return ordered
 
 
 def _liars(clients: int, byzantine: float, *, honest: int) -> int:
-    """Count the clients that a rule holds for liars: f, with 2 f + honest <= clients."""
-    wanted = math.ceil(byzantine * clients - 1e-9)  # 0.3 * 10 is 3, whatever its rounding
+    """Return f, the number of clients assumed to lie. It keeps 2 f + honest <= clients."""
+    wanted = math.ceil(byzantine * clients - 1e-9)  # 0.3 * 10 may be above 3
     return max(0, min(wanted, (clients - honest) // 2))

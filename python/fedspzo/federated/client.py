@@ -1,4 +1,4 @@
-"""A client: private examples, and steps that leave nothing behind but scalars."""
+"""A client: it takes local steps on its private examples, and reports scalars."""
 
 from __future__ import annotations
 
@@ -33,39 +33,40 @@ from .settings import OptimizerConfig
 
 
 class Task(Protocol):
-    """What is learned."""
+    """Turns examples into batches, and computes the loss to minimize."""
 
     def collate(self, examples: list[Any]) -> Any:
-        """A batch of these examples."""
+        """Return a batch of these examples."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The model's scalar loss on a batch."""
+        """Return the model's loss on a batch, a scalar."""
 
 
 class PrivateTask(Task, Protocol):
-    """A task that a private client needs."""
+    """Computes a loss for each example, as differential privacy requires."""
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of each example of a batch (B,), each of that example alone."""
+        """Return the loss of each example of a batch, (B,). No loss depends on another example."""
 
 
 class DigestError(RuntimeError):
-    """Weights that should be equal are not."""
+    """Raised where weights that should be equal have different digests."""
 
 
 class Client:
     """Takes part in rounds with its own examples.
 
     Args:
-        client: its id.
+        client: the client's id.
         replica: the model, at any round; clients in one process may share it, in turn.
-        examples: its private data.
-        task: how to make a batch of them, and its loss.
-        privacy: of these examples: makes its steps differentially private (docs/privacy.md). The
-            task then is a `PrivateTask`.
+        examples: the client's private examples.
+        task: makes batches of the examples, and computes the loss.
+        privacy: makes the steps differentially private (docs/privacy.md); it is made for this
+            number of examples. The task has to be a `PrivateTask`. Default None: not private.
 
     Raises:
-        ValueError: `examples` is empty; or `privacy` or `task` do not fit.
+        ValueError: `examples` is empty; `privacy` is for another number of examples; or `task`
+            lacks `losses`, which privacy needs.
     """
 
     def __init__(
@@ -101,16 +102,17 @@ class Client:
     def handle(self, plan: Plan, weights: Iterable[bytes] = ()) -> Report:
         """Catch up, take the plan's steps, return to the global weights, and report.
 
-        The replica is at the plan's round afterwards, also when a step raises.
+        The replica is at the plan's round afterwards, also when a step raises an error. A plan that
+        is repeated gets the same report.
 
         Args:
-            plan: what to do.
-            weights: the messages of a download, if the plan says so.
+            plan: the server's plan for this client.
+            weights: the messages of a download, if the plan has one.
 
         Raises:
-            ValueError: the plan is for another client, or does not follow the replica's round; or
-                a download is not whole.
-            DigestError: after catching up the weights are not the server's.
+            ValueError: the plan is for another client; it does not follow the replica's round; or
+                a download is incomplete.
+            DigestError: the weights differ from the server's after catching up.
         """
         if plan.client != self.client:
             raise ValueError(f"plan is for client {plan.client}, this is client {self.client}")
@@ -124,7 +126,8 @@ class Client:
                 optimizer=plan.optimizer,
             )
             for update in plan.updates
-            if update.round >= self.replica.round  # one that shares the replica was here before
+            if update.round
+            >= self.replica.round  # a client that shares the replica may have applied it
         )
         if self.replica.round != plan.round:
             raise ValueError(
@@ -141,7 +144,7 @@ class Client:
             )
         asked = replace(plan, updates=(), download=False)
         if self._answered is not None and self._answered[0] == asked:
-            return self._answered[1]  # asked again: other noise would cost privacy once more
+            return self._answered[1]  # a second answer with new noise would spend privacy again
         gradients, loss, forwards = self._train(plan)
         report = Report(
             round=plan.round,
@@ -156,11 +159,11 @@ class Client:
         return report
 
     def warm_up(self, plan: Plan) -> None:
-        """Measure again what the client's first step measured, in the plan's round.
+        """Repeat the measurement that the client made in its first step, in the plan's round.
 
-        For a run that is resumed: the reports of a client that had taken part, and its count of
-        forwards with them, are then those of a run that never stopped. Nothing else changes.
-        A private client's reports do not depend on that measurement.
+        A resumed run calls this for each client that has taken part. Its later reports, with their
+        numbers of forwards, are then those of a run that never stopped. Nothing else changes. A
+        private client's reports do not depend on the measurement, so it does nothing.
         """
         if self.privacy is not None:
             return
@@ -171,12 +174,26 @@ class Client:
             optimizer.step(partial(self.task.loss, model, batch))
 
     def batch(self, run_seed: int, round: int, step: int, size: int) -> Any:
-        """The batch of a local step: examples drawn without replacement, a function of the seed."""
+        """Draw the batch of a local step, without replacement.
+
+        The batch is a function of the arguments and the client's id.
+
+        Args:
+            run_seed: the run's seed.
+            round: the round, from 0.
+            step: the local step, from 0.
+            size: number of examples; all are taken if the client has fewer.
+        """
         chosen = draw(len(self.examples), size, batch_seed(run_seed, round, self.client, step))
         return self.task.collate([self.examples[i] for i in chosen])
 
     def _train(self, plan: Plan) -> tuple[Scalars, float | None, float]:
-        """The plan's local steps: their gradients, mean loss, and computation."""
+        """Take the plan's local steps.
+
+        Returns:
+            The projected gradients, the mean loss (None without a step, or with privacy), and the
+            forwards (the evaluations, with privacy).
+        """
         steps, rows, losses, evaluations = [], [], [], 0
         optimizer = self._spzo(plan)
         before = optimizer.forwards
@@ -193,7 +210,7 @@ class Client:
         values = np.array(rows, dtype=np.float32).reshape(len(rows), columns)
         gradients = Scalars(plan.local_steps, tuple(steps), values)
         if self.privacy is not None:
-            # the loss is not private; nor is what replays cost: it tells of a batch's shape
+            # the loss would leak; so would the cost of replays, which depends on the batch's shape
             return gradients, None, float(evaluations)
         return (
             gradients,
@@ -202,19 +219,25 @@ class Client:
         )
 
     def _closure(self, plan: Plan, step: int) -> Closure:
-        """The loss of a local step's batch; of a private step, the losses of its examples."""
+        """Return a closure for the loss of a local step's batch.
+
+        The closure of a private step returns the losses of the batch's examples, (B,).
+        """
         model = self.replica.blocks.model
         if self.privacy is None:
             batch = self.batch(plan.run_seed, plan.round, step, plan.batch_size)
             return partial(self.task.loss, model, batch)
         task = cast(PrivateTask, self.task)
         chosen = self.privacy.sample(plan.batch_size)
-        # an empty sample is a step like any other: an example is evaluated that does not count
+        # an empty sample must look like any other: one example is evaluated and then dropped
         examples = task.collate([self.examples[i] for i in chosen or [0]])
         return lambda: task.losses(model, examples)[: len(chosen)]
 
     def _spzo(self, plan: Plan) -> SPZO:
-        """The optimizer, at the plan's first step. Kept, as its first step checks the model."""
+        """Return the optimizer, set to the plan's first step.
+
+        It is kept from plan to plan, as an optimizer's first step checks and measures the model.
+        """
         settings = replace(plan.optimizer, lr=1.0)  # rates may change from round to round
         if self._optimizer is None or self._settings != settings:
             self._settings = settings
@@ -235,7 +258,13 @@ def spzo(
     seed: int = 0,
     privacy: Mechanism | None = None,
 ) -> SPZO:
-    """The optimizer that the settings describe.
+    """Create the optimizer that the settings describe.
+
+    Args:
+        blocks: the model.
+        settings: the optimizer's settings.
+        seed: the seed of its directions.
+        privacy: makes its steps differentially private. Default None: not private.
 
     Raises:
         ValueError: a joint estimator, such as `mezo`, with a model cut into blocks, or another
@@ -263,15 +292,16 @@ def spzo(
 def resolve(
     settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int
 ) -> OptimizerConfig:
-    """The settings with what follows from model and dtype filled in, so that it can travel.
+    """Fill in the settings that depend on the model and its dtype, so that a plan can hold them.
 
-    Where `perturbations` is None it follows from what the blocks cost, measured by a step on the
-    first client's examples. The weights stay, and so does lr="auto" (`found_rates.find`).
+    If `perturbations` is None, it is chosen from the costs of the blocks. A step on the first
+    client's examples measures them. The weights do not change. lr="auto" stays: see
+    `found_rates.find`.
 
     Args:
-        settings: as they were given.
-        clients: whose examples are used, and the first one's model.
-        batch_size: examples in a step.
+        settings: the settings as the user gave them.
+        clients: all clients; the first one's model and examples are used.
+        batch_size: number of examples in a step.
     """
     kind = estimators.find(settings.estimator)
     client = clients[0]

@@ -1,4 +1,4 @@
-"""Bounds absurdly large scalars before they are put together."""
+"""Clipping: bounds absurdly large scalars before they are aggregated."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .aggregation import Array, Mask
 
 
 def clip(values: Array, taken: Mask, directions: Sequence[int], limit: float) -> Array:
-    """Bound the size of each client's scalars, block by block, by `limit` times the usual size.
+    """Scale down clients whose scalars are large, block by block, to `limit` times the usual size.
 
-    A client's size is the root mean square of its scalars in a block over the steps it took; the
-    usual size is the lower median of those that are not zero. A client above the bound is scaled
-    down to it, so its scalars keep their proportions.
+    A client's size is the root mean square of its scalars in a block, over the steps that it took.
+    The usual size is the lower median of the sizes that are not zero. The scalars of a client
+    above the bound keep their proportions.
 
     Args:
-        values: float64 (clients, steps, directions of all blocks).
-        taken: bool (clients, steps), which steps were taken.
-        directions: how many directions each block has.
-        limit: at least 1: the median itself is never scaled.
+        values: float64 (clients, steps, directions of all blocks); zero in a skipped step.
+        taken: bool (clients, steps), True where a client took the step.
+        directions: each block's number of directions.
+        limit: at least 1, so that the median itself is never scaled.
 
     Returns:
-        The bounded scalars, of the shape of `values`.
+        The clipped scalars, with the shape of `values`.
     """
     clipped = values.copy()
     steps = np.maximum(taken.sum(axis=1), 1)

@@ -1,7 +1,7 @@
-"""What a round's reports come to: the coefficients of its terms.
+"""Computes the coefficients of a round's terms from its reports.
 
-A pure function of the reports and the run's settings, in float64 and in a fixed order, so that
-everybody who computes it gets the same bits.
+The coefficients are a pure function of the reports and the run's settings. They are computed in
+float64 and in a fixed order, so that everybody who computes them gets the same bits.
 """
 
 from __future__ import annotations
@@ -20,67 +20,69 @@ from .clipping import clip
 from .settings import FederationConfig, OptimizerConfig, Weighting
 
 Entries = tuple[tuple[int, Scalars], ...]
-"""(client, coefficients), as in `Update`."""
+"""Pairs (client, coefficients), as `Update.entries` has them."""
 
 
-def combined(
+def aggregate(
     reports: Sequence[Report], federation: FederationConfig, optimizer: OptimizerConfig
 ) -> Entries:
-    """The coefficients of a round: each client's own, or with shared seeds once for all.
+    """Clip and aggregate a round's reports. Return the coefficients of its terms.
 
-    A step that a client skipped counts as a zero of that client.
+    With per-client seeds each client has coefficients of its own; with shared seeds there is one
+    entry for all. A step that a client skipped counts as zeros of that client.
 
     Args:
-        reports: those that are used, by client; of the run's shape.
-        federation: how they are weighted, clipped and put together.
-        optimizer: resolved.
+        reports: the accepted reports, ascending by client; of the run's shape.
+        federation: says how reports are weighted, clipped and aggregated.
+        optimizer: the step's settings, resolved.
 
     Raises:
-        ValueError: a coefficient overflows float32, or the aggregation rule returned something
-            that is no scalars.
+        ValueError: a coefficient overflows float32, or the aggregation rule returned a value of
+            another type, shape or dtype, or one that is not finite.
     """
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
     share = weights(reports, federation.counting)
     if federation.seeds == "per-client":
         rows = [values[row, mask] for row, mask in enumerate(taken)]
-        return _own(reports, rows, share, optimizer)
+        return _per_client(reports, rows, share, optimizer)
     rule = federation.rule
     answer = rule.combine(values, taken, list(share.values()), federation.byzantine)
     one, mask = _checked(rule, answer, values.shape[1:])
-    return _common(len(mask), np.flatnonzero(mask), one[mask], optimizer)
+    return _shared(len(mask), np.flatnonzero(mask), one[mask], optimizer)
 
 
-def averaged(
+def weighted_mean(
     reports: Sequence[Report], federation: FederationConfig, optimizer: OptimizerConfig
 ) -> Entries:
-    """The coefficients where nothing is clipped, and the mean taken: `combined`, nearly always.
+    """Return the coefficients that `aggregate` gives for the rule "mean" where nothing is clipped.
 
-    Products, quotients and sums alone, so it is the same on every machine: a journal need not
-    hold what comes to this. In memory it takes no more than the reports do.
+    They are products, quotients and sums, which have the same bits on every machine. So a journal
+    leaves out the coefficients that equal these. The memory needed is that of the reports. The
+    arguments are those of `aggregate`.
     """
     rows = [report.gradients.values.astype(np.float64) for report in reports]
     share = weights(reports, federation.weighting)
     if federation.seeds == "per-client":
-        return _own(reports, rows, share, optimizer)
+        return _per_client(reports, rows, share, optimizer)
     steps = np.array(sorted({step for report in reports for step in report.gradients.steps}), int)
     total = np.zeros((len(steps), sum(optimizer.directions)))
     for report, values in zip(reports, rows, strict=True):
         total[np.searchsorted(steps, report.gradients.steps)] += share[report.client] * values
-    return _common(federation.local_steps, steps, total, optimizer)
+    return _shared(federation.local_steps, steps, total, optimizer)
 
 
 def weights(reports: Iterable[Report], weighting: Weighting) -> dict[int, float]:
-    """Give the share of the round's update that each report's client has, as `shares`."""
+    """Return the share of each report's client in the round's update, as `shares` does."""
     return shares({report.client: report.examples for report in reports}, weighting)
 
 
 def shares(examples: Mapping[int, int], weighting: Weighting) -> dict[int, float]:
-    """Give each client's share of a round's update; they add up to 1.
+    """Return each client's share of a round's update. The shares add up to 1.
 
     Args:
-        examples: how many each of the round's clients has.
-        weighting: of the clients' updates.
+        examples: the number of examples of each of the round's clients.
+        weighting: "examples": in proportion to the numbers of examples; "uniform": equal shares.
     """
     counts = {c: count if weighting == "examples" else 1 for c, count in examples.items()}
     total = sum(counts.values())
@@ -90,15 +92,19 @@ def shares(examples: Mapping[int, int], weighting: Weighting) -> dict[int, float
 def coefficients(
     gradients: Array, weight: float, optimizer: OptimizerConfig
 ) -> npt.NDArray[np.float32]:
-    """-lr w g / P of every gradient, block by block with its learning rate.
+    """Compute the coefficient -lr_b w g / P_b of each projected gradient g.
+
+    The learning rate lr_b and the number of directions P_b are those of the gradient's block b
+    (FedSPZO, arXiv 2502.10239: the update is the mean over the directions).
 
     Args:
-        gradients: (steps, directions of all blocks).
-        weight: w.
-        optimizer: resolved.
+        gradients: float64 (steps, directions of all blocks).
+        weight: w, the client's share of the update.
+        optimizer: the step's settings, resolved.
 
     Returns:
-        The nearest float32 values; infinite beyond float32's range.
+        The coefficients rounded to float32, in the shape of `gradients`; infinite beyond float32's
+        range.
     """
     counts, rates = optimizer.directions, optimizer.learning_rates
     repeated = np.repeat(counts, counts)
@@ -111,7 +117,7 @@ def coefficients(
 def _table(
     reports: Sequence[Report], federation: FederationConfig, optimizer: OptimizerConfig
 ) -> tuple[Array, Mask]:
-    """The gradients (clients, steps, directions), and which steps were taken."""
+    """Return all gradients, (clients, steps, directions), and the steps taken, (clients, steps)."""
     shape = len(reports), federation.local_steps
     values = np.zeros((*shape, sum(optimizer.directions)))
     taken = np.zeros(shape, dtype=bool)
@@ -124,7 +130,13 @@ def _table(
 def _checked(
     rule: AggregationRule, answer: tuple[Array, Mask], shape: tuple[int, ...]
 ) -> tuple[Array, Mask]:
-    """What a rule returned; ValueError unless it is scalars of this shape, (steps, directions)."""
+    """Return a rule's answer as arrays. Raise ValueError unless it has the shape, and is finite.
+
+    Args:
+        rule: the rule, for the message.
+        answer: the value that its `combine` returned.
+        shape: (steps, directions).
+    """
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(
             f"aggregation rule {rule.name!r} returned {type(answer).__name__}; it has to return"
@@ -143,13 +155,20 @@ def _checked(
     return one, mask
 
 
-def _own(
+def _per_client(
     reports: Sequence[Report],
     rows: Sequence[Array],
     share: dict[int, float],
     optimizer: OptimizerConfig,
 ) -> Entries:
-    """The coefficients of each client that took a step, from its gradients of these steps."""
+    """Return the coefficients of each client that took a step.
+
+    Args:
+        reports: one for each client.
+        rows: each client's gradients, (steps taken, directions).
+        share: each client's share of the update.
+        optimizer: the step's settings, resolved.
+    """
     return tuple(
         (
             report.client,
@@ -160,12 +179,19 @@ def _own(
     )
 
 
-def _common(
+def _shared(
     local_steps: int, steps: npt.NDArray[np.int_], rows: Array, optimizer: OptimizerConfig
 ) -> Entries:
-    """The coefficients for everybody, from what all gradients of these steps come to."""
+    """Return the coefficients that hold for all clients, from the aggregated gradients.
+
+    Args:
+        local_steps: number of local steps in a round.
+        steps: the steps that have gradients, ascending.
+        rows: their gradients, (len(steps), directions).
+        optimizer: the step's settings, resolved.
+    """
     if not len(steps):
         return ()
-    rounded = rows.astype(np.float32).astype(np.float64)  # as if one client had reported them
+    rounded = rows.astype(np.float32).astype(np.float64)  # like one client's report
     values = coefficients(rounded, 1.0, optimizer)
     return ((EVERYBODY, Scalars(local_steps, tuple(map(int, steps)), values)),)

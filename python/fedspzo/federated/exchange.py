@@ -1,4 +1,4 @@
-"""A round's messages: sent to its clients, answered by some, and again until enough have."""
+"""The exchange of messages in a round: clients get plans until enough of them have reported."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ logger = logging.getLogger(__name__)
 
 
 class Link(Protocol):
-    """How messages reach the clients."""
+    """Carries messages to the clients and back."""
 
     def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """Send a client its plan, and give what has come from it since it was last asked.
+        """Send a plan to a client, and return the messages that have come from it since the last.
 
         Args:
-            client: its id; whatever is returned did come from this client.
+            client: the client's id. The link vouches that what it returns came from this client.
             plan: an encoded `Plan`.
-            weights: the messages of a download, if the plan says so; made as they are taken.
+            weights: the messages of a download, if the plan has one; each is made when it is taken.
 
         Returns:
-            Encoded reports: this plan's, and whatever else was late. None: it did not answer.
+            Encoded reports: the one for this plan, and earlier ones that came late. It is empty if
+            the client did not answer.
 
         Raises:
             Exception: the client cannot be reached, ran out of time, or failed.
@@ -39,19 +40,28 @@ class Link(Protocol):
 
 
 class InProcess:
-    """The default link: the clients are objects of this process, and answer at once."""
+    """Calls clients that are objects of this process. This is the default link."""
 
     def __init__(self, clients: Sequence[Client]) -> None:
         self.clients = clients
 
     def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """As `Link.exchange`."""
+        """Let the client handle the plan, and return its report."""
         return [self.clients[client].handle(Plan.decode(plan), weights).encode()]
 
 
 @dataclass
 class _Answers:
-    """What came of asking: reports that could be read, and who failed otherwise."""
+    """Collects a round's answers.
+
+    Attributes:
+        reports: the reports that could be decoded.
+        rejected: the clients that failed, and the messages that could not be decoded.
+        downloads: the clients that were sent the weights.
+        down: bytes sent to clients.
+        up: bytes received from them.
+        cause: the latest exception, if there was one.
+    """
 
     reports: list[Report] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
@@ -68,21 +78,21 @@ class _Answers:
 def play(
     server: Server, link: Link, known: Mapping[int, int], elapsed: Callable[[], float]
 ) -> Round:
-    """One round: ask its clients, and bring the server to the next weights.
+    """Play one round: ask its clients, and bring the server to the next weights.
 
-    Where fewer than the quorum report, those who have not are asked again, `retries` times.
+    If fewer clients than the quorum report, the others are asked again, `retries` times at most.
 
     Args:
         server: the server.
-        link: the way to the clients.
-        known: the round whose weights each client holds; one that is not in it holds the base.
-        elapsed: seconds since the run's start.
+        link: carries the messages.
+        known: the round whose weights each client holds. A client that is missing holds the base.
+        elapsed: returns the seconds since the run's start.
 
     Raises:
-        QuorumError: too few clients reported. The server is as it was.
+        QuorumError: too few clients reported. The server has not changed.
     """
     asked, retries = server.sample(), server.federation.retries
-    lr = server.optimizer.learning_rates  # the round's end may change them
+    lr = server.optimizer.learning_rates  # `aggregate` may change it
     reports: Sequence[Report] = ()
     answers = _Answers()
     for attempt in range(retries + 1):
@@ -115,7 +125,15 @@ def play(
 
 
 def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers) -> None:
-    """One client's part of a round."""
+    """Send a client its plan, and add the result to the answers.
+
+    Args:
+        server: the server.
+        link: carries the messages.
+        client: the client's id.
+        since: the round whose weights it holds.
+        answers: collects the answers.
+    """
     plan = server.plan(client, since=since)
     sent = plan.encode()
     answers.down += len(sent)
@@ -126,7 +144,7 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers)
     arrived: list[bytes] = []
     try:
         arrived.extend(link.exchange(client, sent, server.download() if plan.download else ()))
-    except Exception as error:  # whatever befalls a client, the round goes on without it
+    except Exception as error:  # one client's failure must not stop the round
         answers.reject(client, f"{type(error).__name__}: {error}", error)
     for data in arrived:
         answers.up += len(data)

@@ -1,7 +1,7 @@
-"""FedSPZO's rounds: plans go to the clients, reports of scalars come back, a journal keeps them.
+"""FedSPZO's rounds: the clients get plans and report scalars, and a journal keeps the rounds.
 
-Every method whose update is scalars along directions that follow from seeds runs by it, with
-settings of its own: also MeZO, FedMeZO and DeComFL (`fedspzo.baselines`).
+MeZO, FedMeZO and DeComFL (`fedspzo.baselines`) use this strategy with settings of their own, as
+their updates are scalars along seeded directions too.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from .strategy import Played, Reply, Setup, Strategy
 
 
 class FedSPZO(Strategy):
-    """Every message is encoded and decoded as if it crossed a network, and its bytes are counted.
+    """Runs FedSPZO between a server and simulated clients.
 
-    The server and the clients have models of their own; after each round every one of them is
-    brought to the new weights and its digest compared with the server's.
+    Every message is encoded and decoded as if it crossed a network, and its bytes are counted.
+    The server and the clients have separate models. After each round all of them are brought to
+    the new weights, and their digests are compared with the server's.
 
     Args:
-        setup: what the run is given.
-        replicas: copies of the model that the clients share.
-        journal: keeps each round on disk before the next one begins; a journal that has rounds is
-            gone on with.
-        link: makes, from the way to the clients, the one that is used.
-        privacy: makes the clients' steps differentially private.
+        setup: the run's model, task, examples and settings.
+        replicas: number of copies of the model, which the clients share. Default 1.
+        journal: keeps each round on disk before the next one begins. If it has rounds, the run is
+            resumed after them. Default None: no journal.
+        link: takes the link to the clients, and returns the one to use. Default None: that link.
+        privacy: makes the clients' steps differentially private. Default None: not private.
 
     Raises:
-        ValueError: arguments that do not fit together, naming them.
+        ValueError: arguments do not fit together; the message names them.
         JournalError: the journal is of another run.
-        DigestError: the journal does not lead to the weights that it names.
+        DigestError: the journal's records do not lead to the digests that it holds.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class FedSPZO(Strategy):
         self._link = direct if link is None else link(direct)
         self._server, self._clients, self._journal = server, clients, journal
         self._one_a_copy = clients[:replicas]
-        self._known: dict[int, int] = {}  # the round whose weights a client holds, as it would tell
+        self._known: dict[int, int] = {}  # the round whose weights each client holds
         self._records: list[Record] = []
         self._past: tuple[Round, ...] = () if journal is None else tuple(journal.rounds)
         self.optimizer = server.optimizer
@@ -78,44 +79,44 @@ class FedSPZO(Strategy):
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """One record a round."""
+        """The journal records, one for each round."""
         return tuple(self._records)
 
     def past(self) -> Iterator[Played]:
-        """Give the journal's rounds, each charged to the privacy of those who were asked in it."""
+        """Yield the journal's rounds, and charge each to the privacy accounts of its clients."""
         for done in self._past:
             self._count(done)
             yield self._played(done)
 
     def play(self, round: int, clock: Callable[[], float]) -> Played:
-        """Make a round, and keep it in the journal.
+        """Play a round, and write it to the journal.
 
         Raises:
-            DigestError: a participant's weights are not the server's.
-            QuorumError: too few clients reported, and again when they were asked again.
+            DigestError: a client's weights differ from the server's.
+            QuorumError: too few clients reported, also after the retries.
         """
         self._warm_up()
         done = play(self._server, self._link, self._known, clock)
         if self._journal is not None:
             self._journal.append(done)
-        for client in self._one_a_copy:  # brought to the new weights, they compare digests
+        for client in self._one_a_copy:  # each compares its digest with the server's
             plan = self._server.plan(client.client, since=client.replica.round, train=False)
             client.handle(plan, self._server.download())
         self.optimizer = self._server.optimizer
         return self._played(done)
 
     def keep(self, measured: EvaluationResult) -> None:
-        """Keep an evaluation in the journal."""
+        """Write an evaluation to the journal."""
         if self._journal is not None:
             self._journal.append(measured)
 
     def epsilons(self) -> tuple[float, ...] | None:
-        """Tell what each client's privacy has spent since the start; None without privacy."""
+        """Return the epsilon that each client has spent since the start; None without privacy."""
         spent = tuple(c.privacy.epsilon() for c in self._clients if c.privacy is not None)
         return spent or None
 
     def _played(self, done: Round) -> Played:
-        """Take note of a round that is done, and sum it up."""
+        """Record a finished round, and return its summary."""
         self._records.append(self._server.record(done.update))
         self._known.update({report.client: done.round for report in done.reports})
         return Played(
@@ -140,7 +141,7 @@ class FedSPZO(Strategy):
         )
 
     def _count(self, done: Round) -> None:
-        """Charge a round of before to the privacy of those who were asked in it."""
+        """Charge a round from the journal to the privacy accounts of its clients."""
         federation = self._server.federation
         for number in done.clients:
             account = self._clients[number].privacy
@@ -148,7 +149,7 @@ class FedSPZO(Strategy):
                 account.count(federation.batch_size, federation.local_steps)
 
     def _warm_up(self) -> None:
-        """Bring clients that took part in the past to where their first step left them; once."""
+        """Warm up the clients that took part in the journal's rounds. Does so once."""
         first: dict[int, int] = {}
         for done in self._past:
             for report in done.reports:
@@ -160,7 +161,7 @@ class FedSPZO(Strategy):
 
 
 def _begin(base: Replica, setup: Setup, clients: list[Client]) -> Server:
-    """The server of a new run: what its settings leave open is measured."""
+    """Create the server of a new run. Measure what its settings leave open."""
     federation = setup.federation
     settings = resolve(setup.optimizer, clients, batch_size=federation.batch_size)
     found = find(settings, clients, federation) if settings.lr == "auto" else None
@@ -170,7 +171,7 @@ def _begin(base: Replica, setup: Setup, clients: list[Client]) -> Server:
 def _resume(
     base: Replica, setup: Setup, journal: RunJournal, privacy: Privacy | None
 ) -> Server | None:
-    """The server where the journal ends; None for a new journal."""
+    """Create the server at the journal's last round. Return None for a new journal."""
     journal.reload()
     if journal.optimizer is None:
         return None

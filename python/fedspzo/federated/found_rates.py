@@ -1,8 +1,8 @@
-"""The federated policy of `lr="auto"`: rates found before the first round, then led by reports.
+"""The federated policy of `lr="auto"`: it finds rates before the first round, then adapts them.
 
-A round is a turn of every block. Nothing is taken back: a round that was applied stays. What the
-policy is told are the rounds' reports, so that a server that goes on after a crash comes to the
-same rates, from its journal.
+Each round is a turn of every block. A round that was applied is never undone. The policy sees the
+rounds' reports alone, so a server that is resumed after a crash gets the same rates from its
+journal.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .coefficients import weights
 from .settings import FederationConfig, OptimizerConfig, Weighting
 
 LEAST_FACTOR = 2.0**-64
-"""Rates are not halved further than that."""
+"""Smallest factor on the rates: they are not halved further."""
 ABSURD = 1e100
-"""More than a header's numbers can be."""
+"""Largest magnitude of a number in a journal's header. Its inverse is the smallest."""
 
 
 @dataclass
 class FoundRates:
-    """Decides a federation's learning rates by what its run has shown so far.
+    """Decides a federation's learning rates from its blocks' statistics and its losses.
 
     Attributes:
-        blocks: what each block has shown.
-        losses: watches the rounds' losses.
-        settings: of the rates: how noisy a round is, and how rates fall.
-        factor: what halvings have made of the rates that the bounds allow.
+        blocks: each block's statistics.
+        losses: monitors the rounds' losses.
+        settings: say how noisy a round is, and how the rates decay.
+        factor: product of the halvings so far. Default 1.
     """
 
     blocks: list[BlockStatistics]
@@ -50,21 +50,22 @@ class FoundRates:
 
     @property
     def lr(self) -> tuple[float, ...]:
-        """The learning rates of the next round, one a block."""
+        """The learning rates of the next round, one for each block."""
         return rates(self.blocks, self.settings, self.factor)
 
     def learn(
         self, reports: Sequence[Report], directions: Sequence[int], weighting: Weighting
     ) -> None:
-        """Learn from a round.
+        """Learn from a round's reports.
 
-        What counts is the median over the clients, by their shares of the update: who has less than
-        half of it does not set the rates alone.
+        Each quantity is the median over the clients, weighted by their shares of the update. So a
+        client with less than half of the update cannot set the rates alone. A loss that diverges
+        halves the rates.
 
         Args:
-            reports: those that were used.
+            reports: the reports that were used.
             directions: each block's number of directions in a step.
-            weighting: of the clients.
+            weighting: the clients' weighting.
         """
         taken = [report for report in reports if report.gradients.steps]
         if not taken:
@@ -84,7 +85,10 @@ class FoundRates:
                 self.losses.restart()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, before the first round: the entry "auto" of a journal's header."""
+        """Return plain values, for the entry "auto" of a journal's header.
+
+        They are complete before the first round alone, as they hold no later state.
+        """
         return {
             "effective_clients": self.settings.clients,
             "factor": self.factor,
@@ -97,7 +101,7 @@ class FoundRates:
     def from_dict(
         cls, values: Any, federation: FederationConfig, directions: Sequence[int]
     ) -> FoundRates:
-        """Return the policy that `to_dict` returned the values of, before its first round.
+        """Restore the policy from the values of `to_dict`, as it was before the first round.
 
         Args:
             values: an entry "auto", which may be damaged.
@@ -105,7 +109,7 @@ class FoundRates:
             directions: each block's number of directions in a step.
 
         Raises:
-            ValueError: a value that `to_dict` does not return, naming it.
+            ValueError: a value is missing or out of range; the message names it.
         """
         blocks = _field(values, "blocks")
         if not isinstance(blocks, list) or len(blocks) != len(directions):
@@ -130,7 +134,7 @@ _BLOCK = ("weight_rms", "turns", "square_sum", "trace_sum", "smoothed_square")
 def _before_rounds(
     values: dict[str, Any], federation: FederationConfig, directions: Sequence[int]
 ) -> FoundRates:
-    """Return the policy of a first round, from the values of `FoundRates.to_dict`."""
+    """Create the policy before its first round, from valid values of `FoundRates.to_dict`."""
     return FoundRates(
         blocks=[
             BlockStatistics(**{name: seen[name] for name in _BLOCK}, directions=count)
@@ -152,20 +156,20 @@ def find(
     clients: Sequence[Client],
     federation: FederationConfig,
 ) -> FoundRates:
-    """Find the rates to begin with, by `LEARNING_TURNS` steps; the weights stay.
+    """Find the first round's rates by `LEARNING_TURNS` steps. The weights do not change.
 
-    Each step is on the examples of the client that stands for the next part of the update: one
-    client's alone may be of one label, and one that has few examples tells little.
+    The steps use the examples of several clients (`probe_clients`), as one client's may all have
+    one label.
 
     Args:
-        settings: of the step, resolved but for lr = "auto".
-        clients: all of them; the first one's model is used.
-        federation: their settings.
+        settings: the step's settings, resolved but for lr = "auto".
+        clients: all clients; the first one's model is used.
+        federation: the run's settings.
     """
     task, replica = clients[0].task, clients[0].replica
     optimizer = spzo(replica.blocks, settings)
     assert optimizer.auto is not None
-    # a plan has every block's directions in every step
+    # in a federated step every block moves, so no block waits for its turn here
     losses = LossMonitor(varies=_losses_vary(federation))
     optimizer.auto = replace(optimizer.auto, takes_turns=False, losses=losses)
     sizes = [len(client.examples) for client in clients]
@@ -176,18 +180,21 @@ def find(
     known = optimizer.auto
     rounds = _rate_settings(effective_clients(sizes, federation), federation)
     found = FoundRates(known.blocks, known.losses, rounds, known.factor)
-    # through the header's values, so that a run which is resumed knows no more and no less
+    # restored from the header's values, so that a resumed run has exactly the same state
     return _before_rounds(found.to_dict(), federation, settings.directions)
 
 
 def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:
-    """Choose `LEARNING_TURNS` clients, each for an equal part of the update.
+    """Choose `LEARNING_TURNS` clients, each of which represents an equal part of the update.
 
-    Neighbours do not follow one another.
+    A client may be chosen several times. Neighbouring parts do not follow one another.
 
     Args:
         sizes: the clients' numbers of examples.
-        weighting: of the clients' updates.
+        weighting: the clients' weighting.
+
+    Returns:
+        Indices into `sizes`.
     """
     ends = np.cumsum(sizes if weighting == "examples" else [1] * len(sizes))
     count = LEARNING_TURNS
@@ -196,14 +203,15 @@ def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:
 
 
 def effective_clients(sizes: Sequence[int], federation: FederationConfig) -> float:
-    """Return the effective number of clients whose own directions a round's update is the mean of.
+    """Return the effective number of clients over whose directions a round's update is the mean.
 
-    1 / sum w^2 of the clients' shares w (Kish's effective sample size), for those that take part on
-    average; 1 with shared seeds.
+    It is Kish's effective sample size 1 / sum_c w_c^2 of the clients' shares w_c (Survey Sampling,
+    1965), times the share of clients that take part in a round, and at least 1. With shared seeds
+    it is 1.
 
     Args:
         sizes: the clients' numbers of examples.
-        federation: how they are weighted, and how many take part.
+        federation: says how clients are weighted, and how many take part.
     """
     if federation.seeds == "shared":
         return 1.0
@@ -213,13 +221,20 @@ def effective_clients(sizes: Sequence[int], federation: FederationConfig) -> flo
 
 
 def root_mean_square(report: Report) -> list[float]:
-    """Return the root mean square of each direction's projected gradients, over the steps."""
+    """Return each direction's root mean square projected gradient, over the steps taken."""
     values = report.gradients.values.astype(np.float64)
     return [float(size) for size in np.sqrt(np.mean(values**2, axis=0))]
 
 
 def median(values: Sequence[float], shares: Sequence[float]) -> float:
-    """Return the least value that together with those below it has at least half of the shares."""
+    """Return the weighted lower median.
+
+    It is the smallest value that has at least half of the shares, together with the values below.
+
+    Args:
+        values: the values, in any order.
+        shares: the weight of each.
+    """
     order = sorted(range(len(values)), key=values.__getitem__)
     below = np.cumsum([shares[place] for place in order])
     return values[order[int(np.searchsorted(below, below[-1] / 2))]]
@@ -232,7 +247,7 @@ def _rate_settings(clients: float, federation: FederationConfig) -> RateSettings
 
 
 def _losses_vary(federation: FederationConfig) -> bool:
-    """Whether rounds' losses are of other clients each, and so vary by chance."""
+    """Return True if each round samples its clients, so that its loss varies by chance."""
     return federation.participants < federation.clients
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Participation: it samples the clients of a round."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from .settings import FederationConfig
 
 
 def sample(federation: FederationConfig, round: int) -> tuple[int, ...]:
-    """Draw the clients of a round, ascending: a function of the run's seed and the round alone."""
+    """Sample the clients of a round.
+
+    Args:
+        federation: the run's settings.
+        round: the round, from 0.
+
+    Returns:
+        The clients' ids, ascending. They are a function of the arguments alone.
+    """
     drawn = draw(federation.clients, federation.participants, sample_seed(federation.seed, round))
     return tuple(sorted(int(client) for client in drawn))

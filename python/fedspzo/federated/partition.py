@@ -1,6 +1,6 @@
-"""Dealing examples to clients.
+"""Partitions: they deal examples to clients.
 
-Indices are drawn with NumPy's legacy `RandomState`, whose streams never change between releases.
+Indices are drawn with NumPy's legacy `RandomState`, whose streams do not change between releases.
 """
 
 from __future__ import annotations
@@ -17,28 +17,32 @@ Indices = npt.NDArray[np.int64]
 
 
 def generator(seed: int) -> np.random.RandomState:
-    """A random generator for a 64-bit seed."""
+    """Create a random generator from a 64-bit seed."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
 
 
 def draw(n: int, size: int, seed: int) -> Indices:
-    """`size` different numbers from range(n), in random order; all of them, if size >= n."""
+    """Draw `size` different numbers from range(n), in random order. Draw all n if size >= n.
+
+    Returns:
+        int64 (min(size, n),).
+    """
     return generator(seed).permutation(n)[:size].astype(np.int64)
 
 
 def iid(examples: int, clients: int, seed: int) -> list[Indices]:
-    """Deal shuffled examples out evenly: client sizes differ by at most one.
+    """Deal shuffled examples out evenly. The clients' numbers of examples differ by at most one.
 
     Args:
-        examples: how many there are.
-        clients: how many clients, at most `examples`.
+        examples: number of examples.
+        clients: number of clients, at most `examples`.
         seed: in [0, 2**64).
 
     Returns:
-        One int64 array of indices a client, ascending; every index in exactly one of them.
+        For each client an int64 array of indices, ascending. Every index is in exactly one array.
 
     Raises:
-        ValueError: naming the field, its value and the remedy.
+        ValueError: an argument is out of range; the message names it, its value and the remedy.
     """
     _check(examples, clients, seed)
     return [np.sort(part) for part in np.array_split(draw(examples, examples, seed), clients)]
@@ -47,21 +51,21 @@ def iid(examples: int, clients: int, seed: int) -> list[Indices]:
 def dirichlet(
     labels: Sequence[Hashable] | npt.NDArray[Any], clients: int, alpha: float, seed: int
 ) -> list[Indices]:
-    """Deal each label's examples out by shares drawn from Dirichlet(alpha) (arXiv 1909.06335).
+    """Deal each label's examples out in shares drawn from Dirichlet(alpha) (arXiv 1909.06335).
 
-    A client left without any example is given one of the client that has the most.
+    A client that gets no example is given one of the client that has the most.
 
     Args:
         labels: the label of each example.
-        clients: how many clients, at most as many as examples.
-        alpha: concentration. 0.1: most clients see one label; 100: nearly iid.
+        clients: number of clients, at most that of examples.
+        alpha: concentration, above 0. With 0.1 most clients see one label; 100 is nearly iid.
         seed: in [0, 2**64).
 
     Returns:
-        One int64 array of indices a client, ascending; every index in exactly one of them.
+        For each client an int64 array of indices, ascending. Every index is in exactly one array.
 
     Raises:
-        ValueError: naming the field, its value and the remedy.
+        ValueError: an argument is out of range; the message names it, its value and the remedy.
     """
     _check(len(labels), clients, seed)
     check_positive("alpha", alpha)
@@ -73,7 +77,7 @@ def dirichlet(
     parts: list[list[int]] = [[] for _ in range(clients)]
     for indices in members.values():
         shares = random.dirichlet(np.full(clients, alpha))
-        # with a tiny alpha every gamma draw can underflow: then one client gets the label
+        # with a tiny alpha all gamma draws can underflow; one client gets the label then
         if not np.isfinite(shares).all():
             shares = np.eye(clients)[random.randint(clients)]
         cuts = np.rint(np.cumsum(shares)[:-1] * len(indices)).astype(int)

@@ -1,4 +1,4 @@
-"""What becomes of a client that does not report as it should: named, with the reason, not fatal."""
+"""Rejections: a client without a usable report is named with the reason, and the round goes on."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from fedspzo.federated.protocol.messages import Report
 
 REASON_BYTES = 200
-"""A longer reason is cut."""
+"""Longest reason, in bytes of UTF-8. A longer one is cut."""
 
 _SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A report that was not used, or did not come.
+    """A client whose report was not used, or did not come.
 
     Attributes:
-        client: whose.
-        reason: why, in one line; cut to `REASON_BYTES` of UTF-8.
+        client: the client's id.
+        reason: the reason, in one line; it is cut to `REASON_BYTES`.
     """
 
     client: int
@@ -36,12 +36,12 @@ class Rejection:
 
 
 class QuorumError(RuntimeError):
-    """Too few clients reported; nothing has changed.
+    """Raised where too few clients reported. The server has not changed.
 
     Attributes:
         round: the round, from 0.
         accepted: the reports that can be used.
-        rejected: who else was asked, and why they do not count.
+        rejected: the other clients of the round, each with the reason.
     """
 
     def __init__(

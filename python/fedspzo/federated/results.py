@@ -1,4 +1,4 @@
-"""What a run gives: its rounds, what they cost, and where they led."""
+"""A run's results: each round's losses, costs and digest."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from .strategy import Played, Reply
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """Where a run stands after `round` rounds; 0: before training. Totals are since the start.
+    """The state of a run after `round` rounds.
+
+    The computation, bytes, skipped steps, seconds and epsilons are totals since the start.
 
     Attributes:
-        round: rounds done.
-        loss: mean training loss of the round's clients, weighted as their updates; None for round
-            0, where every step was skipped, and with privacy.
-        eval_loss: the "loss" that `evaluate` gave, where it was called.
-        accuracy: its "accuracy".
-        forwards: computation of all clients, in full forward passes, since the start.
-        bytes_up: bytes of all reports since the start.
-        bytes_down: bytes of all plans since the start.
-        fedavg_bytes: what FedAvg would have sent since the start, each way: the trainable weights
-            once for each client in each round.
-        skipped: steps skipped for losses that were not finite, since the start.
-        digest: of the weights that server and every client hold.
-        clients: who was asked in this round.
-        rejected: whose reports were not used in this round, or did not come, and why.
-        downloads: who was sent the weights in this round, in place of the updates missed.
-        seconds: since the start, when the round's weights were there; what a crash lost is not
-            counted.
-        lr: with lr = "auto" the learning rates of the round's steps, one a block.
-        epsilons: what each client's privacy has spent since the start; None without privacy, and
-            in rounds that are not evaluated.
+        round: number of rounds done; 0 before training.
+        loss: mean training loss of the round's clients, weighted like their updates. None for round
+            0, if every step was skipped, and with privacy.
+        eval_loss: the "loss" that `evaluate` returned. None if it was not called, or returned none.
+        accuracy: the "accuracy" that `evaluate` returned, or None likewise.
+        forwards: computation of all clients, in full forward passes.
+        bytes_up: bytes of all reports.
+        bytes_down: bytes of all plans and downloads.
+        fedavg_bytes: bytes that FedAvg would have sent each way: the trainable weights, once for
+            each client in each round.
+        skipped: number of steps that were skipped, as their losses were not finite.
+        digest: digest of the weights that the server and every client hold.
+        clients: the clients that were asked in this round.
+        rejected: the clients whose reports were not used in this round, with the reasons.
+        downloads: the clients that were sent the weights in this round, in place of updates.
+        seconds: time from the start to the round's weights. Time that a crash lost is not counted.
+        lr: with lr = "auto" the learning rates of the round's steps, one for each block; else None.
+        epsilons: epsilon that each client has spent. None without privacy, and in rounds that are
+            not evaluated.
     """
 
     round: int
@@ -64,9 +65,9 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        rounds: its rounds, the untrained model first.
-        optimizer: its settings, as a next round would have them.
-        records: its journal.
+        rounds: the results; the first is of the untrained model.
+        optimizer: the step's settings, as a next round would have them.
+        records: the journal's records, one for each round.
     """
 
     rounds: tuple[RoundResult, ...]
@@ -75,12 +76,15 @@ class RunResult:
 
     @property
     def final(self) -> RoundResult:
-        """The last round."""
+        """The last round's result."""
         return self.rounds[-1]
 
 
 def mean_loss(replies: Sequence[Reply], weighting: Weighting) -> float | None:
-    """Average the clients' losses, weighted as their updates; None where nobody took a step."""
+    """Return the mean of the clients' losses, weighted like their updates.
+
+    Returns None if no client has a loss.
+    """
     losses = {reply.client: reply.loss for reply in replies if reply.loss is not None}
     share = shares({reply.client: reply.examples for reply in replies}, weighting)
     total = sum(share[client] for client in losses)
@@ -90,7 +94,18 @@ def mean_loss(replies: Sequence[Reply], weighting: Weighting) -> float | None:
 
 
 class Totals:
-    """What a run has cost so far."""
+    """Counts the costs of a run, since its start.
+
+    Args:
+        trainable_bytes: bytes of the trainable weights.
+
+    Attributes:
+        forwards: computation of all clients, in full forward passes.
+        up: bytes sent by clients.
+        down: bytes sent to clients.
+        fedavg: bytes that FedAvg would have sent each way.
+        skipped: number of skipped steps.
+    """
 
     def __init__(self, trainable_bytes: int) -> None:
         self.forwards = 0.0
@@ -100,11 +115,11 @@ class Totals:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.perf_counter() - self._start
 
     def add(self, done: Played) -> None:
-        """Count a round."""
+        """Add a round's costs."""
         self.down += done.bytes_down
         self.up += done.bytes_up
         self.fedavg += self._trainable_bytes * len(done.clients)
@@ -113,5 +128,5 @@ class Totals:
             self.skipped += reply.skipped
 
     def go_on(self, seconds: float) -> None:
-        """Count the time from `seconds` on."""
+        """Let the clock go on from `seconds`, as a resumed run does."""
         self._start = time.perf_counter() - seconds

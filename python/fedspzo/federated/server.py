@@ -1,4 +1,4 @@
-"""The server: samples clients, writes plans, turns their reports into the next weights."""
+"""The server: it samples clients, writes plans, and turns reports into the next weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 
 from .client import DigestError
-from .coefficients import coefficients, combined
+from .coefficients import aggregate, coefficients
 from .found_rates import FoundRates
 from .participation import sample
 from .protocol import download
@@ -26,12 +26,12 @@ from .update_cache import UpdateCache
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a round.
+    """The result of a round that was aggregated.
 
     Attributes:
-        update: what was added to the weights.
-        reports: those it is made of, by client.
-        rejected: the others, and those that did not come.
+        update: the update that was added to the weights.
+        reports: the reports that it was computed from, ascending by client.
+        rejected: the clients whose reports were not used, or did not come.
     """
 
     update: Update
@@ -40,21 +40,25 @@ class Outcome:
 
 
 class Server:
-    """Holds the global weights, and moves them from round to round.
+    """Holds the global weights, and updates them from round to round.
+
+    It keeps no state of clients, and only those past updates that a client can catch up with
+    (`UpdateCache`). So its memory grows with neither clients nor rounds. The journal has the whole
+    run.
 
     Args:
         replica: the base model, at round 0.
         federation: the run's settings.
         optimizer: the step's settings, resolved (`client.resolve`).
-        found: the learning rates, where `optimizer.lr` is "auto".
-
-    It keeps nothing about a client, and of the past only what a catch-up can use (`UpdateCache`),
-    so its memory grows with neither clients nor rounds; the whole run is in the journal.
+        found: decides the learning rates if `optimizer.lr` is "auto". Default None.
 
     Attributes:
-        digest: of the global weights.
-        optimizer: the settings of the round that comes next; found rates may change.
-        download_bytes: of the messages of a download.
+        digest: digest of the global weights.
+        optimizer: the settings of the next round; with `found` its rates change.
+        download_bytes: bytes of a download's messages.
+
+    Raises:
+        ValueError: the replica is not at round 0.
     """
 
     def __init__(
@@ -76,30 +80,31 @@ class Server:
 
     @property
     def round(self) -> int:
-        """The round that comes next, from 0: how many there were."""
+        """The next round's number, from 0. It is the number of rounds done."""
         return self.replica.round
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """The latest rounds' updates, which can still be sent."""
+        """The latest rounds' updates, which are kept to be sent."""
         return self._history.updates
 
     def sample(self) -> tuple[int, ...]:
-        """The clients of this round, ascending: a function of run seed and round."""
+        """Sample the clients of this round, ascending. They follow from the run's seed."""
         return sample(self.federation, self.round)
 
     def plan(self, client: int, *, since: int, train: bool = True) -> Plan:
-        """What to ask of a client in this round, with what it has missed.
+        """Make a client's plan for this round.
 
-        Its missed updates are sent, or it downloads the weights: whichever is fewer bytes.
+        The plan has the updates that the client missed, or asks it to download the weights,
+        whichever takes fewer bytes.
 
         Args:
-            client: its id.
-            since: the round whose weights it holds; 0: the base weights.
-            train: False: only to catch up and report the digest.
+            client: the client's id.
+            since: the round whose weights the client holds; 0 for the base weights.
+            train: False: the client is only to catch up and report its digest. Default True.
 
         Raises:
-            ValueError: there is no such client, or round.
+            ValueError: there is no such client or round.
         """
         check_whole("client", client, 0, self.federation.clients - 1)
         check_whole("since", since, 0, self.round)
@@ -119,17 +124,17 @@ class Server:
         )
 
     def download(self) -> Iterator[bytes]:
-        """The messages of a download of this round's weights, made one at a time."""
+        """Yield the messages of a download of this round's weights."""
         return download.encode(self.replica)
 
     def sort(self, reports: Iterable[Report]) -> tuple[list[Report], list[Rejection]]:
-        """Tell the reports that can be used from those that cannot.
+        """Separate the reports that can be used from those that cannot.
 
         Args:
-            reports: in the order of arrival; of one client the first good one counts.
+            reports: the reports in the order of arrival. A client's first usable one counts.
 
         Returns:
-            Those accepted, by client; and the others, each with its reason.
+            The accepted reports, ascending by client; and a rejection for each of the others.
         """
         planned = set(self.sample())
         accepted: dict[int, Report] = {}
@@ -147,15 +152,16 @@ class Server:
         return [accepted[client] for client in sorted(accepted)], rejected
 
     def aggregate(self, reports: Iterable[Report], rejected: Iterable[Rejection] = ()) -> Outcome:
-        """End the round: turn its clients' reports into a record and apply it.
+        """End the round: aggregate its reports, and apply the update to the weights.
 
         Args:
-            reports: of the clients in `sample()`, in any order; those that cannot be used are
-                sorted out.
-            rejected: who is known to have failed, and why.
+            reports: reports of the clients in `sample()`, in any order. Those that cannot be used
+                are rejected.
+            rejected: clients that are known to have failed, with the reasons.
 
         Raises:
-            QuorumError: too few can be used. Nothing has changed then.
+            QuorumError: too few reports can be used. The server has not changed then.
+            ValueError: a coefficient overflows float32, or the aggregation rule's answer is wrong.
         """
         planned = self.sample()
         accepted, refused = self.sort(reports)
@@ -165,20 +171,20 @@ class Server:
         needed = self.federation.needed
         if len(accepted) < needed:
             raise QuorumError(self.round, accepted, refused, asked=len(planned), needed=needed)
-        update = Update(self.round, combined(accepted, self.federation, self.optimizer))
+        update = Update(self.round, aggregate(accepted, self.federation, self.optimizer))
         self._apply(update, accepted)
         self.digest = self.replica.digest()
         return Outcome(update=update, reports=tuple(accepted), rejected=tuple(refused))
 
     def resume(self, rounds: Iterable[Round]) -> None:
-        """Go on from where a journal ends, instead of from the base weights.
+        """Apply the rounds of a journal, to go on where it ends.
 
         Args:
-            rounds: all the journal's, in their order.
+            rounds: all rounds of the journal, in order.
 
         Raises:
-            DigestError: its terms do not lead to the weights it names, or its reports not to the
-                rates.
+            DigestError: the terms do not lead to the digest in the journal, or the reports do not
+                lead to its learning rates.
         """
         for done in rounds:
             if not np.allclose(done.lr, self.optimizer.learning_rates, rtol=1e-9, atol=0):
@@ -197,7 +203,7 @@ class Server:
             )
 
     def record(self, update: Update) -> Record:
-        """The journal record of an update of this run."""
+        """Return the journal record of an update of this run."""
         return record(
             update,
             run_seed=self.federation.seed,
@@ -213,7 +219,7 @@ class Server:
             self.optimizer = replace(self.optimizer, lr=self.found.lr)
 
     def _fault(self, report: Report) -> str | None:
-        """What is wrong with a report by itself."""
+        """Return the reason why a report cannot be used, or None. Other reports play no part."""
         if report.round != self.round:
             return f"its report is for round {report.round}, this is round {self.round}"
         gradients = report.gradients

@@ -1,6 +1,6 @@
-"""The settings of a federated run: frozen dataclasses, checked when they are made.
+"""The settings of a federated run: frozen dataclasses that check their values.
 
-Nothing heavy is imported here, so a mistake in a configuration is reported at once.
+They import neither torch nor NumPy, so that a mistake in a configuration is reported at once.
 """
 
 from __future__ import annotations
@@ -31,23 +31,28 @@ Partition = Literal["iid", "dirichlet"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How a client takes a step: the settings of `SPZO`.
+    """Settings of a client's step, as `SPZO` takes them.
 
     Attributes:
-        lr: learning rate of block 1, where block b gets P_b / P1 times it; or one a block; or
-            "auto": found before the first round, on the clients' examples, and then lowered by what
-            their reports show (`found_rates`).
-        estimator: how the projected gradients are formed (docs/estimators.md).
-        sides: one- or two-sided differences. None: by dtype, "one" for float32.
-        perturbations: one number a block; for `mezo` one int. None: by the rule, P1 = 1, from costs
-            measured in the first step (docs/estimators.md); `mezo`: 1.
-        eps: scale of the finite difference. None: by dtype.
-        rounding: of the update, to the dtype of the weights. None: by dtype, "nearest" for
-            float32, "stochastic" for bfloat16 and float16.
+        lr: learning rate of block 1; block b then gets P_b / P1 times it, as it has P_b directions.
+            Or a tuple with one rate for each block. Or "auto": rates are found before the first
+            round, on the clients' examples, and adapted by the reports (`found_rates`).
+        estimator: name of the estimator of projected gradients (docs/estimators.md).
+        sides: "one" or "two": one- or two-sided differences. None: by dtype, "one" for float32.
+        perturbations: one number for each block; one int for a joint estimator, such as `mezo`.
+            None: chosen from costs that are measured in the first step, with P1 = 1
+            (docs/estimators.md); 1 for a joint estimator.
+        eps: scale of the perturbations. None: by dtype.
+        rounding: rounding of the update to the weights' dtype. None: "nearest" for float32,
+            "stochastic" for bfloat16 and float16.
         evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
             None: by dtype, "layerwise" for bfloat16 and float16.
-        at: where the network is cut: "auto"; or the first layer of block 2, as its index, its
-            name or "head"; or that of each block but the first.
+        at: the place of the cut: "auto"; or the first layer of block 2, as its index, its name or
+            "head"; or a tuple with the first layer of each block but the first.
+
+    Raises:
+        ValueError: a value is out of range, or does not fit another; the message names it and the
+            remedy.
     """
 
     lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
@@ -73,7 +78,7 @@ class OptimizerConfig:
         self._check_blocks()
 
     def _check_blocks(self) -> None:
-        """Check the settings that have one value a block."""
+        """Raise ValueError unless the settings with one value for each block fit together."""
         value, lr = self.perturbations, self.lr
         kind = estimators.find(self.estimator)
         if kind.joint:
@@ -104,10 +109,10 @@ class OptimizerConfig:
 
     @property
     def directions(self) -> tuple[int, ...]:
-        """How many directions each block has in one step, block 1 first.
+        """Each block's number of directions in a step, block 1 first.
 
         Raises:
-            ValueError: `perturbations` is None: it is measured in the first step.
+            ValueError: `perturbations` is None, to be chosen in the first step.
         """
         if self.perturbations is None:
             raise ValueError("perturbations is None; give them, or measure them first")
@@ -120,10 +125,10 @@ class OptimizerConfig:
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """The learning rate of each block, with the rule applied to a single `lr`.
+        """The learning rate of each block. A single `lr` is scaled by P_b / P1.
 
         Raises:
-            ValueError: the rule needs `perturbations`, which is None, or `lr` is to be found.
+            ValueError: a single `lr` needs `perturbations`, which is None; or `lr` is "auto".
         """
         if self.lr == "auto":
             raise ValueError("lr is 'auto'; give a number, or find it first")
@@ -134,30 +139,34 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FederationConfig:
-    """Who takes part in a run, how often, and how the parts are put together.
+    """Settings of a federated run: its clients, rounds and aggregation.
 
     Attributes:
         clients: number of clients.
         rounds: number of rounds.
-        local_steps: steps a client takes in a round before it reports.
-        batch_size: examples in a client's step.
+        local_steps: number of steps that a client takes in a round before it reports.
+        batch_size: number of examples in a client's step.
         participation: share of the clients that take part in a round, in (0, 1].
-        partition: how examples are dealt to clients.
-        alpha: concentration of the Dirichlet partition; small: each client has few labels.
+        partition: "iid" or "dirichlet": the way in which examples are dealt to clients.
+        alpha: concentration of the Dirichlet partition. If it is small, a client has few labels.
         seeds: "per-client": every client has directions of its own. "shared": all clients of a
-            round have the same ones and their scalars are averaged, so that a round's record is
+            round have the same directions and their scalars are aggregated, so a round's record is
             as short as one client's.
-        weighting: of the clients' updates: by their number of examples, or all alike.
-        aggregation: how scalars along shared directions are put together: "mean", or a rule that
-            a minority of liars cannot break, and that counts every client alike:
-            "trimmed-mean", "median", "krum"; or the name of a rule of your own
-            (`register_rule`), or that rule itself (docs/federation.md).
-        byzantine: share of the clients that "trimmed-mean" and "krum" hold for liars, below 1/2.
-        clip: times the usual size to which a client's scalars are scaled down (`aggregation.clip`),
-            at least 1. The default spares all but absurd ones.
-        quorum: share of a round's clients that must report, in (0, 1]; at least one must.
-        retries: how often those who have not are asked again before the run fails.
-        seed: the run's seed. Everything random in the run follows from it.
+        weighting: "examples": updates are weighted by the clients' numbers of examples. "uniform":
+            all have the same weight.
+        aggregation: rule for scalars along shared directions. "mean"; or "trimmed-mean", "median"
+            or "krum", which a minority of liars cannot break and which weight all clients equally;
+            or a rule of your own, or its name (`register_rule`, docs/federation.md).
+        byzantine: share of the clients that "trimmed-mean" and "krum" assume to lie, in [0, 1/2).
+        clip: bound on the size of a client's scalars, in multiples of the usual size, at least 1
+            (`clipping.clip`). The default spares all but absurdly large scalars.
+        quorum: share of a round's clients that must report, in (0, 1]. At least one must.
+        retries: number of times that silent clients are asked again before the run fails.
+        seed: the run's seed. All randomness of the run follows from it, except that of privacy.
+
+    Raises:
+        ValueError: a value is out of range, or does not fit another; the message names it and the
+            remedy.
     """
 
     clients: int
@@ -216,21 +225,21 @@ class FederationConfig:
         return RULES[self.aggregation] if isinstance(self.aggregation, str) else self.aggregation
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every setting by its name as a plain value: the rule by its name."""
+        """Return the settings by name, as plain values. The rule is given by its name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**values, "aggregation": self.rule.name}
 
     @property
     def participants(self) -> int:
-        """Clients in a round: the share rounded, at least one."""
+        """Number of clients in a round: their share, rounded, and at least one."""
         return max(1, round(self.participation * self.clients))
 
     @property
     def counting(self) -> Weighting:
-        """How clients count where their reports are put together: a robust rule has them alike."""
+        """The weighting in the aggregation. It is "uniform" if the rule ignores `weighting`."""
         return self.weighting if self.rule.weighted else "uniform"
 
     @property
     def needed(self) -> int:
-        """Clients that must report: the quorum's share of a round's, rounded up."""
+        """Number of clients that must report: the quorum, rounded up."""
         return max(1, math.ceil(self.quorum * self.participants - 1e-9))

@@ -1,4 +1,4 @@
-"""A federation in one process: the loop over rounds, for every method."""
+"""The simulation of a federation in one process: it has the loop over rounds of every method."""
 
 from __future__ import annotations
 
@@ -43,32 +43,33 @@ def run(
 
     Args:
         blocks: the base model; afterwards it holds the fine-tuned weights.
-        task: what is learned.
+        task: makes batches of examples, and computes the loss.
         examples: each client's examples.
-        federation: who takes part, and how often.
-        optimizer: how a step is taken.
-        evaluate: measures the server's model; may give "loss" and "accuracy".
-        evaluate_every: rounds between its calls; it is also called before the first round and
-            after the last.
-        on_round: called with each result, the first one before training.
-        replicas: copies of the model that the clients share. More cost memory and give the same
-            result; `federation.clients`: each has its own.
-        journal: keeps each round on disk before the next one begins. Where it has rounds already,
-            the run goes on after them, to the same weights and results as if it had not stopped.
-        link: makes, from the way to the clients, the one that is used: to lose, delay or change
-            messages, say.
-        privacy: makes the clients' steps differentially private; `task` is a `PrivateTask` then.
+        federation: the run's settings.
+        optimizer: the settings of a client's step.
+        evaluate: measures the server's model. It may return "loss" and "accuracy". Default None:
+            no evaluation.
+        evaluate_every: number of rounds from one evaluation to the next. The model is also
+            evaluated before the first round and after the last. Default 1.
+        on_round: called with each result; the first one comes before training.
+        replicas: number of copies of the model, which the clients share. More copies cost memory
+            and give the same result. With `federation.clients` each client has its own. Default 1.
+        journal: keeps each round on disk before the next one begins. If it has rounds, the run
+            goes on after them, to the same weights and results as if it had not stopped.
+        link: takes the link to the clients, and returns the one to use. A test can so lose, delay
+            or change messages.
+        privacy: makes the clients' steps differentially private. `task` has to be a `PrivateTask`.
         strategy: begins another method's run in place of FedSPZO's (`fedspzo.baselines`). It
-            takes none of the four options before it.
+            cannot be combined with `replicas`, `journal`, `link` or `privacy`.
 
     Returns:
-        All results; the same bits for the same arguments, but with `privacy`: its randomness is
-        secret.
+        All results. The same arguments give the same bits, except with `privacy`, whose randomness
+        is secret.
 
     Raises:
-        ValueError: arguments that do not fit together, naming them.
-        DigestError: a participant's weights are not the server's.
-        QuorumError: too few clients reported in a round, and again when they were asked again.
+        ValueError: arguments do not fit together; the message names them.
+        DigestError: a client's weights differ from the server's.
+        QuorumError: too few clients reported in a round, also after the retries.
     """
     setup = Setup(blocks, task, examples, federation, optimizer)
     check_whole("evaluate_every", evaluate_every, 1, 2**32)
@@ -93,7 +94,10 @@ def _run(
     evaluate_every: int,
     on_round: Callable[[RoundResult], None] | None,
 ) -> RunResult:
-    """Run all rounds: those of before are reported again, the others made."""
+    """Run all rounds by a strategy. Report those of a resumed run's journal, then play the others.
+
+    The other arguments are those of `run`.
+    """
     federation = setup.federation
     totals = Totals(strategy.trainable_bytes)
     results: list[RoundResult] = []

@@ -1,7 +1,7 @@
-"""What a method of federated training has to say, so that `federated.run` can run it.
+"""The interface of a method of federated training, by which `federated.run` runs it.
 
-`run` has the only loop over rounds: it evaluates, counts, and reports the results. A `Strategy`
-makes the rounds: it decides what the clients are sent, what they do, and what becomes of their
+`run` has the only loop over rounds: it evaluates, counts costs, and reports the results. A
+`Strategy` plays the rounds: it sends messages to the clients, lets them work, and aggregates their
 answers. FedSPZO's is in `fedspzo_strategy`; others are in `fedspzo.baselines`. To add one, see
 docs/baselines.md.
 """
@@ -27,17 +27,17 @@ from .settings import FederationConfig, OptimizerConfig
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a run is given.
+    """The model, task, examples and settings of a run.
 
     Attributes:
         blocks: the base model; a run leaves the fine-tuned weights in it.
-        task: what is learned.
+        task: makes batches of examples, and computes the loss.
         examples: each client's examples.
-        federation: who takes part, and how often.
-        optimizer: how a step is taken.
+        federation: the run's settings.
+        optimizer: the settings of a client's step.
 
     Raises:
-        ValueError: there is not one sequence of examples a client.
+        ValueError: there is not one sequence of examples for each client.
     """
 
     blocks: Blocks
@@ -54,11 +54,11 @@ class Setup:
             )
 
     def clients(self, copies: Sequence[Replica], privacy: Privacy | None = None) -> list[Client]:
-        """Make the clients.
+        """Create the clients.
 
         Args:
             copies: models that the clients share, in turn.
-            privacy: makes the clients' steps differentially private.
+            privacy: makes the clients' steps differentially private. Default None: not private.
         """
         return [
             Client(
@@ -74,14 +74,14 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a client's part in a round came to.
+    """The summary of a client's part in a round.
 
     Attributes:
-        client: its id.
-        examples: how many it has.
-        loss: the mean training loss of its steps; None: it took none, or does not tell.
+        client: the client's id.
+        examples: the client's number of examples.
+        loss: mean training loss of its steps. None: it took no step, or its loss is private.
         forwards: its computation, in full forward passes.
-        skipped: steps that it skipped, for losses that were not finite.
+        skipped: number of steps that it skipped, as their losses were not finite.
     """
 
     client: int
@@ -93,18 +93,18 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """What a round came to.
+    """The summary of a round that was played.
 
     Attributes:
-        replies: of the clients whose answers were used, by client.
-        clients: who was asked, ascending.
+        replies: one for each client whose answer was used, ascending by client.
+        clients: the clients that were asked, ascending.
         bytes_down: bytes sent to clients.
         bytes_up: bytes sent by clients.
-        digest: of the global weights afterwards.
-        seconds: from the run's start to the round's weights.
-        rejected: whose answers were not used, or did not come, and why.
-        downloads: who was sent the weights in place of the updates missed.
-        lr: the learning rates of the round's steps, one a block, where they change by round.
+        digest: digest of the global weights after the round.
+        seconds: time from the run's start to the round's weights.
+        rejected: the clients whose answers were not used, or did not come, with the reasons.
+        downloads: the clients that were sent the weights in place of updates.
+        lr: the learning rates of the round's steps, one for each block. None if they are constant.
     """
 
     replies: tuple[Reply, ...]
@@ -119,17 +119,17 @@ class Played:
 
 
 class Strategy(ABC):
-    """Makes the rounds of one run. Its class, called with a `Setup`, begins the run.
+    """Plays the rounds of one run. Calling the class with a `Setup` begins the run.
 
-    A subclass defines `play` and sets the first three attributes when it is made. What follows
-    them is for a run that is kept in a journal, or private, and has defaults.
+    A subclass defines `play`, and its constructor sets `optimizer`, `base` and `trainable_bytes`.
+    The other attributes and methods have defaults: they serve runs with a journal or privacy.
 
     Attributes:
         optimizer: the step's settings, as a next round would have them.
-        base: the digest of the weights before the first round.
+        base: digest of the weights before the first round.
         trainable_bytes: bytes of the trainable weights.
-        resumed: how many rounds were done before; `past` gives them.
-        evaluations: the evaluations that were done before, by round.
+        resumed: number of rounds that were done before the run was resumed. Default 0.
+        evaluations: evaluations that were done before the run was resumed, by round.
     """
 
     optimizer: OptimizerConfig
@@ -140,25 +140,25 @@ class Strategy(ABC):
 
     @abstractmethod
     def play(self, round: int, clock: Callable[[], float]) -> Played:
-        """Make a round: bring the model of `Setup.blocks` to the next global weights.
+        """Play a round: bring the model of `Setup.blocks` to the next global weights.
 
         Args:
-            round: its number, from 0; its clients are `sample(federation, round)`.
-            clock: gives the seconds since the run's start.
+            round: the round, from 0; its clients are `sample(federation, round)`.
+            clock: returns the seconds since the run's start.
         """
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """The journal records that lead from the base to the current weights, if there are any."""
+        """The journal records that lead from the base to the current weights. Default: none."""
         return ()
 
     def past(self) -> Iterator[Played]:
-        """Give the rounds that were done before, in their order."""
+        """Yield the rounds that were done before the run was resumed, in order. Default: none."""
         yield from ()
 
     def keep(self, measured: EvaluationResult) -> None:  # noqa: B027
-        """Take note of an evaluation. Does nothing by default."""
+        """Keep an evaluation. Does nothing by default."""
 
     def epsilons(self) -> tuple[float, ...] | None:
-        """Tell what each client's privacy has spent since the start; None without privacy."""
+        """Return the epsilon that each client has spent since the start; None without privacy."""
         return None

@@ -1,4 +1,4 @@
-"""The updates a server keeps for clients that missed them: at most as many as a download costs."""
+"""The update cache: it keeps the updates that are cheaper to send than a download."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fedspzo.federated.protocol.updates import Update
 
 
 class UpdateCache:
-    """The latest updates, as long as sending all of them is no dearer than `limit` bytes.
+    """Keeps the latest updates, of `limit` bytes in all at most.
 
-    So its size depends on neither the number of rounds nor that of clients. Who has missed an
-    older one downloads the weights, which is then the cheaper way.
+    So its size depends on neither the number of rounds nor that of clients. A client that has
+    missed an older update downloads the weights, which takes fewer bytes then.
 
     Args:
         limit: bytes of a download.
@@ -24,18 +24,18 @@ class UpdateCache:
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """Those kept, of consecutive rounds."""
+        """The updates that are kept. They are of consecutive rounds."""
         return tuple(self._updates)
 
     def append(self, update: Update) -> None:
-        """Add the next round's update, and forget the oldest beyond the limit."""
+        """Add the next round's update, and drop the oldest ones beyond the limit."""
         self._updates.append(update)
         self._bytes += len(update.encode())
         while self._bytes > self.limit:
             self._bytes -= len(self._updates.popleft().encode())
 
     def last(self, count: int) -> tuple[Update, ...] | None:
-        """The last `count` updates; None where they cost more than a download."""
+        """Return the last `count` updates, or None if they are not kept."""
         if count > len(self._updates):
             return None
         return self.updates[len(self._updates) - count :]

@@ -1,4 +1,5 @@
-"""A federated run's journal: its rounds as records, written, read and compacted.
+"""A federated run's journal: it is written, read and compacted here. Each round is a record.
 
-May import `fedspzo.journal`, the protocol and the server's parts; docs/journal.md has every byte.
+docs/journal.md lays out its bytes. May import `fedspzo.journal`, the protocol and the server's
+parts.
 """

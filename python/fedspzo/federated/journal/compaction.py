@@ -1,4 +1,4 @@
-"""A journal to be shipped: the rounds' terms alone, in few records and few bytes."""
+"""Compaction: it makes a journal small enough to ship, by keeping only the rounds' terms."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from .reader import DecodedJournal
 from .rounds import EvaluationResult
 
 KEPT = ("federation", "optimizer", "privacy", "first")
-"""Of the header's `run`: what the terms cannot be read without, and how private the run was."""
+"""Entries of the header's `run` that are kept. Terms cannot be read without them; "privacy" tells
+how private the run was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compacted:
-    """What a compaction did.
+    """The sizes of a journal before and after its compaction.
 
     Attributes:
-        first: how many rounds are merged into the weights that the new one starts from.
-        rounds: how many the new one has.
-        terms: likewise.
-        terms_before: how many the journal has.
-        bytes_before: of the journal, without a torn record at its end.
-        bytes_after: of the new one.
-        header_before: how many of these are the header's, and what stands before it.
-        header_after: likewise.
+        first: number of rounds that are merged into the weights that the new journal starts from.
+        rounds: number of rounds in the new journal.
+        terms: number of terms in the new journal.
+        terms_before: number of terms in the old journal.
+        bytes_before: bytes of the old journal, without a torn record at its end.
+        bytes_after: bytes of the new journal.
+        header_before: bytes of the old journal's header, with those before it.
+        header_after: bytes of the new journal's header, with those before it.
     """
 
     first: int
@@ -44,40 +45,41 @@ class Compacted:
 
     @property
     def term_before(self) -> float | None:
-        """Bytes a term without the header; None: there is no term."""
+        """Bytes for each term of the old journal, without the header. None: it has no terms."""
         before = self.bytes_before - self.header_before
         return before / self.terms_before if self.terms_before else None
 
     @property
     def term_after(self) -> float | None:
-        """Likewise of the new one."""
+        """Bytes for each term of the new journal, without the header. None: it has no terms."""
         return (self.bytes_after - self.header_after) / self.terms if self.terms else None
 
 
 def compact(journal: Path, output: Path, *, after: int | None = None) -> Compacted:
-    """Write a federated run's journal anew, without its reports and with its records merged.
+    """Write a smaller journal of a federated run, without reports and with merged records.
 
-    It replays to the same weights, and to those of each round in between; each record's last
-    digest is kept. What goes: all reports, who was asked, who failed and why, times, evaluations,
-    and of the header the config and the hashes of the data. It is the same bytes each time, also
-    when what is compacted was compacted before. It cannot be gone on with.
+    The new journal replays to the same weights, also to those of each round in between. Each
+    record keeps the digest after its last round. The compaction drops all reports, the clients
+    asked, the rejections, times and evaluations, and from the header the config and the hashes of
+    the data. The same journal always gives the same bytes, also if it was compacted before. A run
+    cannot be resumed from a compacted journal.
 
-    With `after` the first rounds' terms are merged into the weights: the new journal has the later
+    With `after` the first rounds' terms are merged into the weights. The new journal has the later
     rounds alone, and starts from the weights that `replay` makes of that round.
 
     Args:
-        journal: the file; it is not changed. Rounds that are done may be compacted while the run
-            goes on.
-        output: a new file; its folder exists.
-        after: how many rounds are in the weights that it starts from. None: as many as before.
+        journal: the file, which is not changed. The run may go on meanwhile.
+        output: a new file in an existing folder.
+        after: number of rounds in the weights that the new journal starts from. Default None: as
+            many as in those that the old one starts from.
 
     Returns:
-        What it did.
+        The sizes before and after.
 
     Raises:
-        InputError: the journal cannot be read, is damaged, is of no federated run, has no round
-            after that, or no digest of the weights to start from; the output is there already or
-            cannot be written. Nothing is left then.
+        InputError: the journal cannot be read, is damaged, is not of a federated run, has no round
+            after that, or has no digest of the weights to start from; or the output exists or
+            cannot be written. No output is left then.
     """
     log = DecodedJournal(journal)
     run = log.header.run or {}
@@ -133,7 +135,7 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
 
 
 def _digest(log: DecodedJournal, after: int) -> str:
-    """Of the weights after so many rounds. Where it is known, a record ends."""
+    """Return the digest of the weights after so many rounds. Only a record's end has one."""
     if log.settings is None:
         raise _no_reports(log)
     known = log.known()
@@ -149,7 +151,7 @@ def _digest(log: DecodedJournal, after: int) -> str:
 
 
 def _parts(log: DecodedJournal) -> Iterator[MergedRounds]:
-    """A journal's rounds, as finely divided as its digests are known."""
+    """Yield a journal's rounds. Each part ends where a digest is known."""
     if log.settings is None:
         raise _no_reports(log)
     for _, content in log.entries():

@@ -1,4 +1,4 @@
-"""Rounds without their reports: what a compacted journal keeps of them, many in one record."""
+"""Merged rounds: a compacted journal's record, of many rounds without their reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedspzo.federated.protocol.updates import Scalars, Update
 from fedspzo.journal.records import DIGEST_BYTES
 
 BODY_BYTES = 2**16
-"""What a record's body may take, unless it is of one round: a reader holds a record in memory."""
+"""Largest body of a record of several rounds, in bytes. A reader holds a record in memory."""
 
 _HEAD = struct.Struct(f"<II{DIGEST_BYTES}s")  # first round, rounds, digest after the last
 _COUNT = struct.Struct("<H")  # clients of a round
@@ -20,14 +20,14 @@ _CLIENT = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class MergedRounds:
-    """Consecutive rounds of a run, each with what it added. None is summed up with another.
+    """The updates of consecutive rounds of a run. They stay apart, and are not added up.
 
     Attributes:
-        updates: one a round.
-        digest: of the weights after the last one; those in between are not kept.
+        updates: one for each round.
+        digest: digest of the weights after the last round. Those in between are not kept.
 
     Raises:
-        ValueError: there is no round, or they are not consecutive.
+        ValueError: there is no round, or the rounds are not consecutive.
     """
 
     updates: tuple[Update, ...]
@@ -40,22 +40,22 @@ class MergedRounds:
 
     @property
     def terms(self) -> int:
-        """How many terms they added."""
+        """Number of terms that the rounds added."""
         return sum(update.terms for update in self.updates)
 
     @property
     def size(self) -> int:
-        """Bytes of the body, if it were a record of its own."""
+        """Bytes of the record's body."""
         return _HEAD.size + sum(map(update_bytes, self.updates))
 
     def changes(self) -> Iterator[tuple[Update, str | None]]:
-        """Each round's update, and the digest of the weights after it where it is kept."""
+        """Yield each round's update, with the digest of the weights after it, or None."""
         for update in self.updates[:-1]:
             yield update, None
         yield self.updates[-1], self.digest
 
     def encode(self) -> bytes:
-        """The body of a record of kind 5 (docs/journal.md)."""
+        """Return the body of a record of kind 5 (docs/journal.md)."""
         head = _HEAD.pack(self.updates[0].round, len(self.updates), bytes.fromhex(self.digest))
         return head + b"".join(
             _COUNT.pack(len(update.entries))
@@ -67,15 +67,15 @@ class MergedRounds:
 
     @classmethod
     def decode(cls, body: bytes, local_steps: int, directions: int) -> MergedRounds:
-        """The rounds these bytes hold.
+        """Decode the body of a record of kind 5.
 
         Args:
-            body: of a record of kind 5.
-            local_steps: steps in a round of the run.
-            directions: of a step, in all blocks.
+            body: the body.
+            local_steps: the run's number of local steps in a round.
+            directions: number of directions in a step, of all blocks.
 
         Raises:
-            ValueError: the bytes hold no such rounds, or more than one reads at a time.
+            ValueError: the bytes are invalid, or more than `BODY_BYTES` for several rounds.
         """
         reader = Reader(body)
         first, count, digest = reader.take(_HEAD)
@@ -94,7 +94,7 @@ class MergedRounds:
 
 
 def update_bytes(update: Update) -> int:
-    """What a round takes in a record of kind 5."""
+    """Return the bytes that a round takes in a record of kind 5."""
     return _COUNT.size + sum(
         _CLIENT.size + (scalars.local_steps + 7) // 8 + scalars.values.nbytes
         for _, scalars in update.entries
@@ -102,13 +102,13 @@ def update_bytes(update: Update) -> int:
 
 
 def merge(parts: Iterable[MergedRounds]) -> Iterator[MergedRounds]:
-    """As few records as `BODY_BYTES` allows, each of whole parts, as only their ends have digests.
+    """Merge parts into records of at most `BODY_BYTES`, unless one part alone is larger.
 
-    Merging what was merged changes nothing: a part and the next one's first round were too many
-    bytes.
+    Parts are not divided, as only their ends have digests. Merging records again changes nothing,
+    as no two neighbours fit into one.
 
     Args:
-        parts: of consecutive rounds.
+        parts: consecutive rounds, in order.
     """
     waiting: list[Update] = []
     size, digest = 0, ""

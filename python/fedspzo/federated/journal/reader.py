@@ -1,4 +1,4 @@
-"""A journal read: its settings, and its records decoded one after another."""
+"""The reader of a journal: it restores the settings, and decodes one record after another."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from .merged_rounds import MergedRounds
 from .rounds import EvaluationResult, Round
 
 Content: TypeAlias = Round | MergedRounds | EvaluationResult | tuple[Record, str | None]
-"""What a record holds. A pair: terms with their seeds, and the digest where it is known."""
+"""The content of a record. A pair has terms with their seeds, and the digest or None."""
 
 T = TypeVar("T")
 
 
 def privacy(header: Header) -> Privacy | None:
-    """How private the steps of a journal's run are; None: they are not.
+    """Return the privacy settings of a journal's run. Return None if it is not private.
 
     Raises:
-        ValueError, TypeError: the settings are not what this release knows.
+        ValueError, TypeError: this release does not know the settings.
     """
     settings = (header.run or {}).get("privacy")
     if settings is None:
@@ -54,14 +54,17 @@ def privacy(header: Header) -> Privacy | None:
 def found_rates(
     header: Header, federation: FederationConfig, optimizer: OptimizerConfig
 ) -> FoundRates | None:
-    """With lr = "auto" the learning rates of a journal's run, as before its first round; else None.
+    """Restore the policy of lr = "auto", as it was before the first round of a journal's run.
+
+    Returns None if the run has fixed learning rates.
 
     Args:
-        header: the journal's.
-        federation, optimizer: the settings in it.
+        header: the journal's header.
+        federation: the settings in it.
+        optimizer: the settings in it.
 
     Raises:
-        ValueError: what the header says of them is not what this release knows.
+        ValueError: the header's values are not those of this release.
     """
     values = (header.run or {}).get("auto")
     if values is None:
@@ -70,10 +73,10 @@ def found_rates(
 
 
 def first_round(header: Header) -> int:
-    """How many rounds are merged into the weights that a journal starts from.
+    """Return the number of rounds that are merged into the weights that a journal starts from.
 
     Raises:
-        ValueError: the header says no such number.
+        ValueError: the header's value is not such a number.
     """
     first = (header.run or {}).get("first", 0)
     check_whole("first of the journal's run", first, 0, 2**32 - 1)
@@ -81,10 +84,10 @@ def first_round(header: Header) -> int:
 
 
 def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
-    """The settings of the run that a journal is of, as they were used.
+    """Return the settings of a journal's run, resolved.
 
     Raises:
-        ValueError: the journal is of no federated run, or of another release's.
+        ValueError: the journal is not of a federated run, or is of another release.
     """
     if header.run is None:
         raise ValueError("the journal is of no federated run: its header has no 'run'")
@@ -100,7 +103,9 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
         raise ValueError("the journal's optimizer lacks values that were filled in for the run")
     federation = dict(header.run["federation"])
     rule = federation.get("aggregation")
-    if isinstance(rule, str) and rule not in RULES:  # somebody's own; the coefficients are here
+    if (
+        isinstance(rule, str) and rule not in RULES
+    ):  # a user's rule; it is not needed to read coefficients
         federation["aggregation"] = RecordedRule(rule)
     return _build(FederationConfig, federation), used
 
@@ -117,19 +122,19 @@ def _build(cls: type[T], table: Mapping[str, Any]) -> T:
 
 
 class DecodedJournal:
-    """A journal's contents, decoded one after another.
+    """Decodes the records of a journal, one after another.
 
     Args:
-        path: the file.
+        path: the journal's file.
 
     Attributes:
-        header: its header.
-        settings: of a federated run's federation and optimizer, else None.
-        privacy: of a private run, else None.
-        first: the number of its first round; those before it are in the base weights.
+        header: the journal's header.
+        settings: settings of the federation and the optimizer. None: not a federated run.
+        privacy: settings of privacy. None: not a private run.
+        first: number of the first round. Earlier rounds are in the base weights.
 
     Raises:
-        JournalError: the file cannot be read, or (also later, from an iteration) is damaged.
+        JournalError: the file cannot be read or is damaged. An iteration raises it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,7 +150,7 @@ class DecodedJournal:
             raise JournalError(f"{path}: header: {one_line(error)}") from None
 
     def entries(self) -> Iterator[tuple[Entry, Content]]:
-        """Every record with what it holds; rounds are checked to be consecutive."""
+        """Yield each record with its decoded content. Check that rounds are consecutive."""
         digest, done = self.header.base, self.first
         for entry in self.reader:
             try:
@@ -159,7 +164,7 @@ class DecodedJournal:
             yield entry, content
 
     def records(self) -> Iterator[tuple[Record, str | None]]:
-        """Each round's terms, and the digest of the weights after it where it is known."""
+        """Yield each round's terms, with the digest of the weights after it, or None."""
         for _, content in self.entries():
             if isinstance(content, tuple):
                 yield content
@@ -168,18 +173,24 @@ class DecodedJournal:
                     yield self._record(update), known
 
     def digests(self) -> Iterator[str | None]:
-        """Of the weights after each round, where it is known; that of the base comes first."""
+        """Yield the digest of the base weights, then of those after each round, or None."""
         yield self.header.base
         for _, content in self.entries():
             for _, known in _rounds(content):
                 yield known
 
     def known(self) -> dict[int, str | None]:
-        """The digest of the weights after each number of rounds, where it is known."""
+        """Return the digest of the weights, or None, by the number of rounds done."""
         return dict(enumerate(self.digests(), self.first))
 
     def check_round(self, name: str, value: int, last: int) -> None:
-        """Raise InputError, naming the argument, unless the journal reaches that round."""
+        """Raise InputError unless a round is in the journal.
+
+        Args:
+            name: the argument's name, for the message.
+            value: the round to check.
+            last: the journal's last round.
+        """
         if not self.first <= value <= last:
             raise InputError(
                 f"{self.reader.path}: {name} is {value}; the journal has rounds {self.first} to"
@@ -187,7 +198,13 @@ class DecodedJournal:
             )
 
     def _decode(self, entry: Entry, done: int, digest: str) -> Content:
-        """What a record holds that stands after so many rounds, whose weights have this digest."""
+        """Decode a record.
+
+        Args:
+            entry: the record.
+            done: number of rounds before it.
+            digest: digest of the weights before it.
+        """
         if entry.kind == TERMS:
             return Record.decode(entry.body)
         if entry.kind == EVALUATION:
@@ -218,7 +235,7 @@ class DecodedJournal:
 
 
 def _rounds(content: Content) -> Iterator[tuple[int, str | None]]:
-    """The number of each round that a record holds, and the digest after it where it is known."""
+    """Yield the number of each round in a record, with the digest after it, or None."""
     if isinstance(content, tuple):
         yield content[0].round, content[1]
     elif not isinstance(content, EvaluationResult):

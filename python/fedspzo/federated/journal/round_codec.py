@@ -1,8 +1,8 @@
-"""A round as the bytes of a journal's record, docs/journal.md: nothing is written that follows.
+"""Encodes a round as a journal's record (docs/journal.md), without values that can be derived.
 
-What follows from the header, the records before and this one: the number of the round, the seeds
-of the terms, who was asked, and, unless something was clipped or put together by another rule than
-the mean, the coefficients.
+A reader derives these from the header, the records before and this one: the round's number, the
+terms' seeds, the clients asked, and the coefficients. The coefficients are written if a report was
+clipped, or the aggregation rule is not the mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import IntFlag
 
 from fedspzo.byte_reader import Reader, encode_whole
-from fedspzo.federated.coefficients import averaged
+from fedspzo.federated.coefficients import weighted_mean
 from fedspzo.federated.protocol.framing import from_optional, to_optional
 from fedspzo.federated.protocol.messages import Report
 from fedspzo.federated.protocol.updates import Scalars, Update
@@ -28,12 +28,12 @@ _FLAGS = struct.Struct("<B")
 
 
 class _Flag(IntFlag):
-    """What a record leaves out, or has besides."""
+    """Tells the parts that a record leaves out, or has in addition."""
 
     ALL_STEPS = 1
-    ALIKE = 2
-    AVERAGED = 4
-    UNUSUAL = 8
+    SAME_FORWARDS = 2
+    WEIGHTED_MEAN = 4
+    DOWNLOADS_OR_REJECTIONS = 8
     ALL_CLIENTS = 16
     EVALUATED = 32
     OTHER_RATES = 64
@@ -43,12 +43,12 @@ _KNOWN = range(2 * _Flag.OTHER_RATES)
 
 
 def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig) -> bytes:
-    """The body of a record of kind 2.
+    """Return the body of a record of kind 2.
 
     Args:
         done: the round.
-        federation: the run's settings, as they are in the journal's header.
-        optimizer: likewise, resolved.
+        federation: the run's settings in the journal's header.
+        optimizer: the step's settings in the journal's header, resolved.
     """
     other_rates = done.lr != optimizer.learning_rates
     optimizer = replace(optimizer, lr=done.lr)
@@ -56,11 +56,11 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
     every = all(len(r.gradients.steps) == federation.local_steps for r in reports)
     forwards = [_FLOAT.pack(r.forwards) for r in reports]
     alike = len(set(forwards)) == 1
-    follows = update == Update(update.round, averaged(reports, federation, optimizer))
+    follows = update == Update(update.round, weighted_mean(reports, federation, optimizer))
     unusual = bool(done.downloads or done.rejected)
     everybody = len(reports) == federation.clients
-    flags = every * _Flag.ALL_STEPS | alike * _Flag.ALIKE | follows * _Flag.AVERAGED
-    flags |= unusual * _Flag.UNUSUAL | everybody * _Flag.ALL_CLIENTS
+    flags = every * _Flag.ALL_STEPS | alike * _Flag.SAME_FORWARDS | follows * _Flag.WEIGHTED_MEAN
+    flags |= unusual * _Flag.DOWNLOADS_OR_REJECTIONS | everybody * _Flag.ALL_CLIENTS
     flags |= (done.evaluation is not None) * _Flag.EVALUATED | other_rates * _Flag.OTHER_RATES
     parts = [bytes.fromhex(done.digest), _FLOAT.pack(done.seconds)]
     parts += [encode_whole(done.bytes_down), encode_whole(done.bytes_up), _FLAGS.pack(flags)]
@@ -89,17 +89,17 @@ def encode(done: Round, federation: FederationConfig, optimizer: OptimizerConfig
 def decode(
     body: bytes, number: int, before: str, federation: FederationConfig, optimizer: OptimizerConfig
 ) -> Round:
-    """The round these bytes hold.
+    """Decode the body of a record of kind 2.
 
     Args:
-        body: of a record of kind 2.
-        number: the round's, from 0: how many were done before.
-        before: the digest of the weights that the round started from, and that every report
-            therefore had.
-        federation, optimizer: as for `encode`.
+        body: the body.
+        number: the round, from 0. It is the number of rounds before it.
+        before: digest of the weights that the round started from, which every report has.
+        federation: the run's settings in the journal's header.
+        optimizer: the step's settings in the journal's header, resolved.
 
     Raises:
-        ValueError: the bytes hold no round.
+        ValueError: the bytes are not a valid round.
     """
     reader = Reader(body)
     shape = federation.local_steps, sum(optimizer.directions)
@@ -113,7 +113,7 @@ def decode(
         optimizer = replace(optimizer, lr=rates)
     everybody = bool(flags & _Flag.ALL_CLIENTS)
     count = federation.clients if everybody else reader.whole()
-    common = reader.take(_FLOAT)[0] if flags & _Flag.ALIKE else None
+    common = reader.take(_FLOAT)[0] if flags & _Flag.SAME_FORWARDS else None
     reports: list[Report] = []
     for place in range(count):
         client = place if everybody else _client(reader, federation)
@@ -134,15 +134,15 @@ def decode(
                 forwards=forwards,
             )
         )
-    if flags & _Flag.AVERAGED:
-        entries = averaged(reports, federation, optimizer)
+    if flags & _Flag.WEIGHTED_MEAN:
+        entries = weighted_mean(reports, federation, optimizer)
     else:
         entries = tuple(
             (reader.whole(), Scalars.decode_steps(reader, *shape)) for _ in range(reader.whole())
         )
     downloads: list[int] = []
     rejected: list[Rejection] = []
-    if flags & _Flag.UNUSUAL:
+    if flags & _Flag.DOWNLOADS_OR_REJECTIONS:
         downloads += (_client(reader, federation) for _ in range(reader.whole()))
         rejected += (_rejection(reader, federation) for _ in range(reader.whole()))
     evaluation = EvaluationResult.decode(reader, number) if flags & _Flag.EVALUATED else None

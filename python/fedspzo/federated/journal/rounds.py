@@ -1,4 +1,4 @@
-"""What a run's journal is made of: rounds, each with what was reported and added; evaluations."""
+"""The contents of a run's journal: rounds, with their reports and updates, and evaluations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,30 @@ _EVALUATION = struct.Struct("<dd")  # loss, accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """What the weights after `round` rounds were measured to be; None: not measured."""
+    """The evaluation of the weights after `round` rounds.
+
+    Attributes:
+        round: number of rounds done.
+        loss: held-out loss. None: not measured.
+        accuracy: held-out accuracy, in [0, 1]. None: not measured.
+    """
 
     round: int
     loss: float | None
     accuracy: float | None
 
     def encode(self) -> bytes:
-        """The bytes inside a record (docs/journal.md); which rounds were done, its place tells."""
+        """Return the bytes inside a record (docs/journal.md). The record's place gives `round`."""
         return _EVALUATION.pack(from_optional(self.loss), from_optional(self.accuracy))
 
     @classmethod
     def decode(cls, reader: Reader, number: int) -> EvaluationResult:
-        """The evaluation after so many rounds that comes next; ValueError if there is none."""
+        """Decode the evaluation that comes next in a record. Raise ValueError if it is cut short.
+
+        Args:
+            reader: stands at the evaluation.
+            number: number of rounds done.
+        """
         loss, accuracy = map(to_optional, reader.take(_EVALUATION))
         return cls(round=number, loss=loss, accuracy=accuracy)
 
@@ -42,17 +53,20 @@ class Round:
     """One round of a run.
 
     Attributes:
-        reports: those accepted, by client.
-        rejected: the others, and those that did not come; a client that was asked again may be in
-            both.
+        reports: the accepted reports, ascending by client.
+        rejected: the reports that were not used, or did not come. A client that was asked again
+            may also be in `reports`.
         downloads: the clients that were sent the weights in place of updates, ascending.
-        update: what was added to the weights.
-        digest: of the weights afterwards.
-        bytes_down: of the round's plans, as encoded.
-        bytes_up: of its reports, as encoded.
-        seconds: since the run's start, in which the round was done; a float32.
-        lr: the learning rates of its steps, one a block.
-        evaluation: of the weights that it started from, where it is in this round's record.
+        update: the update that was added to the weights.
+        digest: digest of the weights after the round.
+        bytes_down: bytes of the plans and downloads.
+        bytes_up: bytes of all messages from clients.
+        seconds: time from the run's start to the round's end, a float32.
+        lr: the learning rates of its steps, one for each block.
+        evaluation: the evaluation of the weights that the round started from. None: not evaluated.
+
+    Raises:
+        ValueError: a value is out of range, or does not fit another; the message names it.
     """
 
     reports: tuple[Report, ...]
@@ -79,20 +93,20 @@ class Round:
 
     @property
     def round(self) -> int:
-        """Its number, from 0."""
+        """The round's number, from 0."""
         return self.update.round
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
-        """Those that were sent a plan, ascending: each of them reported or was rejected."""
+        """The clients that were sent a plan, ascending. Each reported or was rejected."""
         asked = {report.client for report in self.reports}
         return tuple(sorted(asked | {rejection.client for rejection in self.rejected}))
 
     @property
     def terms(self) -> int:
-        """How many terms it added."""
+        """Number of terms that the round added."""
         return self.update.terms
 
     def changes(self) -> Iterator[tuple[Update, str | None]]:
-        """Its update, and the digest afterwards: as `MergedRounds.changes`, of one round."""
+        """Yield the update, with the digest after it, as `MergedRounds.changes` does."""
         yield self.update, self.digest

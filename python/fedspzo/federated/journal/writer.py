@@ -1,4 +1,4 @@
-"""A federated run's journal: begun, appended to as rounds end, and continued after a crash."""
+"""The writer of a federated run's journal: it appends each round, and continues after a crash."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class RunJournal(Closing):
-    """The journal that `federated.run` keeps: what is on disk is never computed again.
+    """Keeps the journal of `federated.run`, so that no round on disk is computed again.
 
-    A context manager that closes the file.
+    It is a context manager that closes the file.
 
     Args:
-        path: the file. If it is there, the run continues after its last whole round.
-        source: where the base weights come from.
-        model: how they are loaded (`Header.model`).
-        about: what else the header's `run` tells, a JSON object.
+        path: the file. If it exists, the run continues after its last whole round.
+        source: the source of the base weights.
+        model: the way to load the base weights (`Header.model`). Default None: not given.
+        about: further entries of the header's `run`, a JSON object. Default None: no entries.
 
     Attributes:
         rounds: the rounds that were on disk.
         evaluations: the evaluations that were on disk, by round.
-        optimizer: the settings they were made with; None: the run is new.
-        header: the journal's; a new run has it once it is begun.
-        torn: bytes of a torn record that were cut off.
+        optimizer: the settings of the run on disk. None: the run is new.
+        header: the journal's header. A new run has it after `begin`.
+        torn: number of bytes of a torn record that were cut off.
 
     Raises:
         JournalError: the file is damaged, was compacted, or cannot be written.
@@ -61,9 +61,8 @@ class RunJournal(Closing):
         self.optimizer: OptimizerConfig | None = None
         self.torn = 0
         self._behind = False
-        self._evaluation: EvaluationResult | None = (
-            None  # of the next round's start, not on disk yet
-        )
+        # the evaluation of the next round's start, to be written in that round's record
+        self._evaluation: EvaluationResult | None = None
         self._writer: JournalWriter | None = None
         self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
         if path.exists():
@@ -87,7 +86,7 @@ class RunJournal(Closing):
         self.torn = self._writer.torn
 
     def reload(self) -> None:
-        """Read what was written since: after a run that failed, the next one goes on."""
+        """Read the file again if it was written to, so that a run can go on after a failure."""
         if self._behind:
             self.close()
             self.rounds, self.evaluations, self._evaluation = [], {}, None
@@ -95,11 +94,16 @@ class RunJournal(Closing):
             self._load()
 
     def found_rates(self) -> FoundRates | None:
-        """With lr = "auto" the rates before the first round on disk, made anew; else None."""
+        """Restore the policy of lr = "auto" before the first round on disk. None: fixed rates."""
         return None if self._settings is None else found_rates(self.header, *self._settings)
 
     def begin(self, server: Server, privacy: Privacy | None = None) -> None:
-        """Write the header of a new run, whose server is at its base weights."""
+        """Write the header of a new run.
+
+        Args:
+            server: the run's server, at its base weights.
+            privacy: the run's privacy settings. Default None: not private.
+        """
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
@@ -118,15 +122,16 @@ class RunJournal(Closing):
     def check(
         self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
     ) -> None:
-        """Check that the run on disk is this one.
+        """Raise JournalError unless the run on disk is the one that was asked for.
 
         Args:
-            server: at its base weights, with the settings on disk.
-            optimizer: the settings asked for; what is None in them was filled in.
-            privacy: that asked for.
+            server: the server, at its base weights, with the settings on disk.
+            optimizer: the settings asked for. Those that are None may have any value on disk.
+            privacy: the privacy asked for. Default None: not private.
 
         Raises:
-            JournalError: it has other settings, starts from other weights, or is cut elsewhere.
+            JournalError: the run on disk has other settings, starts from other weights, or cuts
+                the model elsewhere.
         """
         used = server.optimizer
         asked = {
@@ -162,10 +167,15 @@ class RunJournal(Closing):
             )
 
     def append(self, content: Round | EvaluationResult) -> None:
-        """Add a round: afterwards it is on disk. An evaluation is so with the round after it.
+        """Append a round, or an evaluation.
 
-        A record of its own would cost an evaluation's bytes twice over; the one after the last
-        round gets it.
+        A round is on disk when this returns. An evaluation is written in the next round's record,
+        which takes half the bytes of a record of its own. Only the evaluation after the last round
+        gets a record of its own.
+
+        Raises:
+            ValueError: the journal has no header yet.
+            JournalError: the file cannot be written.
         """
         if self._writer is None or self._settings is None:
             raise ValueError("the journal has no header yet; call begin first")

@@ -1,4 +1,4 @@
-"""The messages between a server and its clients, as bytes; docs/federation.md has every one.
+"""The messages between a server and its clients. docs/federation.md lays out their bytes.
 
-May import `journal`, and of `fedspzo.federated` the settings alone.
+May import `journal`, and from `fedspzo.federated` the settings alone.
 """

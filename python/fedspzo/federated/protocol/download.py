@@ -1,7 +1,7 @@
-"""The trainable weights themselves, for a client whose missed updates would cost more to send.
+"""Downloads: they bring the trainable weights to a client whose missed updates would cost more.
 
-A download is one message a tensor, in the order of the blocks, so that none has to hold the whole
-model. Its bytes are those of the weights; nothing is loaded before the digest is known to be right.
+A download has one message for each tensor, in the order of the blocks, so that no message holds the
+whole model. A message has its tensor's bytes. No weight is loaded before the digest is checked.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PART = struct.Struct("<II")  # round, number of the tensor
 
 
 def size(replica: Replica) -> int:
-    """Bytes of a download of this replica's weights."""
+    """Return the bytes of a download of the replica's weights."""
     return replica.trainable_bytes + len(_weights(replica)) * (OVERHEAD + _PART.size)
 
 
 def encode(replica: Replica) -> Iterator[bytes]:
-    """The messages of a download (docs/federation.md), made one at a time."""
+    """Yield the messages of a download (docs/federation.md). Each is made when it is taken."""
     for number, weight in enumerate(_weights(replica)):
         data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         yield frame(WEIGHTS, _PART.pack(replica.round, number) + data)
@@ -36,13 +36,13 @@ def load(replica: Replica, round: int, digest: str, messages: Iterable[bytes]) -
 
     Args:
         replica: a copy of the model, at any round.
-        round: the round the weights should be of.
-        digest: of the weights of that round.
-        messages: all of the download's, in order.
+        round: the round that the weights have to be of.
+        digest: digest of the weights of that round.
+        messages: all messages of the download, in order.
 
     Raises:
-        ValueError: a message is damaged, missing, of another round or another tensor's length, or
-            the weights have another digest. Nothing has changed then.
+        ValueError: a message is damaged, missing, of another round, or of another length than its
+            tensor; or the weights have another digest. The replica has not changed then.
     """
     weights = _weights(replica)
     new: list[Tensor] = []

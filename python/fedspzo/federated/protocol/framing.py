@@ -1,4 +1,4 @@
-"""The frame of a message, and how single values stand in it."""
+"""The frame of a message, and the encoding of single values in it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ _HEADER = struct.Struct("<4sBBI")  # magic, version, kind, bytes of the body
 _CHECKSUM = struct.Struct("<I")
 
 OVERHEAD = _HEADER.size + _CHECKSUM.size
-"""Bytes of a message beside its body."""
+"""Bytes of a message besides its body."""
 
 T = TypeVar("T")
 
 
 def frame(kind: int, body: bytes) -> bytes:
-    """A message: header, body, CRC-32 of both."""
+    """Return a message: the header, the body, and the CRC-32 of both."""
     message = _HEADER.pack(MAGIC, VERSION, kind, len(body)) + body
     return message + _CHECKSUM.pack(zlib.crc32(message))
 
 
 def unframe(kind: int, data: bytes) -> bytes:
-    """The body of a message.
+    """Return the body of a message.
+
+    Args:
+        kind: the kind that the message has to be of: `PLAN`, `REPORT` or `WEIGHTS`.
+        data: the whole message.
 
     Raises:
-        ValueError: the bytes are no such message, cut short, damaged or of another version.
+        ValueError: the message is of another kind or version, cut short, or damaged.
     """
     if len(data) < OVERHEAD:
         raise ValueError(f"message has {len(data)} bytes, too few for any; send it whole")
@@ -60,17 +64,17 @@ def unframe(kind: int, data: bytes) -> bytes:
 
 
 def from_optional(value: float | None) -> float:
-    """The number that stands for `value` in a message: NaN for None."""
+    """Return the number that represents `value` in a message: NaN for None."""
     return math.nan if value is None else value
 
 
 def to_optional(value: float) -> float | None:
-    """The inverse of `from_optional`."""
+    """Return the value that a number in a message represents: None for NaN."""
     return None if math.isnan(value) else value
 
 
 def pick(name: str, index: int, choices: Sequence[T]) -> T:
-    """The choice a code stands for; ValueError if it stands for none."""
+    """Return the choice with this index. Raise ValueError if there is none."""
     if index >= len(choices):
         raise ValueError(f"{name} has code {index}; known are 0 to {len(choices) - 1}")
     return choices[index]

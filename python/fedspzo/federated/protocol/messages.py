@@ -1,7 +1,7 @@
-"""The two messages: a server's `Plan` and a client's `Report`. Scalars alone cross.
+"""The two messages of a round: a server's `Plan` and a client's `Report`.
 
-Every byte is laid out in docs/federation.md. Decoding checks magic, version, kind, length and
-checksum first and each value after that; whatever is wrong with the bytes is a ValueError.
+docs/federation.md lays out every byte. Decoding checks magic, version, kind, length and checksum
+first, and then each value. It raises ValueError for any fault.
 """
 
 from __future__ import annotations
@@ -37,22 +37,25 @@ _STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a server asks of a client in a round.
+    """Tells a client the work that it has to do in a round.
 
     Attributes:
-        round: the round to take part in.
-        client: whom it is for.
+        round: the round, from 0.
+        client: the client's id.
         run_seed: the run's seed.
-        digest: of the global weights of `round`, 32 hexadecimal digits.
-        train: whether to take steps; False: only catch up and report the digest.
-        local_steps: how many steps a round has.
-        batch_size: examples in a step.
+        digest: digest of the global weights of `round`, 32 hexadecimal digits.
+        train: False: the client only catches up and reports its digest.
+        local_steps: number of steps in a round.
+        batch_size: number of examples in a step.
         seeds: "per-client" or "shared".
-        optimizer: the step's settings, `resolved`. `at` does not travel: the cut is made where
-            the model is loaded.
-        updates: those the client has missed: consecutive rounds, the last one `round` - 1.
-        download: whether the client loads the weights in their place, as that is cheaper; they come
-            in messages of their own (`download`).
+        optimizer: the step's settings, resolved (`client.resolve`). `at` is not sent, as the model
+            is cut where it is loaded.
+        updates: the updates that the client has missed, of consecutive rounds up to `round` - 1.
+        download: the client loads the weights in place of updates. They come in messages of their
+            own (`protocol.download`). Default False.
+
+    Raises:
+        ValueError: a value is out of range, or does not fit another; the message names it.
     """
 
     round: int
@@ -90,7 +93,7 @@ class Plan:
             update.check(*expected)
 
     def encode(self) -> bytes:
-        """The message's bytes (docs/federation.md)."""
+        """Return the bytes of the message (docs/federation.md)."""
         o = self.optimizer
         name = o.estimator.encode()
         counts = o.perturbations if isinstance(o.perturbations, tuple) else o.directions
@@ -117,11 +120,11 @@ class Plan:
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:
-        """The plan these bytes hold.
+        """Decode a plan.
 
         Raises:
-            ValueError: the bytes are damaged, cut short, of another version, or hold a value out
-                of its range; the message names it.
+            ValueError: the bytes are damaged, cut short, of another version, or have a value out
+                of range; the message names it.
         """
         reader = Reader(unframe(PLAN, data))
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
@@ -164,17 +167,20 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a client answers.
+    """A client's answer to a plan.
 
     Attributes:
         round: the plan's round.
-        client: who answers.
-        digest: of the client's weights after its return to the global ones.
-        examples: how many examples the client has.
+        client: the client's id.
+        digest: digest of the client's weights after its return to the global ones.
+        examples: the client's number of examples.
         gradients: the projected gradients of the steps taken.
-        loss: mean loss of those steps, a float32; None if there were none, or they were private.
-        forwards: computation spent, in full-forward equivalents, a float32; of private steps the
+        loss: mean loss of those steps, a float32. None: no step was taken, or steps are private.
+        forwards: computation, in full forward passes, a float32. For private steps it is the
             number of evaluations.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
     """
 
     round: int
@@ -196,7 +202,7 @@ class Report:
             raise ValueError(f"forwards is {self.forwards}; give a finite number, at least 0")
 
     def encode(self) -> bytes:
-        """The message's bytes (docs/federation.md)."""
+        """Return the bytes of the message (docs/federation.md)."""
         body = _REPORT_BODY.pack(
             self.round,
             self.client,
@@ -209,7 +215,7 @@ class Report:
 
     @classmethod
     def decode(cls, data: bytes) -> Report:
-        """The report these bytes hold.
+        """Decode a report.
 
         Raises:
             ValueError: as for `Plan.decode`.
@@ -230,7 +236,7 @@ class Report:
 
 
 def _estimator(name: bytes) -> str:
-    """Return the name as text, of an estimator that is known here."""
+    """Return an estimator's name as text. Raise ValueError if it is not registered."""
     return estimators.find(name.decode("ascii", errors="backslashreplace")).name
 
 

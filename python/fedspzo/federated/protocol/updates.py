@@ -1,7 +1,7 @@
-"""What a round adds to the weights: scalars on the wire, journal terms at both ends.
+"""Updates: the coefficients that a round adds to the weights, and the terms made from them.
 
-A term's seed never travels: it is a function of the run's seed, the client, the step and the
-direction, so that a term costs the four bytes of its coefficient.
+A term's seed is never sent, as it is a function of the run's seed, the client, the step and the
+direction. So a term costs the four bytes of its coefficient.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fedspzo.journal.records import Record, Terms
 from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 
 EVERYBODY = LIMIT_32 - 1
-"""In the place of a client's id: scalars that hold for all clients alike (shared seeds)."""
+"""Stands in place of a client's id for scalars of all clients (shared seeds)."""
 
 _UPDATE = struct.Struct("<IH")  # round, number of entries
 _CLIENT = struct.Struct("<I")
 _SCALARS = struct.Struct("<HH")  # local steps, directions of a step
 
-# The first element of a seed's path: what it is for. 1 and 2 are a step's own (fedspzo.seeds).
+# The first element of a seed's path tells its purpose. 1 and 2 are a step's (fedspzo.seeds).
 _CLIENT_SEED, _BATCH, _SAMPLE = 3, 4, 5
 
 
 @dataclass(frozen=True, eq=False)
 class Scalars:
-    """One number a direction and local step: projected gradients, or coefficients.
+    """One number for each direction and local step: projected gradients, or coefficients.
 
     Attributes:
-        local_steps: how many steps there were.
-        steps: the numbers of those that were taken, ascending; a step is skipped when its losses
-            are not finite.
+        local_steps: number of local steps in the round.
+        steps: the steps that were taken, from 0, ascending. A step is skipped if its losses are
+            not finite.
         values: float32 (len(steps), directions of a step), finite; block 1's directions first.
 
     Raises:
-        ValueError: naming the field and the value.
+        ValueError: a value is out of range; the message names the field and the value.
     """
 
     local_steps: int
@@ -78,14 +78,15 @@ class Scalars:
         return hash(self.encode())
 
     def encode(self) -> bytes:
-        """The bytes inside a message (docs/federation.md)."""
+        """Return the bytes inside a message (docs/federation.md)."""
         return _SCALARS.pack(self.local_steps, self.values.shape[1]) + self.encode_steps()
 
     def encode_steps(self, *, every: bool = False) -> bytes:
-        """The same without the two numbers in front, for who knows them.
+        """Return the bytes without the numbers of steps and directions, where those are known.
 
         Args:
-            every: leave out which steps were taken, for who knows that all were.
+            every: leave out the mask of steps, where it is known that all were taken. Default
+                False.
         """
         values = self.values.astype("<f4").tobytes()
         return values if every else self._encode_mask() + values
@@ -97,14 +98,24 @@ class Scalars:
 
     @classmethod
     def decode(cls, reader: Reader) -> Scalars:
-        """The scalars that come next in a message; ValueError if they are not valid."""
+        """Decode the scalars that come next in a message. Raise ValueError if they are invalid."""
         return cls.decode_steps(reader, *reader.take(_SCALARS))
 
     @classmethod
     def decode_steps(
         cls, reader: Reader, local_steps: int, columns: int, *, every: bool = False
     ) -> Scalars:
-        """What `encode_steps` made, of so many steps and directions; ValueError as `decode`."""
+        """Decode the bytes of `encode_steps`.
+
+        Args:
+            reader: stands at the first of these bytes.
+            local_steps: number of local steps.
+            columns: number of directions in a step.
+            every: all steps were taken, and the mask is left out. Default False.
+
+        Raises:
+            ValueError: the scalars are invalid.
+        """
         steps = tuple(range(local_steps)) if every else cls._decode_mask(reader, local_steps)
         values = np.frombuffer(reader.read(4 * columns * len(steps)), dtype="<f4")
         return cls(local_steps, steps, values.astype(np.float32).reshape(len(steps), columns))
@@ -120,12 +131,15 @@ class Scalars:
 
 @dataclass(frozen=True)
 class Update:
-    """What a round adds to the weights: coefficients, from which `record` makes terms.
+    """The coefficients that a round adds to the weights. `record` makes terms from them.
 
     Attributes:
-        round: the round.
-        entries: (client, coefficients), clients ascending; with shared seeds one entry, of
-            EVERYBODY; empty when nobody took a step.
+        round: the round, from 0.
+        entries: pairs (client, coefficients), ascending by client. With shared seeds there is one
+            entry, for EVERYBODY. It is empty if no client took a step.
+
+    Raises:
+        ValueError: a client or the round is out of range, or the clients are not ascending.
     """
 
     round: int
@@ -141,11 +155,11 @@ class Update:
 
     @property
     def terms(self) -> int:
-        """How many terms it adds."""
+        """Number of terms that the update adds."""
         return sum(scalars.values.size for _, scalars in self.entries)
 
     def check(self, local_steps: int, directions: int) -> None:
-        """Raise ValueError unless all scalars have this many local steps, and directions a step."""
+        """Raise ValueError unless all scalars have these numbers of local steps and directions."""
         for client, scalars in self.entries:
             shape = (scalars.local_steps, scalars.values.shape[1])
             if shape != (local_steps, directions):
@@ -155,7 +169,7 @@ class Update:
                 )
 
     def encode(self) -> bytes:
-        """The bytes inside a message (docs/federation.md)."""
+        """Return the bytes inside a message (docs/federation.md)."""
         return self._encoded
 
     @cached_property
@@ -166,42 +180,42 @@ class Update:
 
     @classmethod
     def decode(cls, reader: Reader) -> Update:
-        """The update that comes next in a message; ValueError if it is not valid."""
+        """Decode the update that comes next in a message. Raise ValueError if it is invalid."""
         number, count = reader.take(_UPDATE)
         entries = tuple((reader.take(_CLIENT)[0], Scalars.decode(reader)) for _ in range(count))
         return cls(number, entries)
 
 
 def client_seed(run_seed: int, client: int) -> int:
-    """The seed of a client's optimizer; with shared seeds (EVERYBODY) the run's own."""
+    """Return the seed of a client's optimizer; for EVERYBODY (shared seeds) the run's seed."""
     return run_seed if client == EVERYBODY else derive(run_seed, _CLIENT_SEED, client)
 
 
 def batch_seed(run_seed: int, round: int, client: int, step: int) -> int:
-    """The seed that draws the examples of a client's step."""
+    """Return the seed that draws the examples of a client's local step."""
     return derive(run_seed, _BATCH, round, client, step)
 
 
 def sample_seed(run_seed: int, round: int) -> int:
-    """The seed that draws a round's clients."""
+    """Return the seed that samples a round's clients."""
     return derive(run_seed, _SAMPLE, round)
 
 
 def first_step(round: int, local_steps: int) -> int:
-    """The number, counted over the run, of a round's first local step."""
+    """Return the number of a round's first local step, counted over the run from 0."""
     return round * local_steps
 
 
 def record(
     update: Update, *, run_seed: int, local_steps: int, optimizer: OptimizerConfig
 ) -> Record:
-    """The journal record of an update: terms by client, then step, then direction.
+    """Make the journal record of an update. Terms are ordered by client, step and direction.
 
     Args:
         update: the coefficients.
         run_seed: the run's seed.
-        local_steps: steps in a round.
-        optimizer: with `perturbations` and `rounding` filled in.
+        local_steps: number of local steps in a round.
+        optimizer: the step's settings, resolved.
     """
     directions = optimizer.directions
     start = first_step(update.round, local_steps)
