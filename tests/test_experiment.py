@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +326,25 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "[model] name is 'nobody/no-such-model', which does not load" in error
+    assert not Path("runs").exists()
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_trains(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write()
+    name = tomllib.loads(path.read_text())["model"]["name"]
+    copy = tmp_path / "quantized"
+    shutil.copytree(path.parent / name, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gguf", "gguf_file": "x.gguf"}
+    (copy / "config.json").write_text(json.dumps(config))
+    path.write_text(path.read_text().replace(name, str(copy)))
+    assert main(["run", str(path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    # without the package gguf transformers does not load it at all
+    assert "whose config says that it is quantized (gguf)" in error or "gguf" in error
     assert not Path("runs").exists()
 
 

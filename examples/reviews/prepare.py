@@ -69,8 +69,11 @@ def write_model(output: Path) -> None:
         folder, name = str(Path(temporary) / Path(GGUF).parent), Path(GGUF).name
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
-        # a model that was read from GGUF does not save itself; a new one of its config does
-        model = type(loaded)(loaded.config)
+        # a model that was read from GGUF does not save itself, nor does one that is loaded with
+        # what its config says of GGUF; a new model of the config without it does
+        config = loaded.config
+        del config.quantization_config
+        model = type(loaded)(config)
         model.load_state_dict(loaded.state_dict())
         unfinished = Path(temporary) / "model"
         model.save_pretrained(unfinished)

@@ -132,6 +132,15 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         _explain(name, error, offline)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        # its perturbed weights could not be saved; this is told before the first round
+        method = quantizer.quantization_config.quant_method
+        raise InputError(
+            f"[model] name is {name!r}, whose config says that it is quantized"
+            f" ({getattr(method, 'value', method)}); give a model with float32, bfloat16 or float16"
+            " weights"
+        )
     model.eval()
     if recipe.rows:
         _untie(name, model, recipe.rows)
