@@ -24,6 +24,8 @@ from fedspzo.federated.protocol.updates import Scalars, Update
 from fedspzo.federated.update_cache import UpdateCache
 from fedspzo.journal.replica import Replica
 
+pytestmark = pytest.mark.slow
+
 SIZES = [5, 9, 16, 30]
 OPTIMIZER = OptimizerConfig(lr=1e-2, perturbations=(1, 4))
 RESOLVED = replace(OPTIMIZER, rounding="nearest")

@@ -22,6 +22,8 @@ from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.journal.reader import OVERHEAD, ROUNDS, JournalReader
 from fedspzo.journal.writer import write_whole
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(
     params=[

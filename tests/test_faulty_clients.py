@@ -33,6 +33,8 @@ from fedspzo.federated.rejections import REASON_BYTES
 from fedspzo.journal.reader import JournalError
 from fedspzo.journal.replica import Replica
 
+pytestmark = pytest.mark.slow
+
 SIZES = [5, 9, 16, 30]
 OPTIMIZER = OptimizerConfig(lr=(1e-2, 4e-2), perturbations=(1, 4))
 FEDERATION = FederationConfig(clients=4, rounds=4, local_steps=2, seed=11)

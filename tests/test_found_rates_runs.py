@@ -37,6 +37,8 @@ from fedspzo.journal.reader import JournalError, JournalReader
 from fedspzo.journal.replica import Replica
 from fedspzo.journal.writer import write_whole
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_step_of_a_round_has_the_rates_that_the_journal_tells(tmp_path: Path) -> None:
     path = tmp_path / "journal.fspz"

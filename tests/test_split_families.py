@@ -20,6 +20,8 @@ from fedspzo.blocks.cut import split
 from fedspzo.blocks.parameters import storage
 from fedspzo.optim.spzo import SPZO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _deterministic():
