@@ -110,12 +110,9 @@ def train_rows(loaded: Loaded, model: nn.Module, steps: int) -> None:
     """Take zeroth-order steps on the verbalizers' rows alone."""
     rows = [(name, p) for name, p in model.named_parameters() if name.endswith("rows")]
     rms = float(rows[0][1].detach().square().mean().sqrt())
-    optimizer = SPZO(rows, lr=1.0, perturbations=4, eps=1e-2 * rms, sides="two")
+    optimizer = SPZO(rows, lr=3e-4, perturbations=4, eps=1e-2 * rms, sides="two")
     for batch in tqdm(batches(loaded, steps), desc="rows"):
-        before = [g["lr"] for g in optimizer.param_groups]
-        optimizer.param_groups[0]["lr"] = 3e-4
         optimizer.step(lambda batch=batch: loaded.task.loss(model, batch))
-        optimizer.param_groups[0]["lr"] = before[0]
 
 
 def table(loaded: Loaded, after: int) -> list[str]:
