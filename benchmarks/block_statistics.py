@@ -6,7 +6,7 @@ For each group of weights: n, the squared norm of the mean gradient over batches
 squared norm of one batch's gradient; T, the trace of the Hessian, by second differences along
 random directions. A step of lr g z along one direction lowers the loss by lr n - lr^2 s T / 2 in
 expectation, so by n^2 / (2 s T) at most: the gain. `--after`: measured after that many steps of
-training the verbalizers' rows alone.
+`lr="auto"` on the last block alone, which is the last norm and the verbalizers' rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from targets.problems import PROBLEMS, Loaded, load
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedspzo import SPZO
+from fedspzo import SPZO, Blocks
 from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive
 from fedspzo_kernels import Perturber, parameter_key
@@ -106,19 +106,18 @@ def trace(loaded: Loaded, model: nn.Module, named: Named) -> tuple[float, float]
     return float(found.mean()), float(found.std() / math.sqrt(len(found)))
 
 
-def train_rows(loaded: Loaded, model: nn.Module, steps: int) -> None:
-    """Take zeroth-order steps on the verbalizers' rows alone."""
-    rows = [(name, p) for name, p in model.named_parameters() if name.endswith("rows")]
-    rms = float(rows[0][1].detach().square().mean().sqrt())
-    optimizer = SPZO(rows, lr=3e-4, perturbations=4, eps=1e-2 * rms, sides="two")
-    for batch in tqdm(batches(loaded, steps), desc="rows"):
-        optimizer.step(lambda batch=batch: loaded.task.loss(model, batch))
+def train_last_block(loaded: Loaded, blocks: Blocks, steps: int) -> None:
+    """Take steps on the last block alone."""
+    optimizer = SPZO(blocks, lr="auto", perturbations=(0, 16))
+    for batch in tqdm(batches(loaded, steps), desc="last block"):
+        optimizer.step(lambda batch=batch: loaded.task.loss(blocks.model, batch))
 
 
 def table(loaded: Loaded, after: int) -> list[str]:
-    model = loaded.fresh().eval()
+    blocks = loaded.split("auto")
+    model = blocks.model.eval()
     if after:
-        train_rows(loaded, model, after)
+        train_last_block(loaded, blocks, after)
     parts = groups(model)
     norms = gradient_norms(loaded, model, parts)
     lines = []
@@ -151,7 +150,7 @@ def main() -> None:
         f" gain: n^2 / 2 s T, the most that one direction's step can promise. On {machine()}, torch"
         f" {torch.__version__}.",
         "",
-        "| steps of the rows before | weights | count | n | s | T | gain |",
+        "| steps before | weights | count | n | s | T | gain |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for after in options.after:

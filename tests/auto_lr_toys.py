@@ -59,8 +59,7 @@ def newton_run(steps: int, **settings: object) -> tuple[nn.Module, SPZO, Callabl
     x, y = torch.randn(16, 4), torch.randint(3, (16,))
     optimizer = SPZO(
         split(model, at=-1, example={"input": x}),
-        lr="auto",
-        **{"perturbations": (2, 8), "cost_shares": (0.01,), **settings},
+        **{"lr": "auto", "perturbations": (2, 8), "cost_shares": (0.01,), **settings},
     )
 
     def loss() -> Tensor:

@@ -17,7 +17,7 @@ from fedspzo.seeds import derive, step_rounding_seed, step_seeds
 DIGEST = "00112233445566778899aabbccddeeff"
 OPTIMIZER = OptimizerConfig(lr=(1e-3, 4e-3), perturbations=(1, 2), sides="one", rounding="nearest")
 HEADER, CHECKSUM, REPORT_BODY = 10, 4, 36
-PLAN_BODY = 54 + len("anchored") + 2 * 10 + 5  # two blocks, no updates
+PLAN_BODY = 55 + len("anchored") + 2 * 10 + 5  # two blocks, no updates
 
 
 def scalars(steps: tuple[int, ...] = (0, 2), local_steps: int = 3, columns: int = 3) -> Scalars:
@@ -133,7 +133,7 @@ def test_the_layout_is_the_documented_one():
     assert a_report().encode() == message + struct.pack("<I", zlib.crc32(message))
 
     body = struct.pack("<IIQ16s", 7, 3, 2**64 - 2, bytes.fromhex(DIGEST))
-    body += struct.pack("<BHIBBBBBdBB", 1, 3, 8, 0, 1, 0, 0, 0, math.nan, 2, 8)
+    body += struct.pack("<BHIBBBBBBdBB", 1, 3, 8, 0, 1, 0, 0, 0, 0, math.nan, 2, 8)
     body += b"anchored" + struct.pack("<HdHd?I", 1, 1e-3, 2, 4e-3, False, 1)
     body += struct.pack("<IHI", 6, 1, EVERYBODY) + struct.pack("<HHB", 3, 3, 0b010)
     body += struct.pack("<3f", *(np.arange(3, dtype=np.float32) / 7))
@@ -183,28 +183,29 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 33, "<H", 0, "local_steps is 0"),
         (Plan, 33, "<H", 4, r"\(steps, directions\) \(3, 3\) for client 0; this run has \(4, 3\)"),
         (Plan, 39, "<B", 2, "seeds has code 2"),
-        (Plan, 53, "<B", 7, "estimator is 'anchore'"),
-        (Plan, 53, "<B", 255, "body ends at byte"),
-        (Plan, 54, "<8s", b"anchoret", "estimator is 'anchoret'; give one of anchored"),
-        (Plan, 54, "<8s", b"anch\xffred", r"estimator is 'anch\\\\xffred'"),
+        (Plan, 54, "<B", 7, "estimator is 'anchore'"),
+        (Plan, 54, "<B", 255, "body ends at byte"),
+        (Plan, 55, "<8s", b"anchoret", "estimator is 'anchoret'; give one of anchored"),
+        (Plan, 55, "<8s", b"anch\xffred", r"estimator is 'anch\\\\xffred'"),
         (Plan, 40, "<B", 3, "sides has code 3"),
         (Plan, 41, "<B", 255, "rounding has code 255"),
         (Plan, 42, "<B", 3, "evaluation has code 3"),
         (Plan, 43, "<B", 1, "stream is 'rademacher-v1'"),
         (Plan, 43, "<B", 9, "stream is 9"),
-        (Plan, 44, "<d", 0.0, "eps is 0.0"),
-        (Plan, 52, "<B", 0, r"lr is \(\)"),
-        (Plan, 52, "<B", 1, r"lr is \(0.001,\)"),
-        (Plan, 52, "<B", 255, "body ends at byte"),
-        (Plan, 62, "<H", 0, r"\(steps, directions\) \(3, 3\) for client 0; this run has \(3, 2\)"),
-        (Plan, 62, "<H", 65534, "give 1 to 65535 directions in all"),
-        (Plan, 64, "<d", math.nan, "lr is nan"),
-        (Plan, 64, "<d", -1.0, "lr is -1.0"),
-        (Plan, 74, "<d", math.inf, "lr is inf"),
-        (Plan, 82, "<B", 1, "download is True, but updates are given"),
-        (Plan, 83, "<I", 2**32 - 1, "body ends at byte"),
-        (Plan, 83, "<I", 1, "updates are of rounds"),
-        (Plan, 87, "<I", 4, "updates are of rounds"),
+        (Plan, 44, "<B", 3, "newton has code 3"),
+        (Plan, 45, "<d", 0.0, "eps is 0.0"),
+        (Plan, 53, "<B", 0, r"lr is \(\)"),
+        (Plan, 53, "<B", 1, r"lr is \(0.001,\)"),
+        (Plan, 53, "<B", 255, "body ends at byte"),
+        (Plan, 63, "<H", 0, r"\(steps, directions\) \(3, 3\) for client 0; this run has \(3, 2\)"),
+        (Plan, 63, "<H", 65534, "give 1 to 65535 directions in all"),
+        (Plan, 65, "<d", math.nan, "lr is nan"),
+        (Plan, 65, "<d", -1.0, "lr is -1.0"),
+        (Plan, 75, "<d", math.inf, "lr is inf"),
+        (Plan, 83, "<B", 1, "download is True, but updates are given"),
+        (Plan, 84, "<I", 2**32 - 1, "body ends at byte"),
+        (Plan, 84, "<I", 1, "updates are of rounds"),
+        (Plan, 88, "<I", 4, "updates are of rounds"),
         (Report, 24, "<I", 0, "examples is 0"),
         (Report, 28, "<f", math.inf, "loss is inf"),
         (Report, 32, "<f", math.nan, "forwards is nan"),

@@ -25,7 +25,14 @@ _ORDERS = (*range(2, 64), 128, 256, 512, 1024)
 """Orders of the Renyi divergences. They are whole, as dp-accounting's series may fail to converge
 between whole orders."""
 
-NOT_PRIVATE = "lr is 'auto', which is found from losses that are not private; give a number"
+
+def public_setting(lr: object, newton: object) -> str | None:
+    """Return why steps with these settings cannot be private, and the remedy; None if they can."""
+    if lr == "auto":
+        return "lr is 'auto', which is found from losses that are not private; give a number"
+    if newton:
+        return "newton is True, but curvatures are not private; leave it out"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

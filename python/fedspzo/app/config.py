@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
-from fedspzo.privacy import NOT_PRIVATE, Privacy
+from fedspzo.privacy import Privacy, public_setting
 
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
@@ -219,8 +219,9 @@ class Config:
                 "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
                 "has none; set partition = 'iid'"
             )
-        if self.privacy is not None and self.optimizer.lr == "auto":
-            raise ValueError(f"[optimizer] {NOT_PRIVATE}")
+        public = public_setting(self.optimizer.lr, self.optimizer.newton)
+        if self.privacy is not None and public:
+            raise ValueError(f"[optimizer] {public}")
         if self.privacy is not None and self.mezo is not None:
             raise ValueError(
                 "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "

@@ -48,6 +48,15 @@ STEADY_TURNS = 20
 """Number of a block's turns after which its rate falls."""
 
 
+def newton_damping(lr: float, count: int) -> float:
+    """Return the damping with which a Newton step along `count` directions has the rate `lr`.
+
+    Where the curvature is far below it, the step is the plain one, -lr g / count. Where it is far
+    above, the step is `NEWTON` of a Newton step.
+    """
+    return NEWTON * count / lr
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateSettings:
     """Settings of a policy that the rates depend on, besides the block statistics.

@@ -27,6 +27,8 @@ class StepReport:
         lr: the learning rate of each block.
         ratio: the trust ratio: the batch's change of loss over the predicted one. None unless
             lr="auto" checked it.
+        followed: for each block, the numbers that the update follows: the projected gradients,
+            unless the block takes a Newton step, or lr="auto" clips them.
         undone: "step": the loss rose, and the weights were put back. "steps": training diverged,
             and the update is the negative of the last steps'. None unless lr="auto" did so.
     """
@@ -43,6 +45,7 @@ class StepReport:
     lr: tuple[float, ...] = ()
     ratio: float | None = None
     undone: str | None = None
+    followed: tuple[tuple[float, ...], ...] = ()
 
 
 def terms_of(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:

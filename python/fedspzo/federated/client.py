@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks
-from fedspzo.estimators.defaults import FEDERATED_FIRST, FEDERATED_MOST
+from fedspzo.estimators.anchored import Anchored
+from fedspzo.estimators.defaults import (
+    FEDERATED_FIRST,
+    FEDERATED_MOST,
+    can_take_newton_steps,
+    newton_perturbations,
+)
 from fedspzo.evaluation.closures import Closure
 from fedspzo.federated.protocol.messages import Plan, Report
 from fedspzo.federated.protocol.updates import (
@@ -204,7 +210,7 @@ class Client:
                 evaluations += 0 if done is None else len(done.losses)
                 if done is not None and not done.skipped:
                     steps.append(step)
-                    rows.append([g for block in done.gradients for g in block])
+                    rows.append([g for block in done.followed for g in block])
                     losses.append(loss)
         columns = sum(plan.optimizer.directions)
         values = np.array(rows, dtype=np.float32).reshape(len(rows), columns)
@@ -285,6 +291,7 @@ def spzo(
         seed=seed,
         rounding=settings.rounding,
         evaluation=settings.evaluation,
+        newton=settings.newton,
         privacy=privacy,
     )
 
@@ -294,8 +301,8 @@ def resolve(
 ) -> OptimizerConfig:
     """Fill in the settings that depend on the model and its dtype, so that a plan can hold them.
 
-    If `perturbations` is None, it is chosen from the costs of the blocks. A step on the first
-    client's examples measures them. The weights do not change. lr="auto" stays: see
+    If `perturbations` or `newton` is None, it is chosen from the costs of the blocks. A step on the
+    first client's examples measures them. The weights do not change. lr="auto" stays: see
     `found_rates.find`.
 
     Args:
@@ -306,17 +313,29 @@ def resolve(
     kind = estimators.find(settings.estimator)
     client = clients[0]
     optimizer = spzo(client.replica.blocks, settings)
-    if settings.perturbations is None and not kind.joint:
+    counts, newton = settings.perturbations, settings.newton
+    may = settings.lr == "auto" and issubclass(kind, Anchored)
+    if isinstance(counts, tuple):
+        may = may and can_take_newton_steps(counts[-1], share=0.0)
+    if newton is None and not may:
+        newton = False
+    if not kind.joint and (counts is None or newton is None):
         with client.replica.local_steps():
             batch = client.batch(0, 0, 0, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
-        counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
-        settings = replace(settings, perturbations=counts)
+        if counts is None:
+            counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
+            if newton is not False:
+                counts = (*counts[:-1], newton_perturbations(shares[-1]) or counts[-1])
+        if newton is None:
+            assert isinstance(counts, tuple)
+            newton = can_take_newton_steps(counts[-1], shares[-1])
     filled = replace(
         settings,
-        perturbations=settings.perturbations or 1,
+        perturbations=counts or 1,
+        newton=bool(newton),
         sides=optimizer.sides,
         rounding=optimizer.rounding,
         at="auto",

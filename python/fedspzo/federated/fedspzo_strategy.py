@@ -14,7 +14,7 @@ from fedspzo.federated.journal.rounds import EvaluationResult, Round
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
-from fedspzo.privacy import NOT_PRIVATE, Privacy
+from fedspzo.privacy import Privacy, public_setting
 
 from .client import Client, resolve
 from .exchange import InProcess, Link, play
@@ -53,8 +53,9 @@ class FedSPZO(Strategy):
         link: Callable[[Link], Link] | None = None,
         privacy: Privacy | None = None,
     ) -> None:
-        if privacy is not None and setup.optimizer.lr == "auto":
-            raise ValueError(NOT_PRIVATE)
+        public = public_setting(setup.optimizer.lr, setup.optimizer.newton)
+        if privacy is not None and public:
+            raise ValueError(public)
         check_whole("replicas", replicas, 1, setup.federation.clients)
         base = Replica(setup.blocks)
         server = None if journal is None else _resume(base, setup, journal, privacy)

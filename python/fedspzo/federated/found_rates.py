@@ -116,7 +116,7 @@ class FoundRates:
             raise ValueError(f"auto.blocks is not of {len(directions)} blocks, as lr is")
         for seen in blocks:
             check_whole("auto.blocks: turns", _field(seen, "turns"), 0, LEARNING_TURNS)
-            for name in ("weight_rms", "square_sum", "smoothed_square"):
+            for name in ("weight_rms", "square_sum", "smoothed_square", "smoothed_eigenvalue"):
                 _check(f"auto.blocks: {name}", _field(seen, name), 0)
             if _field(seen, "trace_sum") is not None:
                 _check("auto.blocks: trace_sum", seen["trace_sum"])
@@ -128,7 +128,14 @@ class FoundRates:
         return _before_rounds(values, federation, directions)
 
 
-_BLOCK = ("weight_rms", "turns", "square_sum", "trace_sum", "smoothed_square")
+_BLOCK = (
+    "weight_rms",
+    "turns",
+    "square_sum",
+    "trace_sum",
+    "smoothed_square",
+    "smoothed_eigenvalue",
+)
 
 
 def _before_rounds(

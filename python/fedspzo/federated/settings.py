@@ -20,6 +20,7 @@ from fedspzo.checks import (
     check_whole,
 )
 from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import default_lr_scales
 
 from .aggregation import RULES, AggregationRule, check_rule
@@ -47,6 +48,8 @@ class OptimizerConfig:
             "stochastic" for bfloat16 and float16.
         evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
             None: by dtype, "layerwise" for bfloat16 and float16.
+        newton: the last block takes damped Newton steps (`SPZO`). None: it does if lr is "auto" and
+            these steps are cheap.
         at: the place of the cut: "auto"; or the first layer of block 2, as its index, its name or
             "head"; or a tuple with the first layer of each block but the first.
 
@@ -62,6 +65,7 @@ class OptimizerConfig:
     eps: float | None = None
     rounding: Rounding | None = None
     evaluation: EvaluationMode | None = None
+    newton: bool | None = None
     at: int | str | tuple[int | str, ...] = "auto"
 
     def __post_init__(self) -> None:
@@ -75,6 +79,12 @@ class OptimizerConfig:
                 check_positive("lr", rate)
         if self.eps is not None:
             check_positive("eps", self.eps)
+        if not isinstance(self.newton, bool | None):
+            raise TypeError(f"newton is {self.newton!r}; give true or false")
+        if self.newton and not issubclass(estimators.find(self.estimator), Anchored):
+            raise ValueError(
+                f"newton is True, but estimator is {self.estimator!r}; leave one of them out"
+            )
         self._check_blocks()
 
     def _check_blocks(self) -> None:

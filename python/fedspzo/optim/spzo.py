@@ -19,13 +19,14 @@ from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
 from fedspzo.interrupts import HeldInterrupts
-from fedspzo.privacy import NOT_PRIVATE, Mechanism
+from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
 from .param_groups import (
@@ -64,10 +65,8 @@ class SPZO(Optimizer):
             of 1.
             "auto" finds a rate for each block from losses, and lowers it when training diverges,
             for one more forward pass in every eighth step. At first the last block moves alone,
-            and the others may wait for their turns (`fedspzo.auto_lr.central`). The last block
-            takes Newton steps (`fedspzo.auto_lr.newton`) if its evaluations are cheap, unless it
-            has weight decay or more than 32 directions. In several processes pass `cost_shares`,
-            so that all decide alike.
+            and the others may wait for their turns (`fedspzo.auto_lr.central`). In several
+            processes pass `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
             for one block), or one of your own (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -93,6 +92,11 @@ class SPZO(Optimizer):
             an embedding's, are perturbed some rows at a time.
         cost_shares: for each block but the first, the cost of an evaluation that replays the blocks
             before it, as a share of a forward pass, in (0, 1]. Default: measured in the first step.
+        newton: the last block takes damped Newton steps along its directions, at its learning
+            rate: no longer than a plain step, and shorter where the curvature is high
+            (`fedspzo.auto_lr.newton`). They take 4 evaluations of the block a direction, and the
+            estimator has to be "anchored". Default: False; with lr="auto" True if they are cheap
+            and the block has no weight decay.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
 
@@ -123,6 +127,7 @@ class SPZO(Optimizer):
         evaluation: EvaluationMode | None = None,
         scratch_bytes: int | None = None,
         cost_shares: Sequence[float] | None = None,
+        newton: bool | None = None,
         privacy: Mechanism | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
@@ -133,14 +138,18 @@ class SPZO(Optimizer):
             raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
         if isinstance(lr, str) and lr != "auto":
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
-        if isinstance(lr, str) and privacy is not None:
-            raise ValueError(NOT_PRIVATE)
+        if privacy is not None and (public := public_setting(lr, newton)):
+            raise ValueError(public)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
         if estimator is None:
             estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
         kind = estimators.find(estimator)
         kind(sides=sides or "two", perturbations=(2,) * len(groups))  # raises if they do not fit
+        if newton and not issubclass(kind, Anchored):
+            raise ValueError(
+                f"newton is True, but estimator is {estimator!r}; pass estimator='anchored'"
+            )
         distribute_settings(groups, kind, lr=lr, eps=eps, perturbations=perturbations)
 
         self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
@@ -149,6 +158,7 @@ class SPZO(Optimizer):
         self.forwards = 0.0
         self.last_step: StepReport | None = None
         self.estimator = estimator
+        self.newton = newton
         self._kind = kind
         self.privacy = privacy
         self._model = blocks.model if blocks else None
@@ -289,11 +299,14 @@ class SPZO(Optimizer):
             replay=self._replay,
             rounding=self.rounding,
             auto=self.auto,
+            newton=self.newton,
             privacy=self.privacy,
         )
 
     def _fill_defaults(self) -> None:
-        newton = may_take_newton_steps(self._kind, self.param_groups, self.auto)
+        newton = self.newton
+        if newton is None:
+            newton = may_take_newton_steps(self._kind, self.param_groups, self.auto)
         fill_defaults(self.param_groups, self._kind, self.cost_shares, newton=newton)
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
@@ -354,8 +367,9 @@ class SPZO(Optimizer):
         """
         state = checked_state(state_dict, self.estimator, self.param_groups)
         auto = state["auto"] and CentralPolicy.from_dict(state["auto"])
-        if auto and self.privacy is not None:
-            raise ValueError(NOT_PRIVATE)
+        public = public_setting("auto" if auto else None, state["newton"])
+        if self.privacy is not None and public:
+            raise ValueError(public)
         super().load_state_dict(state_dict)
         self._layerwise = None
         self.auto = auto

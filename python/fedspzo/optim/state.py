@@ -9,7 +9,7 @@ from .param_groups import Group
 
 STATE = (
     *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
-    "cost_shares",
+    *("cost_shares", "newton"),
 )
 """Attributes of `SPZO` that are saved and restored. The estimator is saved too, and compared."""
 

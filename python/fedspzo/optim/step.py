@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
+from fedspzo.auto_lr.rates import newton_damping
 from fedspzo.auto_lr.trust_ratio import Trial
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
@@ -43,6 +44,7 @@ class Step:
         replay: the activation replay.
         rounding: rounding of the update to the weights' dtype.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
+        newton: the last block takes a Newton step. None: it does if lr="auto" may and it is cheap.
         privacy: makes the gradients private, or None.
     """
 
@@ -55,6 +57,7 @@ class Step:
     replay: ActivationReplay
     rounding: Rounding
     auto: CentralPolicy | None
+    newton: bool | None
     privacy: Mechanism | None
 
     def estimator(self) -> Estimator:
@@ -67,15 +70,20 @@ class Step:
         """
         given = (group["perturbations"] for group in self.groups)
         counts = tuple(2 if count is None else count for count in given)
-        if self.auto is None or not issubclass(self.kind, Anchored):
+        if not issubclass(self.kind, Anchored):
             return self.kind(sides=self.sides, perturbations=counts)
-        cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
-        newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
+        newton = self.newton
+        if newton is None:
+            cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
+            newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
+        last = len(counts) - 1 if newton else None
+        if self.auto is None:
+            return self.kind(sides=self.sides, perturbations=counts, newton=last)
         return self.kind(
             sides=self.sides,
             perturbations=self.auto.turns(counts) if any(counts) else counts,
             mirrored=bool(self.replay.starts) and self.auto.measures_curvature(counts),
-            newton=len(counts) - 1 if newton else None,
+            newton=last,
         )
 
     def estimate(
@@ -122,12 +130,18 @@ class Step:
         eps: Sequence[float],
         spectrum: Spectrum | None,
     ) -> tuple[Sequence[float], ...]:
-        """Return the numbers that the update follows: the gradients, unless lr="auto" damps them.
+        """Return the numbers that the update follows: the gradients, or those of a Newton step.
 
-        The policy of lr="auto" learns from the step on the way.
+        The policy of lr="auto" learns from the step on the way, and may clip them.
         """
-        if self.auto is None or not all(map(math.isfinite, losses.values())):
+        if not all(map(math.isfinite, losses.values())):
             return gradients
+        if self.auto is None:
+            if spectrum is None:
+                return gradients
+            rate = learning_rate(self.groups[-1])
+            damped = spectrum.damp(gradients[-1], newton_damping(rate, len(gradients[-1])))
+            return (*gradients[:-1], to_float32(damped))
         sides = 2 if self.sides == "two" else 1
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
@@ -160,6 +174,7 @@ class Step:
             losses=tuple(losses.values()),
             seeds=seeds,
             gradients=zeros if skipped else gradients,
+            followed=zeros if skipped else tuple(map(tuple, followed)),
             coefficients=zeros if skipped else updates,
             rounding_seed=step_rounding_seed(self.seed, self.number) if stochastic else None,
             forwards=forwards,

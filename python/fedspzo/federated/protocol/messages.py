@@ -22,7 +22,7 @@ from fedspzo.journal.records import DIGEST_BYTES, STREAM
 from .framing import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
 from .updates import EVERYBODY, Scalars, Update
 
-_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBdBB")
+_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdBB")
 _BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
 _CATCH_UP = struct.Struct("<?I")  # a download, number of updates
 _REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
@@ -31,6 +31,7 @@ _SEEDS = get_args(Seeds)
 _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
 _EVALUATIONS = (None, *get_args(EvaluationMode))
+_NEWTON = (None, False, True)
 _STREAM_CODE = 0
 _STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
 
@@ -110,6 +111,7 @@ class Plan:
             _ROUNDINGS.index(o.rounding),
             _EVALUATIONS.index(o.evaluation),
             _STREAM_CODE,
+            _NEWTON.index(o.newton),
             from_optional(o.eps),
             len(counts),
             len(name),
@@ -130,7 +132,7 @@ class Plan:
         number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
             reader.take(_PLAN_BODY)
         )
-        sides, rounding, evaluation, stream, eps, blocks, length = rest
+        sides, rounding, evaluation, stream, newton, eps, blocks, length = rest
         name = _estimator(reader.read(length))
         pairs = [reader.take(_BLOCK) for _ in range(blocks)]
         counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
@@ -147,6 +149,7 @@ class Plan:
             eps=to_optional(eps),
             rounding=pick("rounding", rounding, _ROUNDINGS),
             evaluation=pick("evaluation", evaluation, _EVALUATIONS),
+            newton=pick("newton", newton, _NEWTON),
         )
         plan = cls(
             round=number,
