@@ -24,7 +24,7 @@ import torch
 from targets import report
 from targets.methods import BASELINE, CENTRAL, FEDERATED, Method
 from targets.problems import PROBLEMS, Loaded, Problem, load
-from targets.runs import ALPHAS, LOCAL_STEPS, Results, Setting, seeds_of, settings
+from targets.runs import Results, Setting, seeds_of, settings
 from tqdm.auto import tqdm
 
 from fedspzo.auto_lr.rates import START
@@ -89,8 +89,8 @@ def main() -> None:
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
     parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
-    parser.add_argument("--alpha", type=float, choices=ALPHAS, nargs="+", default=ALPHAS)
-    parser.add_argument("--steps", type=int, choices=LOCAL_STEPS, nargs="+", default=LOCAL_STEPS)
+    parser.add_argument("--alpha", type=float, nargs="+")
+    parser.add_argument("--steps", type=int, nargs="+")
     every = sorted({method.name for method in (*CENTRAL, *FEDERATED)})
     parser.add_argument("--methods", choices=every, nargs="+", default=every)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -111,7 +111,9 @@ def main() -> None:
         for kind in options.setting or ("central", "federated"):
             federated = kind == "federated"
             file = options.results / f"{problem.name}_{kind}.jsonl"
-            which = settings(federated=federated, alphas=options.alpha, local_steps=options.steps)
+            which = settings(
+                problem, federated=federated, alphas=options.alpha, local_steps=options.steps
+            )
             methods = [
                 method
                 for method in (FEDERATED if federated else CENTRAL)

@@ -113,7 +113,7 @@ def test_three_blocks_are_estimated_one_at_a_time():
 def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     """On 3 + g e + h e^2 / 2 along each direction it is the mean of h, and g is as exact."""
     slopes, bends = ((2.0,), (0.5, -4.0)), ((7.0,), (10.0, -2.0))
-    estimator = find("anchored")(sides=sides, perturbations=(1, 2), mirrored=True)
+    estimator = find("anchored")(sides=sides, perturbations=(1, 2), mirrored=(1,))
     eps = (0.5, 0.25)
     losses = {}
     for point in estimator.points():
@@ -125,7 +125,7 @@ def test_curvature_is_seen_where_both_sides_are_evaluated(sides):
     assert estimator.curvatures(losses, eps) == (7.0 if sides == "two" else None, 4.0)
     first = 2.0 if sides == "two" else 2.0 + 7.0 * eps[0] / 2
     assert estimator.gradients(losses, eps) == ([first], [0.5, -4.0])
-    plain = replace(estimator, mirrored=False)
+    plain = replace(estimator, mirrored=())
     assert len(plain.points()) == (1 + 3 if sides == "one" else 1 + 6)
     assert find("mezo")(sides=sides, perturbations=(1, 1)).curvatures({}, eps) == (None, None)
 

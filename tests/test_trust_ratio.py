@@ -103,14 +103,14 @@ def test_a_step_that_breaks_its_promise_is_halved_until_it_keeps_it():
     fall = report.loss - model().item()
     assert fall / -predicted(report) == pytest.approx(report.ratio, rel=1e-3)
     share = optimizer.cost_shares[0]
-    assert report.forwards == pytest.approx(1 + 2 + 2 * 4 * share + halvings + 1)
+    assert report.forwards == pytest.approx(1 + 2 * 2 + 2 * 4 * share + halvings + 1)
 
 
 def test_without_trust_nothing_moves():
     """Where even the smallest step raises its batch's loss, it is not made."""
     model, optimizer = too_fast(evaluation="layerwise")
     before = copy.deepcopy(model.state_dict())
-    calls, points = 0, 2 + 1 + 2 + 2 * 4  # the first step's measurement, and its own
+    calls, points = 0, 2 + 1 + 2 * 2 + 2 * 4  # the first step's measurement, and its own
 
     def evaluate() -> torch.Tensor:
         nonlocal calls

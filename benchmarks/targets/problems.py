@@ -23,6 +23,9 @@ from . import masked
 
 ROOT = Path(__file__).parents[2]
 
+ALPHAS, LOCAL_STEPS = (10.0, 0.1), (1, 5, 20)
+"""The federations that are raced, unless a problem says otherwise: every pair."""
+
 Cut = str | int | tuple[int | str, ...] | None
 
 
@@ -46,6 +49,10 @@ class Problem:
         tuning_budget: full forward passes after which a run that tunes a rate is given up.
         tuning: how many seeds rates are tuned on.
         seeds: how many others the results are of.
+        alphas: label skews of the federated runs.
+        local_steps: numbers of local steps of the federated runs.
+        federated_budget: a federation's budget over central training's.
+        federated_seeds: how many seeds a federation's rates are tuned on, and the results are of.
     """
 
     name: str
@@ -64,6 +71,10 @@ class Problem:
     tuning_budget: float = math.inf
     tuning: int = 5
     seeds: int = 9
+    alphas: tuple[float, ...] = ALPHAS
+    local_steps: tuple[int, ...] = LOCAL_STEPS
+    federated_budget: float = 3
+    federated_seeds: tuple[int, int] = (2, 3)
 
     def endless(self) -> Problem:
         """The same with targets that no run reaches."""
@@ -162,10 +173,14 @@ PROBLEMS = (
         accuracies=(0.75, 0.78),
         losses=(0.55, 0.50),
         tests=256,
-        grid=-4,
+        grid=-5,
         tuning_budget=400,
         tuning=1,
         seeds=3,
+        alphas=(1.0,),
+        local_steps=(5,),
+        federated_budget=1,
+        federated_seeds=(1, 2),
     ),
     Problem(
         name="decoder",

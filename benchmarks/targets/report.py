@@ -48,7 +48,7 @@ def write(folder: Path) -> None:
         for federated in (False, True):
             kind = "federated" if federated else "central"
             results = Results(folder / f"{problem.name}_{kind}.jsonl")
-            for setting in settings(federated=federated):
+            for setting in settings(problem, federated=federated):
                 order = [method.name for method in (FEDERATED if federated else CENTRAL)]
                 tuning, seeds = seeds_of(problem, setting)
                 rows = _rows(results, problem.name, setting.name, order, seeds)

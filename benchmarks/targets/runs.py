@@ -85,10 +85,6 @@ class Run:
         return None
 
 
-FEDERATED_BUDGET = 3
-"""A federation's budget over central training's."""
-
-
 class _Ended(Exception):
     pass
 
@@ -209,7 +205,8 @@ class Results:
         bound: float = math.inf,
     ) -> Run:
         """The run, from the file or made now; it is given up at `bound` full forward passes."""
-        budget = loaded.problem.budget * (1 if setting.alpha is None else FEDERATED_BUDGET)
+        more = 1 if setting.alpha is None else loaded.problem.federated_budget
+        budget = loaded.problem.budget * more
         key = (loaded.problem.name, setting.name, method.name, lr, seed)
         if key not in self.runs:
             run = race(loaded, setting, method, lr, seed, min(budget, bound))
@@ -225,23 +222,27 @@ def _read(value: dict[str, object]) -> Run:
     return Run(**value, curve=[Point(**point) for point in curve])  # type: ignore[arg-type]
 
 
-ALPHAS, LOCAL_STEPS = (10.0, 0.1), (1, 5, 20)
-"""The federations that are raced: every pair."""
-
-
 def settings(
+    problem: Problem,
     *,
     federated: bool,
-    alphas: Sequence[float] = ALPHAS,
-    local_steps: Sequence[int] = LOCAL_STEPS,
+    alphas: Sequence[float] | None = None,
+    local_steps: Sequence[int] | None = None,
 ) -> list[Setting]:
-    """The settings of a race."""
+    """The settings of a problem's race, of some label skews and local steps or of all."""
     if not federated:
         return [Setting()]
-    return [Setting(alpha, steps) for alpha in alphas for steps in local_steps]
+    return [
+        Setting(alpha, steps)
+        for alpha in problem.alphas
+        if alphas is None or alpha in alphas
+        for steps in problem.local_steps
+        if local_steps is None or steps in local_steps
+    ]
 
 
 def seeds_of(problem: Problem, setting: Setting) -> tuple[range, range]:
     """The seeds that rates are tuned on, and those that the results are of."""
-    tuning, seeds = (2, 3) if setting.alpha is not None else (problem.tuning, problem.seeds)
+    central = setting.alpha is None
+    tuning, seeds = (problem.tuning, problem.seeds) if central else problem.federated_seeds
     return range(100, 100 + tuning), range(seeds)

@@ -105,14 +105,14 @@ class CentralPolicy:
         if not self.blocks:
             self.blocks = [BlockStatistics(root_mean_square(tensors)) for tensors in groups]
 
-    def measures_curvature(self, counts: Sequence[int]) -> bool:
-        """Tell whether any block but the first that has directions still learns its rate.
+    def learning(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Return the indices of the blocks that move and still learn their rates.
 
         Args:
-            counts: number of directions of each block.
+            counts: number of directions of each block in this step.
         """
-        later = zip(self.blocks[1:], counts[1:], strict=True)
-        return not self.blocks or any(count and stats.is_learning for stats, count in later)
+        learns = [stats.is_learning for stats in self.blocks] or [True] * len(counts)
+        return tuple(block for block, count in enumerate(counts) if count and learns[block])
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Return each block's number of directions in the next step; 0 if it is not its turn.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.rates import newton_damping
-from fedspzo.auto_lr.trust_ratio import Trial
+from fedspzo.auto_lr.trust_ratio import Trial, halve_until_trusted
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
 from fedspzo.estimators import Estimator
@@ -79,10 +79,11 @@ class Step:
         last = len(counts) - 1 if newton else None
         if self.auto is None:
             return self.kind(sides=self.sides, perturbations=counts, newton=last)
+        moving = self.auto.turns(counts) if any(counts) else counts
         return self.kind(
             sides=self.sides,
-            perturbations=self.auto.turns(counts) if any(counts) else counts,
-            mirrored=bool(self.replay.starts) and self.auto.measures_curvature(counts),
+            perturbations=moving,
+            mirrored=self.auto.learning(moving) if self.replay.starts else (),
             newton=last,
         )
 
@@ -117,10 +118,13 @@ class Step:
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
         if self.auto is None:
-            return report
+            if spectrum is None or report.skipped:
+                return report
+            return self._trusted(report, self._trial(len(blocks) - 1, blocks, evaluate))
         if report.skipped:
             return self.auto.skip(report)
-        return self.auto.judge(report, self._trial(gradients, blocks, evaluate))
+        moved = next(block for block, found in enumerate(gradients) if found)
+        return self.auto.judge(report, self._trial(moved, blocks, evaluate))
 
     def _learn(
         self,
@@ -189,13 +193,35 @@ class Step:
         scales = (group["lr_scale"] for group in self.groups)
         return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
 
+    def _trusted(self, report: StepReport, trial: Trial) -> StepReport:
+        """Halve the last block's Newton step until it keeps its promise on the batch.
+
+        Where a model is confident and wrong, its loss has next to no curvature, and such a step
+        overshoots.
+        """
+        still = tuple((0.0,) * len(block) for block in report.gradients[:-1])
+        last = replace(
+            report,
+            gradients=(*still, report.gradients[-1]),
+            coefficients=(*still, report.coefficients[-1]),
+        )
+        tried, factor = halve_until_trusted(last, trial)
+        factor *= tried.undone is None
+        return replace(
+            report,
+            followed=(
+                *report.followed[:-1],
+                to_float32([factor * g for g in report.followed[-1]]),
+            ),
+            coefficients=(*report.coefficients[:-1], tried.coefficients[-1]),
+            forwards=tried.forwards,
+            ratio=tried.ratio,
+        )
+
     def _trial(
-        self,
-        gradients: Sequence[Sequence[float]],
-        blocks: Sequence[MovableBlock],
-        evaluate: Callable[[], Tensor],
+        self, moved: int, blocks: Sequence[MovableBlock], evaluate: Callable[[], Tensor]
     ) -> Trial:
-        moved = next(block for block, found in enumerate(gradients) if found)
+        """Return a trial of the blocks from `moved` on, which is the first that moves."""
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
