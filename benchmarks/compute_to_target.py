@@ -125,7 +125,8 @@ def main() -> None:
 
 def fast(folder: Path) -> None:
     """The decoder, MeZO and FedSPZO at rates known to work, one seed."""
-    problem = replace(PROBLEMS[0], budget=300, accuracies=(0.8,), losses=(0.5,), tests=100)
+    decoder = next(problem for problem in PROBLEMS if problem.name == "decoder")
+    problem = replace(decoder, budget=300, accuracies=(0.8,), losses=(0.5,), tests=100)
     methods = [method for method in CENTRAL if method.name in (BASELINE, "FedSPZO")]
     loaded = load(problem)
     results = Results(folder / "fast.jsonl")

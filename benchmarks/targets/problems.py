@@ -152,6 +152,17 @@ def _reviews() -> Config:
     return replace(config, data=replace(config.data, test=REVIEWS / "validation.jsonl"))
 
 
+def _sentences() -> Config:
+    """The sentences, likewise."""
+    config = configuration.load(REVIEWS / "sentences.toml")
+    return replace(config, data=replace(config.data, test=REVIEWS / "sentences/validation.jsonl"))
+
+
+def _needs_sentences() -> str | None:
+    there = (REVIEWS / "model").exists() and (REVIEWS / "sentences/train.jsonl").exists()
+    return None if there else "model and sentences: run `make sentences` once"
+
+
 def _needs_reviews() -> str | None:
     there = (REVIEWS / "model").exists() and (REVIEWS / "train.jsonl").exists()
     return None if there else "model and reviews: run `make real` once"
@@ -177,6 +188,26 @@ PROBLEMS = (
         tuning_budget=400,
         tuning=1,
         seeds=3,
+        alphas=(1.0,),
+        local_steps=(5,),
+        federated_budget=1,
+        federated_seeds=(1, 2),
+    ),
+    Problem(
+        name="sentences",
+        title="SmolLM2, real sentences of product, film and restaurant reviews",
+        config=_sentences,
+        needs=_needs_sentences,
+        clients=4,
+        every=40,
+        budget=600,
+        accuracies=(0.85, 0.90),
+        losses=(0.35, 0.30),
+        tests=256,
+        grid=-5,
+        tuning_budget=400,
+        tuning=1,
+        seeds=2,
         alphas=(1.0,),
         local_steps=(5,),
         federated_budget=1,

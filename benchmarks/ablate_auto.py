@@ -1,0 +1,231 @@
+"""What each mechanism of `lr="auto"` is worth: training with one of them switched off at a time.
+
+    python benchmarks/ablate_auto.py                     # everything: hours; resumes
+    python benchmarks/ablate_auto.py --only decoder      # some of the problems
+    python benchmarks/ablate_auto.py --report            # the table of what there is
+
+The problems are those of `compute_to_target.py`, with other seeds. All runs spend the same passes,
+whether they have reached anything or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from targets.methods import Method
+from targets.problems import PROBLEMS, Problem, load
+from targets.runs import Results, Run, Setting
+from tqdm.auto import tqdm
+
+from fedspzo.auto_lr import central, loss_monitor, newton, rates, trust_ratio
+from fedspzo.auto_lr.loss_monitor import LossMonitor, Verdict
+from fedspzo.auto_lr.rates import START
+from fedspzo.estimators import defaults
+from fedspzo.optim import spzo, step
+
+FOLDER = Path(__file__).parent / "results/ablate_auto"
+SEEDS = range(200, 203)
+PASSES = {"reviews": 120, "sentences": 120, "decoder": 100, "encoder": 100, "minilm": 150}
+FEDERATED_PASSES = {"reviews": 160, "sentences": 160, "decoder": 480, "encoder": 480, "minilm": 480}
+FEDERATION = Setting(1.0, 5)
+
+Patch = tuple[object, str, object]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`lr="auto"` with something switched off.
+
+    Attributes:
+        name: for people, and the key of its results.
+        patches: what is switched off: (module or class, attribute, value).
+        settings: of the optimizer, besides `lr`.
+        central, federated: where it makes a difference.
+    """
+
+    name: str
+    patches: Sequence[Patch] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    central: bool = True
+    federated: bool = True
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        with ExitStack() as patches:
+            for target, name, value in self.patches:
+                patches.enter_context(patch.object(target, name, value))
+            yield
+
+
+def _boundless(role: Any) -> Any:
+    return replace(role, size=math.inf)
+
+
+def _never_diverged(observe: Callable[[LossMonitor, float], Verdict]) -> Callable[..., Verdict]:
+    def watched(monitor: LossMonitor, loss: float) -> Verdict:
+        verdict = observe(monitor, loss)
+        return "near" if verdict == "diverged" else verdict
+
+    return watched
+
+
+def _later_blocks(policy: central.CentralPolicy, counts: Sequence[int]) -> tuple[int, ...]:
+    learns = [stats.is_learning for stats in policy.blocks] or [True] * len(counts)
+    return tuple(block for block, count in enumerate(counts) if block and count and learns[block])
+
+
+def _as_it_is(along: Sequence[float], _rate: float, _longest: float) -> Sequence[float]:
+    return along
+
+
+_ROLES = ("_ONLY", "_LED", "_LAST")
+VARIANTS = (
+    Variant("all of it"),
+    Variant(
+        "every block in every step",
+        [(central, "LEAD_STEPS", 0), (central, "LONGEST_INTERVAL", 1)],
+        federated=False,
+    ),
+    Variant(
+        "no bound on size", [(rates, role, _boundless(getattr(rates, role))) for role in _ROLES]
+    ),
+    Variant("no bound on worth", [(rates, "WORTH", math.inf)]),
+    Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
+    Variant(
+        "the first block's curvature not measured",
+        [(central.CentralPolicy, "learning", _later_blocks)],
+    ),
+    Variant("no clipping", [(central, "_clipped", _as_it_is)], federated=False),
+    Variant("rates do not fall", [(rates, "STEADY_TURNS", 10**9)]),
+    Variant(
+        "no trust ratio",
+        [(central.CentralPolicy, "check_is_due", lambda _: False)],
+        federated=False,
+    ),
+    Variant(
+        "Newton steps of clients not halved",
+        [(step.Step, "_trusted", lambda _step, report, _trial: report)],
+        central=False,
+    ),
+    Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
+    Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
+    Variant(
+        "loss monitor: no allowance at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]
+    ),
+    Variant(
+        "no Newton steps",
+        [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],
+        {"newton": False},
+    ),
+    Variant(
+        "Newton: one product",
+        [(module, "NEWTON_PRODUCTS", 1) for module in (newton, defaults)],
+    ),
+    Variant("Newton: whole steps", [(rates, "NEWTON", 1.0)]),
+    Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
+    Variant("Newton: no longest step", [(rates, "SIZE_NEWTON", math.inf)], federated=False),
+    Variant("promises of any size count", [(trust_ratio, "RESOLVED", 0)], federated=False),
+)
+
+
+def runs(problem: Problem, setting: Setting, variants: Sequence[Variant]) -> None:
+    """Make the runs that are missing."""
+    federated = setting.alpha is not None
+    passes = (FEDERATED_PASSES if federated else PASSES)[problem.name]
+    found = Results(FOLDER / f"{problem.name}_{'federated' if federated else 'central'}.jsonl")
+    # evaluated half way and at the end
+    loaded = load(replace(problem.endless(), every=passes // 2))
+    for seed in SEEDS:
+        for variant in tqdm(variants, desc=f"{problem.name}, {setting.name}, seed {seed}"):
+            method = Method(variant.name, "auto", {"lr": "auto", **variant.settings})
+            with variant.switched_off():
+                found.get(loaded, setting, method, START, seed, passes)
+
+
+def variants_of(setting: Setting) -> list[Variant]:
+    """Those that make a difference in a setting."""
+    federated = setting.alpha is not None
+    return [v for v in VARIANTS if (v.federated if federated else v.central)]
+
+
+def report() -> str:
+    """The table: where each variant ends, and by how much that differs from all of it."""
+    lines = [
+        '# What each mechanism of `lr="auto"` is worth',
+        "",
+        "`python benchmarks/ablate_auto.py`: loss and accuracy on examples never trained on, after"
+        " the same forward passes with one mechanism switched off; the median of the seeds. 'Worse"
+        " by': the median over the seeds of the difference in loss to all of it, and its range.",
+    ]
+    for problem in PROBLEMS:
+        for setting in (Setting(), FEDERATION):
+            kind = "central" if setting.alpha is None else "federated"
+            found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
+            rows = list(_rows(problem, setting, found))
+            if rows:
+                machines = sorted({run.machine for run in found.runs.values()})
+                passes = (PASSES if setting.alpha is None else FEDERATED_PASSES)[problem.name]
+                lines += ["", f"## {problem.title}: {setting.name}, {passes} passes", ""]
+                lines += [f"Seeds {SEEDS[0]} to {SEEDS[-1]}; {'; '.join(machines)}.", ""]
+                lines += [
+                    "| | seeds | accuracy | loss | worse by |",
+                    "| --- | --- | --- | --- | --- |",
+                ]
+                lines += rows
+    return "\n".join(lines) + "\n"
+
+
+def _rows(problem: Problem, setting: Setting, found: Results) -> Iterator[str]:
+    def of(variant: Variant) -> dict[int, Run]:
+        keys = {seed: (problem.name, setting.name, variant.name, START, seed) for seed in SEEDS}
+        return {seed: found.runs[key] for seed, key in keys.items() if key in found.runs}
+
+    whole = of(VARIANTS[0])
+    for variant in variants_of(setting):
+        ends = {seed: run.curve[-1] for seed, run in of(variant).items()}
+        if not ends:
+            continue
+        worse = sorted(
+            end.loss - whole[seed].curve[-1].loss for seed, end in ends.items() if seed in whole
+        )
+        accuracy = statistics.median(end.accuracy for end in ends.values())
+        loss = statistics.median(end.loss for end in ends.values())
+        difference = (
+            f"{statistics.median(worse):+.3f} ({worse[0]:+.3f} to {worse[-1]:+.3f})"
+            if worse
+            else ""
+        )
+        yield f"| {variant.name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [problem.name for problem in PROBLEMS]
+    parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
+    parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for problem in PROBLEMS:
+        if options.report or problem.name not in options.only:
+            continue
+        if missing := problem.needs():
+            print(f"{problem.name} is left out, it needs {missing}")
+            continue
+        for kind in options.setting or ("central", "federated"):
+            setting = FEDERATION if kind == "federated" else Setting()
+            runs(problem, setting, variants_of(setting))
+    FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
