@@ -1,0 +1,239 @@
+"""Where training of a real language model ends, beside first-order methods: on the test split.
+
+    python benchmarks/where_it_ends.py            # an hour or two; resumes
+    python benchmarks/where_it_ends.py --report   # the table of what there is
+
+SmolLM2-135M on the reviews, batches of 16. Every run is a process of its own, so that its peak
+memory is its own. Passes count a step with a backward pass as three. The test split is looked at
+once, at a run's end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from targets.methods import CENTRAL
+from targets.problems import PROBLEMS, REVIEWS, Loaded, load
+from targets.runs import here
+from torch import nn
+
+from fedspzo import Blocks
+from fedspzo.app import config as configuration
+from fedspzo.app.data import read_splits
+from fedspzo.baselines.fedavg import STEP_FORWARDS
+from fedspzo.baselines.lora import adapted
+from fedspzo.federated.client import spzo
+from fedspzo.federated.partition import draw
+from fedspzo.seeds import derive
+
+RESULTS = Path(__file__).parent / "results/where_it_ends.jsonl"
+
+Step = Callable[[Any], float]
+"""Takes a step on a batch, and returns its cost in forward passes."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        name: for people, and the key of its results.
+        lr: the learning rate; None: found by the method.
+        passes: full forward passes of a run.
+        seeds: number of seeds.
+        start: makes the model and the step.
+    """
+
+    name: str
+    lr: float | None
+    passes: int
+    seeds: int
+    start: Callable[[Loaded, float | None, int], tuple[nn.Module, Step]]
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a run ended: costs, and the test split's loss and accuracy.
+
+    Attributes:
+        peak_mib: the process' peak memory at the end of training, in MiB.
+        base_mib: the same before the first step, with the model loaded and one batch evaluated.
+    """
+
+    method: str
+    lr: float | None
+    seed: int
+    passes: float
+    seconds: float
+    peak_mib: float
+    base_mib: float
+    loss: float
+    accuracy: float
+    machine: str
+
+
+def zeroth_order(name: str) -> Callable[[Loaded, float | None, int], tuple[nn.Module, Step]]:
+    """A method of `compute_to_target.py`."""
+    method = next(method for method in CENTRAL if method.name == name)
+
+    def start(loaded: Loaded, lr: float | None, seed: int) -> tuple[nn.Module, Step]:
+        blocks = loaded.split(method.cut)
+        optimizer = spzo(blocks, method.optimizer(lr or 1.0), seed=seed)
+
+        def step(batch: Any) -> float:
+            before = optimizer.forwards
+            optimizer.step(lambda: loaded.task.loss(blocks.model, batch))
+            return optimizer.forwards - before
+
+        return blocks.model, step
+
+    return start
+
+
+def first_order(*, lora: bool) -> Callable[[Loaded, float | None, int], tuple[nn.Module, Step]]:
+    """AdamW on all weights, or on LoRA adapters with activations computed again (checkpointing)."""
+
+    def start(loaded: Loaded, lr: float | None, seed: int) -> tuple[nn.Module, Step]:
+        assert lr is not None
+        model = loaded.fresh()
+        if lora:
+            model = adapted(Blocks.single(model), seed=seed).model
+            model.enable_input_require_grads()  # type: ignore[operator]
+            model.gradient_checkpointing_enable()  # type: ignore[operator]
+            model.train()  # checkpoints are made in training mode; the model has no dropout
+        adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+
+        def step(batch: Any) -> float:
+            with torch.enable_grad():
+                loaded.task.loss(model, batch).backward()
+            adamw.step()
+            adamw.zero_grad()
+            return STEP_FORWARDS + lora  # checkpointing runs the forward pass again
+
+        return model, step
+
+    return start
+
+
+METHODS = (
+    Method("FedSPZO, lr auto", None, 240, 2, zeroth_order("FedSPZO, lr auto")),
+    Method("last block alone, lr auto", None, 240, 2, zeroth_order("last block alone, lr auto")),
+    Method("AdamW, all weights", 2e-5, 180, 2, first_order(lora=False)),
+    Method("LoRA, rank 8, checkpointing", 2e-4, 240, 2, first_order(lora=True)),
+    Method("MeZO", 2.0**-15, 600, 2, zeroth_order("MeZO")),
+)
+
+
+def peak_mib() -> float:
+    """The process' peak memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(method: Method, seed: int) -> End:
+    """Train, then evaluate on the test split."""
+    problem = next(problem for problem in PROBLEMS if problem.name == "reviews")
+    loaded = load(problem)
+    model, step = method.start(loaded, method.lr, seed)
+
+    def batch(number: int) -> Any:
+        chosen = draw(len(loaded.train), problem.batch, derive(seed, number))
+        return loaded.task.collate([loaded.train[i] for i in chosen])
+
+    with torch.no_grad():
+        loaded.task.loss(model, batch(0))
+    base, passes, number, begin = peak_mib(), 0.0, 0, time.perf_counter()
+    while passes < method.passes:
+        passes += step(batch(number))
+        number += 1
+    seconds, peak = time.perf_counter() - begin, peak_mib()
+    config = configuration.load(REVIEWS / "config.toml")
+    test = loaded.task.encode(read_splits(config.data, config.task).test)
+    found = loaded.task.evaluate(model.eval(), test)
+    return End(
+        method=method.name,
+        lr=method.lr,
+        seed=seed,
+        passes=round(passes, 1),
+        seconds=round(seconds, 1),
+        peak_mib=round(peak),
+        base_mib=round(base),
+        loss=found["loss"],
+        accuracy=found["accuracy"],
+        machine=here(),
+    )
+
+
+def known() -> list[End]:
+    """The runs so far."""
+    if not RESULTS.exists():
+        return []
+    return [End(**json.loads(line)) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def report() -> str:
+    """The table."""
+    ends = known()
+    lines = [
+        "# Where training ends",
+        "",
+        "`python benchmarks/where_it_ends.py`: SmolLM2-135M on real movie reviews, float32, batches"
+        " of 16; accuracy on the 512 test snippets, looked at once, at the end of each run. A step"
+        " with a backward pass counts as three passes, with checkpointing as four. Memory: the peak"
+        " of the process beyond that of a forward pass. One thread, beside other work. On"
+        f" {'; '.join(sorted({end.machine for end in ends}))}.",
+        "",
+        "| method | lr | passes | test accuracy, seed by seed | loss | seconds | more memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method in METHODS:
+        own = [end for end in ends if end.method == method.name]
+        if own:
+            lr = "auto" if method.lr is None else f"{method.lr:.2g}"
+            accuracies = ", ".join(f"{end.accuracy:.1%}" for end in own)
+            memory = statistics.median(end.peak_mib - end.base_mib for end in own)
+            lines.append(
+                f"| {method.name} | {lr} | {method.passes} | {accuracies} |"
+                f" {statistics.median(end.loss for end in own):.3f} |"
+                f" {statistics.median(end.seconds for end in own):.0f} | {memory:.0f} MiB |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [method.name for method in METHODS]
+    parser.add_argument("--methods", choices=names, nargs="+", default=names)
+    parser.add_argument("--seed", type=int, help="one run of one method, as a line of JSON")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [method for method in METHODS if method.name in options.methods]
+    if options.seed is not None:
+        print(json.dumps(asdict(run(chosen[0], options.seed))))
+        return
+    done = {(end.method, end.seed) for end in known()}
+    for seed in range(2):
+        for method in chosen:
+            if options.report or seed >= method.seeds or (method.name, seed) in done:
+                continue
+            command = [sys.executable, __file__, "--methods", method.name, "--seed", str(seed)]
+            print(method.name, "seed", seed, flush=True)
+            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(line.splitlines()[-1] + "\n")
+    RESULTS.with_suffix(".md").write_text(report(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
