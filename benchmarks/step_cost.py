@@ -60,7 +60,7 @@ def main() -> None:
         f" {options.threads} threads, medians of {options.pairs} pairs. On {machine()}, torch"
         f" {torch.__version__}.",
         "",
-        "| method | dtype | evaluation | a step's passes | seconds | over its passes | peak memory |",
+        "| method | dtype | evaluation | passes a step | seconds | over its passes | peak memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for dtype in (torch.float32, torch.bfloat16):
@@ -94,7 +94,7 @@ def measure(optimizer: SPZO, loss: Callable[[], Tensor], pairs: int, what: str) 
         step = seconds(lambda: optimizer.step(loss))
         passes.append(optimizer.forwards - before)
         count = max(1, round(passes[-1]))
-        forward = seconds(lambda: [loss() for _ in range(count)]) / count
+        forward = seconds(lambda count=count: [loss() for _ in range(count)]) / count
         steps.append(step)
         ratios.append(step / (forward * passes[-1]))
     weights = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
