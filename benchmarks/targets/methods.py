@@ -73,7 +73,6 @@ FEDERATED = (
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
     Method("FedSPZO, P2 = 32", "auto", _MORE, -8, problems=_NEW),
     Method("FedSPZO, P2 = 32, shared seeds", "auto", _MORE, -8, seeds="shared", problems=_NEW),
-    Method("FedSPZO, P2 = 32, lr auto", "auto", {**_MORE, "lr": "auto"}),
 )
 
 
