@@ -22,12 +22,13 @@ from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
-from fedspzo.evaluation.in_place import InPlaceBlock
+from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
+from .closure_checks import FirstEvaluation
 from .param_groups import (
     as_groups,
     check_joins,
@@ -101,8 +102,9 @@ class SPZO(Optimizer):
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
-            step's measurement, which evaluates once in full and once replayed from each cut, and
-            the evaluation that is repeated if layerwise evaluation falls back (docs/evaluation.md).
+            step's checks and the evaluation that is repeated if layerwise evaluation falls back
+            (docs/evaluation.md). A replayed evaluation in which some calls had another input, and
+            so ran in full, costs as much more.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it, its value and the remedy.
@@ -171,6 +173,7 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
+        self._checked = False  # the first step has checked model and closure
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
 
@@ -214,7 +217,8 @@ class SPZO(Optimizer):
 
         Raises:
             ValueError: there is no closure.
-            RuntimeError: the model does not work as it was split. The first step finds this out.
+            RuntimeError: the model does not work as it was split, or the loss changes from call to
+                call. The first step finds this out.
             Exception: whatever the closure raises. The weights are put back: bit for bit if
                 evaluation is layerwise, otherwise to the rounding of in-place arithmetic.
         """
@@ -235,15 +239,9 @@ class SPZO(Optimizer):
                     return read_losses(closure(), single=self.privacy is None)
 
             with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
-                if self.cost_shares is None:
-                    later = [dict(named(group)) for group in self.param_groups[1:]]
-                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    self.forwards += 1.0 + sum(self.cost_shares)
+                known = None if self._checked else self._measure(evaluate)
                 self._fill_defaults()
-                if self.evaluation == "in_place":
-                    report = self._next_step().estimate(blocks, evaluate)
-                else:
-                    report = self._estimate_layerwise(evaluate)
+                report = self._estimate(blocks, evaluate, known)
             if self.auto is not None:
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
@@ -265,18 +263,60 @@ class SPZO(Optimizer):
             self.auto = known
             raise
 
-    def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
-        """Estimate the next step with virtual parameters in the places of the weights."""
-        if self._layerwise is None:
-            self._layerwise = Layerwise(self._model, self.scratch_bytes)
-        layerwise = self._layerwise
+    def _measure(self, evaluate: Callable[[], Tensor]) -> Tensor | None:
+        """Check that the model works as it was split, and measure cost shares that are not given.
 
-        def again() -> None:
-            self._replay.capture()
-            self.forwards += 1.0
+        Returns:
+            The loss at theta, summed if there are several; None if nothing is replayed.
+        """
+        if not self._replay.layers:
+            return None
+        seen: list[Tensor] = []
 
-        with layerwise.virtual_parameters(self._named()) as blocks:
-            return self._next_step().estimate(blocks, lambda: layerwise.watched(evaluate, again))
+        def watched() -> Tensor:
+            seen.append(evaluate().sum())
+            return seen[-1]
+
+        later = [dict(named(group)) for group in self.param_groups[1:]]
+        measured = measure(self._replay, later, watched)
+        self.cost_shares = self.cost_shares or measured
+        self.forwards += 1.0 + sum(self.cost_shares)
+        return seen[0]
+
+    def _estimate(
+        self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor], known: Tensor | None
+    ) -> StepReport:
+        """Estimate the next step. The first one also checks that the loss repeats.
+
+        Args:
+            blocks: the blocks, for evaluation in place.
+            evaluate: returns the loss.
+            known: the loss at theta if the first step has measured it, else None.
+        """
+        with ExitStack() as stack:
+            movable: Sequence[MovableBlock] = blocks
+            if self.evaluation == "layerwise":
+                self._layerwise = self._layerwise or Layerwise(self._model, self.scratch_bytes)
+                layerwise, plain = self._layerwise, evaluate
+                movable = stack.enter_context(layerwise.virtual_parameters(self._named()))
+
+                def again() -> None:
+                    self._replay.capture()
+                    self.forwards += 1.0
+
+                def evaluate() -> Tensor:
+                    return layerwise.watched(plain, again)
+
+            if self._checked:
+                return self._next_step().estimate(movable, evaluate)
+            first = FirstEvaluation(evaluate, self._replay, self._devices(), known)
+            report = self._next_step().estimate(movable, first)
+            self.forwards += first.extra
+            self._checked = True
+            return report
+
+    def _devices(self) -> list[torch.device]:
+        return [p.device for group in self.param_groups for p in group["params"]]
 
     def _next_step(self) -> Step:
         return Step(
@@ -361,3 +401,4 @@ class SPZO(Optimizer):
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
+        self._checked = self.forwards > 0

@@ -187,7 +187,7 @@ class Step:
                 self.replay.replay(moved)
             else:
                 self.replay.capture()
-            return evaluate()
+            return self.replay.evaluated(evaluate)
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
         return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
