@@ -28,8 +28,19 @@ Group = dict[str, Any]
 
 
 def named(group: Group) -> list[tuple[str, Tensor]]:
-    """Return a param group's (name, parameter) pairs."""
-    return list(zip(group["param_names"], group["params"], strict=True))
+    """Return the (name, parameter) pairs of a param group that train now: some may be frozen."""
+    pairs = zip(group["param_names"], group["params"], strict=True)
+    return [(name, parameter) for name, parameter in pairs if parameter.requires_grad]
+
+
+def check_not_meta(name: str, parameter: Tensor) -> None:
+    """Raise ValueError if a parameter is on the meta device, where it has no weights."""
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"parameter {name!r} is on meta, without weights, as accelerate's cpu_offload and disk"
+            " offload leave it between two forward passes; keep the whole model on devices (no"
+            " 'cpu' or 'disk' offload in device_map), in bfloat16 if memory is short"
+        )
 
 
 def learning_rate(group: Group) -> float:
@@ -185,6 +196,8 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
             raise TypeError(
                 f"parameter {name!r} is a {kind}; pass float32, bfloat16 or float16 tensors"
             )
+    for name, parameter in pairs:
+        check_not_meta(name, parameter)
     kept = trainable(pairs)
     if not kept:
         raise ValueError("params holds nothing with requires_grad=True; pass or unfreeze some")

@@ -29,6 +29,7 @@ from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
 from .closure_checks import FirstEvaluation
+from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
     check_joins,
@@ -58,7 +59,7 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`. Or named parameters, parameters (addressed
             by their index) or param groups; these are trained without replay and without control
             of dropout (call `model.eval()` yourself). Parameters that are frozen now are left
-            alone, and tied weights are taken once.
+            alone, and so are those that you freeze later. Tied weights are taken once.
         lr: one learning rate (default 1e-4), or a tuple with one for each block, or "auto". One
             rate is block 1's, and block b gets `P_b / P1` times it, kept as its `lr_scale`, so
             that every direction counts alike. A group with an `lr` of its own has an `lr_scale`
@@ -163,6 +164,7 @@ class SPZO(Optimizer):
             cost_shares, len(groups), replayed=bool(self._replay.layers)
         )
         self._indexed = 0
+        self._held = HeldParameters(self._model)
         super().__init__(groups, {"weight_decay": weight_decay})
 
         low = any(is_low(g) for g in self.param_groups)
@@ -198,6 +200,7 @@ class SPZO(Optimizer):
         group = {**self.defaults, **param_group, "params": members}
         check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
+        self._held.settle(self.param_groups)
         self._indexed += len(members)
         if not self._replay.layers:
             self.cost_shares = known_shares(None, len(self.param_groups), replayed=False)
@@ -227,6 +230,7 @@ class SPZO(Optimizer):
                 "closure is None, but SPZO evaluates the loss several times a step; call"
                 " step(lambda: model(**batch).loss)"
             )
+        self._held.check(self.param_groups)
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:

@@ -26,7 +26,7 @@ from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.privacy import Mechanism
 from fedspzo.seeds import step_rounding_seed
 
-from .param_groups import Group, learning_rate
+from .param_groups import Group, learning_rate, named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +67,11 @@ class Step:
         """
         given = (group["perturbations"] for group in self.groups)
         counts = tuple(2 if count is None else count for count in given)
+        if issubclass(self.kind, Anchored):  # a block that was frozen needs no evaluations
+            counts = tuple(
+                count if named(group) else 0
+                for count, group in zip(counts, self.groups, strict=True)
+            )
         if self.auto is None or not issubclass(self.kind, Anchored):
             return self.kind(sides=self.sides, perturbations=counts)
         cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
@@ -94,7 +99,7 @@ class Step:
         seeds = estimator.seeds(self.seed, self.number)
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
-            self.auto.measure([group["params"] for group in self.groups])
+            self.auto.measure([[p for _, p in named(group)] for group in self.groups])
         evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
