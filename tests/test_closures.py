@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -238,3 +240,68 @@ def test_evaluations_that_could_not_be_replayed_are_counted_in_full():
     assert 1 + 1 + 6 / 4 < spent <= 1 + 1 + 6
     # four calls of the model an evaluation, of which some run the first layer again
     assert spent == pytest.approx(2 + 6 / 4 + 3 / 4 * (len(calls) - 8) / 4)
+
+
+def detached(model: nn.Module) -> Callable[[], Tensor]:
+    """The output layer's weights as they were before the step."""
+    states = model.model(input_ids=IDS).last_hidden_state.detach()
+    weight = model.lm_head.weight.detach().clone()
+
+    def loss() -> Tensor:
+        model(input_ids=IDS)
+        return F.cross_entropy((states @ weight.T).flatten(0, 1), IDS.flatten())
+
+    return loss
+
+
+@every_optimizer
+@pytest.mark.filterwarnings("ignore:.*came without their model")
+def test_a_loss_that_no_weight_changes_is_a_warning_once(made):
+    model = llama().eval()
+    optimizer = made(model)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    loss = detached(model)
+    with pytest.warns(UserWarning, match=r"all \d+ losses of step 0 are .* calls a copy of the"):
+        optimizer.step(loss)
+    spent = optimizer.forwards
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            optimizer.step(loss)
+    assert optimizer.forwards - spent < 3 * spent
+    assert [group["lr"] for group in optimizer.param_groups] == rates  # nothing was learned of them
+    for name, start in weights(llama()).items():  # but for what moves in place round off
+        torch.testing.assert_close(model.get_parameter(name), start, rtol=1e-6, atol=1e-7)
+
+
+def in_jumps(model: nn.Module) -> Callable[[], Tensor]:
+    smooth = loss_of(model)
+    with torch.no_grad():
+        start = smooth()
+    return lambda: torch.round(1e5 * (smooth() - start))
+
+
+@pytest.mark.parametrize("made", ["measured", "balanced", "layerwise", "bare"])
+def test_a_loss_in_jumps_is_told_an_eps_at_which_it_changes(made):
+    model = llama().eval()
+    optimizer = OPTIMIZERS[made](model)
+    for group in optimizer.param_groups:
+        group["eps"] = 1e-6
+    with pytest.warns(UserWarning, match=r"losses of step 0 are .* pass eps=\(") as caught:
+        optimizer.step(in_jumps(model))
+    (message,) = (str(w.message) for w in caught if "losses of step" in str(w.message))
+    advised = [float(number) for number in re.search(r"eps=\((.*?)\)", message)[1].split(", ")]
+    assert len(advised) == len(optimizer.param_groups)
+    for group, eps in zip(optimizer.param_groups, advised, strict=True):
+        group["eps"] = eps
+    optimizer.step(in_jumps(model))
+    assert len(set(optimizer.last_step.losses)) > 1
+
+
+def test_a_warning_about_equal_losses_leaves_the_weights_as_they_were():
+    model = llama()
+    before = weights(model)
+    optimizer = SPZO(split(model, THREE), 1e-2, evaluation="layerwise", eps=1e-6)
+    with pytest.warns(UserWarning, match="pass eps="):
+        optimizer.step(in_jumps(model))
+    assert same(model, before)

@@ -28,7 +28,7 @@ from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
-from .closure_checks import FirstEvaluation
+from .closure_checks import FirstEvaluation, is_flat, look_wider
 from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
@@ -175,6 +175,7 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
+        self._told_flat = False
         self._checked = False  # the first step has checked model and closure
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
@@ -311,12 +312,20 @@ class SPZO(Optimizer):
                 def evaluate() -> Tensor:
                     return layerwise.watched(plain, again)
 
+            step = self._next_step()
             if self._checked:
-                return self._next_step().estimate(movable, evaluate)
-            first = FirstEvaluation(evaluate, self._replay, self._devices(), known)
-            report = self._next_step().estimate(movable, first)
-            self.forwards += first.extra
-            self._checked = True
+                report = step.estimate(movable, evaluate)
+            else:
+                first = FirstEvaluation(evaluate, self._replay, self._devices(), known)
+                report = step.estimate(movable, first)
+                self.forwards += first.extra
+                self._checked = True
+            if not self._told_flat and self.privacy is None and is_flat(report):
+                self._told_flat = True
+                eps = [group["eps"] for group in self.param_groups]
+                why, looks = look_wider(report, movable, eps, self._replay, evaluate)
+                self.forwards += looks
+                warnings.warn(why, stacklevel=5)
             return report
 
     def _devices(self) -> list[torch.device]:

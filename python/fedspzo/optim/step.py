@@ -133,6 +133,8 @@ class Step:
         """
         if self.auto is None or not all(map(math.isfinite, losses.values())):
             return gradients
+        if len(set(losses.values())) == 1:  # they show no gradient, however large a rate may be
+            return gradients
         sides = 2 if self.sides == "two" else 1
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
