@@ -21,6 +21,7 @@ from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
+from fedspzo.evaluation.accumulation import refuse_accelerates
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
@@ -214,7 +215,7 @@ class SPZO(Optimizer):
             closure: returns the loss of one batch, a scalar. With `privacy` it returns one loss an
                 example, (B,), each of which depends on that example alone. It is called without
                 gradients and with the model in evaluation mode. Every call of a step must see the
-                same data; to accumulate over micro-batches, return their mean.
+                same data. For micro-batches see `fedspzo.accumulate`.
 
         Returns:
             The step's loss. `last_step` has the details, such as whether the step was skipped.
@@ -231,6 +232,7 @@ class SPZO(Optimizer):
                 "closure is None, but SPZO evaluates the loss several times a step; call"
                 " step(lambda: model(**batch).loss)"
             )
+        refuse_accelerates()
         self._held.check(self.param_groups)
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
