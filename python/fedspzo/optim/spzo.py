@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from fedspzo import estimators
 from fedspzo.auto_lr.central import CentralPolicy
+from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.activation_replay import ActivationReplay
-from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.checks import check_whole
@@ -23,13 +23,14 @@ from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
-from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
+from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
+from fedspzo.evaluation.running_statistics import kept_running_statistics
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
-from .closure_checks import FirstEvaluation, is_flat, look_wider
+from .closure_checks import ClosureChecks
 from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
@@ -38,6 +39,7 @@ from .param_groups import (
     fill_defaults,
     is_low,
     named,
+    plain,
     resolve,
     set_rates,
     use_rates,
@@ -84,6 +86,8 @@ class SPZO(Optimizer):
             takes Newton steps.
         weight_decay: decoupled weight decay: weights are multiplied by `1 - lr * weight_decay` just
             before the update. Default 0. It needs float32, as lower precision would round it away.
+        no_decay: parts of names, such as ("bias", "norm"). A parameter whose name has one of them
+            does not decay, in whichever block it is. Default: all decay.
         seed: the seed of all directions, in [0, 2**64). Default 0.
         rounding: rounding of the update, "nearest" (default in float32) or "stochastic" (default
             in bfloat16 and float16).
@@ -122,6 +126,7 @@ class SPZO(Optimizer):
         perturbations: int | Sequence[int | None] | None = None,
         eps: float | Sequence[float] | None = None,
         weight_decay: float = 0.0,
+        no_decay: Sequence[str] = (),
         seed: int = 0,
         rounding: Rounding | None = None,
         evaluation: EvaluationMode | None = None,
@@ -139,6 +144,7 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if isinstance(lr, str) and privacy is not None:
             raise ValueError(NOT_PRIVATE)
+        lr, eps = plain(lr), plain(eps)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
         if estimator is None:
@@ -166,7 +172,7 @@ class SPZO(Optimizer):
         )
         self._indexed = 0
         self._held = HeldParameters(self._model)
-        super().__init__(groups, {"weight_decay": weight_decay})
+        super().__init__(groups, {"weight_decay": weight_decay, "no_decay": no_decay})
 
         low = any(is_low(g) for g in self.param_groups)
         self.sides = sides or kind.default_sides(low)
@@ -176,8 +182,8 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
-        self._told_flat = False
-        self._checked = False  # the first step has checked model and closure
+        self._checks = ClosureChecks(self._replay)
+        self._told_rates = False
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
 
@@ -233,6 +239,7 @@ class SPZO(Optimizer):
                 " step(lambda: model(**batch).loss)"
             )
         refuse_accelerates()
+        self._tell_of_unused_rates()
         self._held.check(self.param_groups)
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
@@ -245,10 +252,13 @@ class SPZO(Optimizer):
                 with interrupts.released(), backward_explained():
                     return read_losses(closure(), single=self.privacy is None)
 
-            with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
-                known = None if self._checked else self._measure(evaluate)
+            kept = nullcontext() if self._model else kept_running_statistics()
+            with evaluating(self._model), kept, self._replay, self._unlearned_if_it_fails():
+                if self._replay.layers and not self._checks.done:
+                    self._measure(evaluate)
                 self._fill_defaults()
-                report = self._estimate(blocks, evaluate, known)
+                report = self._estimate(blocks, evaluate)
+                self.forwards += self._checks.spent
             if self.auto is not None:
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
@@ -270,68 +280,32 @@ class SPZO(Optimizer):
             self.auto = known
             raise
 
-    def _measure(self, evaluate: Callable[[], Tensor]) -> Tensor | None:
-        """Check that the model works as it was split, and measure cost shares that are not given.
-
-        Returns:
-            The loss at theta, summed if there are several; None if nothing is replayed.
-        """
-        if not self._replay.layers:
-            return None
-        seen: list[Tensor] = []
-
-        def watched() -> Tensor:
-            seen.append(evaluate().sum())
-            return seen[-1]
-
+    def _measure(self, evaluate: Callable[[], Tensor]) -> None:
+        """Check that the model works as it was split, and measure the costs if they are not given."""
         later = [dict(named(group)) for group in self.param_groups[1:]]
-        measured = measure(self._replay, later, watched)
-        self.cost_shares = self.cost_shares or measured
+        measured = self._checks.measure(later, evaluate)
+        self.cost_shares = measured if self.cost_shares is None else self.cost_shares
         self.forwards += 1.0 + sum(self.cost_shares)
-        return seen[0]
 
     def _estimate(
-        self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor], known: Tensor | None
+        self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
     ) -> StepReport:
-        """Estimate the next step. The first one also checks that the loss repeats.
+        """Estimate the next step, in place or with virtual parameters in the weights' places."""
+        if self.evaluation == "in_place":
+            return self._checks.estimate(self._next_step(), blocks, evaluate)
+        if self._layerwise is None:
+            self._layerwise = Layerwise(self._model, self.scratch_bytes)
+        layerwise = self._layerwise
 
-        Args:
-            blocks: the blocks, for evaluation in place.
-            evaluate: returns the loss.
-            known: the loss at theta if the first step has measured it, else None.
-        """
-        with ExitStack() as stack:
-            movable: Sequence[MovableBlock] = blocks
-            if self.evaluation == "layerwise":
-                self._layerwise = self._layerwise or Layerwise(self._model, self.scratch_bytes)
-                layerwise, plain = self._layerwise, evaluate
-                movable = stack.enter_context(layerwise.virtual_parameters(self._named()))
+        def again() -> None:
+            self._replay.capture()
+            self.forwards += 1.0
 
-                def again() -> None:
-                    self._replay.capture()
-                    self.forwards += 1.0
+        def watched() -> Tensor:
+            return layerwise.watched(evaluate, again)
 
-                def evaluate() -> Tensor:
-                    return layerwise.watched(plain, again)
-
-            step = self._next_step()
-            if self._checked:
-                report = step.estimate(movable, evaluate)
-            else:
-                first = FirstEvaluation(evaluate, self._replay, self._devices(), known)
-                report = step.estimate(movable, first)
-                self.forwards += first.extra
-                self._checked = True
-            if not self._told_flat and self.privacy is None and is_flat(report):
-                self._told_flat = True
-                eps = [group["eps"] for group in self.param_groups]
-                why, looks = look_wider(report, movable, eps, self._replay, evaluate)
-                self.forwards += looks
-                warnings.warn(why, stacklevel=5)
-            return report
-
-    def _devices(self) -> list[torch.device]:
-        return [p.device for group in self.param_groups for p in group["params"]]
+        with layerwise.virtual_parameters(self._named()) as virtual:
+            return self._checks.estimate(self._next_step(), virtual, watched)
 
     def _next_step(self) -> Step:
         return Step(
@@ -353,6 +327,20 @@ class SPZO(Optimizer):
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]
+
+    def _tell_of_unused_rates(self) -> None:
+        """Warn once if something else than lr="auto" has set the rates that it finds."""
+        if self.auto is None or self._told_rates:
+            return
+        found = self.auto.rates if self.auto.blocks else (START,) * len(self.param_groups)
+        rates = tuple(group["lr"] for group in self.param_groups)
+        if rates != found:
+            self._told_rates = True
+            warnings.warn(
+                f"lr='auto' finds the rates, and sets those that something else has set anew:"
+                f" {rates}. Leave the scheduler out, or pass a rate as lr",
+                stacklevel=5,
+            )
 
     def _count_skip(self, report: StepReport) -> None:
         self.skipped += 1
@@ -416,4 +404,4 @@ class SPZO(Optimizer):
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
-        self._checked = self.forwards > 0
+        self._checks.done = self.forwards > 0

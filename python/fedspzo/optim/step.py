@@ -216,7 +216,8 @@ def make_update(
     """
     for group, block, seeds in zip(groups, blocks, report.seeds, strict=True):
         if group["weight_decay"] and seeds:  # a block without directions stays as it is
-            block.decay(1 - learning_rate(group) * group["weight_decay"])
+            rate = learning_rate(group) * group["weight_decay"]
+            block.decay(1 - rate, group.get("no_decay", ()))
     for block, seeds, update in zip(blocks, report.seeds, report.coefficients, strict=True):
         block.move(terms_of(seeds, update), rounding=rounding, rounding_seed=report.rounding_seed)
     for block in blocks:
