@@ -281,7 +281,7 @@ class SPZO(Optimizer):
             raise
 
     def _measure(self, evaluate: Callable[[], Tensor]) -> None:
-        """Check that the model works as it was split, and measure the costs if they are not given."""
+        """Check that the model works as it was split, and measure its costs if none are given."""
         later = [dict(named(group)) for group in self.param_groups[1:]]
         measured = self._checks.measure(later, evaluate)
         self.cost_shares = measured if self.cost_shares is None else self.cost_shares
