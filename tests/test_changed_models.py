@@ -14,6 +14,7 @@ from torch import nn
 
 from fedspzo.blocks.cut import Blocks, split
 from fedspzo.blocks.output_rows import merge_rows
+from fedspzo.journal import JournalError, StepJournal
 from fedspzo.optim.spzo import SPZO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,3 +202,16 @@ def test_weights_tied_under_two_names_are_one():
     optimizer = SPZO(split(model, -1), 1e-2)
     for _ in range(2):
         optimizer.step(lambda: model(input_ids=IDS, labels=IDS).loss)
+
+
+def test_a_journal_refuses_steps_that_its_replay_would_take_otherwise(tmp_path):
+    model = llama()
+    blocks = split(model, -1)
+    optimizer = SPZO(blocks, 1e-2)
+    with StepJournal(tmp_path / "run.fspz", blocks, source="toy") as journal:
+        optimizer.step(loss_of(model))
+        journal.log(optimizer.last_step)
+        model.model.norm.weight.requires_grad_(False)
+        optimizer.step(loss_of(model))
+        with pytest.raises(JournalError, match=r"'model.norm.weight' was frozen after the journal"):
+            journal.log(optimizer.last_step)

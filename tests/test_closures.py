@@ -305,3 +305,38 @@ def test_a_warning_about_equal_losses_leaves_the_weights_as_they_were():
     with pytest.warns(UserWarning, match="pass eps="):
         optimizer.step(in_jumps(model))
     assert same(model, before)
+
+
+@pytest.mark.slow
+def test_a_compiled_models_call_with_another_input_runs_in_full():
+    """A compiled graph cannot branch on an input's values; the evaluation is then repeated."""
+    torch._dynamo.reset()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(32, 8)
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+            self.head = nn.Linear(8, 32)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedding(ids)
+            for layer in self.layers:
+                x = layer(x).tanh()
+            return self.head(x)
+
+    def twice(model: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        """The second pass is on the tokens that the first one found."""
+        return lambda: model(model(IDS).argmax(-1)).square().mean()
+
+    plain, inner = Net(), Net()
+    model = torch.compile(inner, backend="eager")
+    losses = []
+    for called, net in ((plain, plain), (model, inner)):
+        optimizer = SPZO(split(net), 1e-9, perturbations=(1, 6), eps=0.1)
+        optimizer.step(twice(called))
+        optimizer.step(twice(called))
+        losses.append((optimizer.last_step.losses, optimizer.last_step.forwards))
+    assert losses[0][0] == losses[1][0]
+    assert losses[1][1] >= losses[0][1] > 1 + 1 + 6 * optimizer.cost_shares[0]

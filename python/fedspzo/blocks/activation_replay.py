@@ -157,7 +157,7 @@ class ActivationReplay:
             call = self._current
             if call is None or self.mode != "replay":
                 output = forward(*args, **kwargs)
-                if call is not None and after in self.starts:
+                if call is not None and after in self.starts and not call.input.foreign:
                     call.outputs[after] = _copy(output)
                 return output
             output = call.outputs[self._cut]

@@ -14,7 +14,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LayerInput:
-    """Keeps a layer's arguments. Tensors are copied, as the layer may write into its input.
+    """Keeps a layer's arguments, if they can be compared.
+
+    Tensors are copied, as the layer may write into its input.
 
     Args:
         args: the positional arguments.
