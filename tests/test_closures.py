@@ -89,6 +89,19 @@ def test_generated_text_is_the_moved_models(made, evaluation):
     assert found == losses_in_full(optimizer, model, loss)
 
 
+def test_generation_with_a_cache_is_not_replayed_and_says_so():
+    model = llama().eval()
+    cached, uncached = (SPZO(split(model, -1), 1e-9, perturbations=(1, 2)) for _ in range(2))
+    with pytest.warns(UserWarning, match=r"given a DynamicCache, .*use_cache=False lets them be"):
+        cached.step(generated(model))
+    assert cached.cost_shares == (1.0,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cached.step(generated(model))
+        uncached.step(generated(model, use_cache=False))
+    assert uncached.cost_shares[0] < 0.5
+
+
 def dropout_in_it(model: nn.Module) -> Callable[[], Tensor]:
     return lambda: F.cross_entropy(F.dropout(model(IDS).logits, 0.3).flatten(0, 1), IDS.flatten())
 

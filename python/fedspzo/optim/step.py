@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from torch import Tensor
@@ -117,7 +117,9 @@ class Step:
             return report
         if report.skipped:
             return self.auto.skip(report)
-        return self.auto.judge(report, self._trial(gradients, blocks, evaluate))
+        again: list[float] = []
+        judged = self.auto.judge(report, self._trial(gradients, blocks, evaluate, again))
+        return replace(judged, forwards=judged.forwards + sum(again))
 
     def _learn(
         self,
@@ -186,18 +188,30 @@ class Step:
         gradients: Sequence[Sequence[float]],
         blocks: Sequence[MovableBlock],
         evaluate: Callable[[], Tensor],
+        again: list[float],
     ) -> Trial:
+        """Return the trial of a step.
+
+        Args:
+            gradients: the projected gradients; empty for blocks that rest.
+            blocks: the blocks, which move the weights that the evaluation sees.
+            evaluate: returns the loss.
+            again: is given the cost of what each look could not replay, beyond the trial's cost.
+        """
         moved = next(block for block, found in enumerate(gradients) if found)
+        share = (1.0, *(self.shares or ()))[moved]
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
                 self.replay.replay(moved)
             else:
                 self.replay.capture()
-            return self.replay.evaluated(evaluate)
+            loss = self.replay.evaluated(evaluate)
+            again.append((1 - share) * self.replay.rerun())
+            return loss
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
-        return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
+        return Trial(blocks, look, share, dtypes)
 
 
 def make_update(
