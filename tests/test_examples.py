@@ -66,3 +66,12 @@ def test_a_peft_loop_trains_the_adapters(tmp_path):
     assert saved
     # B begins at zero: wherever it is not, its layer was trained, in either block
     assert all(tensor.abs().sum() > 0 for tensor in saved.values())
+
+
+def test_a_reward_of_generated_text_beats_the_start():
+    output = python(EXAMPLES / "generated_reward" / "train.py")
+    (before,), (after,) = (numbers(output, f"exact match {when}") for when in ("before", "after"))
+    assert before < 0.8
+    assert after > before + 0.02
+    wrong = numbers(output, "wrong answers")
+    assert wrong[-1] < wrong[0]

@@ -99,7 +99,7 @@ def test_found_rates_take_newton_steps_where_they_are_cheap(monkeypatch: pytest.
     clients = clients_of([5, 5])
     found = {}
     for share in (0.01, 0.5):
-        monkeypatch.setattr("fedspzo.optim.spzo.measure", lambda *_, s=share: (s,))
+        monkeypatch.setattr("fedspzo.optim.closure_checks.measure", lambda *_, s=share, **__: (s,))
         for counts in (None, (1, 8), (1, 2), (1, 33)):
             settings = OptimizerConfig(lr="auto", perturbations=counts)
             used = resolve(settings, clients, batch_size=4)

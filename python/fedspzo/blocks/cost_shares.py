@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from .activation_replay import ActivationReplay
 from .evaluation_mode import eager
+from .repeats import changing, repeats
 from .touched import Touched
 
 
@@ -64,8 +64,7 @@ def measure(
             for block, start in zip(blocks, replay.starts, strict=True)
         ]
         full = stack.enter_context(_flop_counter())
-        loss = evaluate()
-    replay.check()
+        loss = replay.evaluated(evaluate)
     for number, touched in enumerate(early, 2):
         if touched.names:
             raise RuntimeError(
@@ -73,20 +72,22 @@ def measure(
                 " example=BATCH to blocks.split, so that it can see where they are used"
             )
     total = full.get_total_flops()
+    devices = {tensor.device for block in blocks for tensor in block.values()}
     shares = []
     for number in range(1, len(replay.starts) + 1):
         replay.replay(number)
         with eager(), _flop_counter() as part:
-            again = evaluate()
-        replay.check()
-        # on a CPU forward passes repeat to the bit; other devices may add in another order
-        tolerance = 0.0 if loss.device.type == "cpu" else 1e-3
-        if loss.isfinite() and not torch.isclose(again, loss, rtol=tolerance, atol=0.0):
+            again = replay.evaluated(evaluate)
+        if loss.isfinite() and not repeats(loss, again, devices):
+            replay.run()
+            in_full = replay.evaluated(evaluate)
+            if not repeats(loss, in_full, devices):
+                raise changing(loss, in_full)
             raise RuntimeError(
                 f"the loss is {loss.item()} in full and {again.item()} replayed before block"
-                f" {number + 1}. Either the closure's data or dropout change from call to call, or"
-                f" block {number + 1} uses more than the last output of the layers before it: then"
-                " cut elsewhere, or pass Blocks.single(model)"
+                f" {number + 1}: block {number + 1} uses more than the last output of the layers"
+                " before it, as a loss on hidden states or on an auxiliary output does. Cut"
+                " elsewhere, or pass Blocks.single(model)"
             )
         shares.append(max(part.get_total_flops(), 1) / total if total else 1.0)
     return tuple(shares)

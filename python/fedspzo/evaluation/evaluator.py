@@ -72,11 +72,11 @@ class Evaluator:
         same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:
             self._replay.replay(same)
-            self.forwards += self._shares[same - 1]
+            share = self._shares[same - 1]
         else:
             self._replay.capture()
-            self.forwards += 1.0
+            share = 1.0
             self._captured = point
-        loss = self._evaluate()
-        self._replay.check()
+        loss = self._replay.evaluated(self._evaluate)
+        self.forwards += share + (1 - share) * self._replay.rerun()
         return loss

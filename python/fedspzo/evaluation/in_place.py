@@ -38,6 +38,7 @@ class InPlaceBlock:
     """
 
     def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
+        self._names = [name for name, _ in group]
         self._tensors = [tensor for _, tensor in group]
         self._terms: dict[int, float] = {}
         self._snapshot = [t.detach().clone() for t in self._tensors] if snapshot else None
@@ -85,11 +86,17 @@ class InPlaceBlock:
             self._copy_back()
         self._terms = dict(target)
 
-    def decay(self, factor: float) -> None:
-        """Return to the step's start, and multiply the weights there by `factor`."""
+    def decay(self, factor: float, spared: Sequence[str] = ()) -> None:
+        """Return to the step's start, and multiply the weights there by `factor`.
+
+        Args:
+            factor: the factor.
+            spared: parts of names. A parameter whose name has one of them is not multiplied.
+        """
         self.move({})
-        for tensor in self._tensors:
-            tensor.mul_(factor)
+        for name, tensor in zip(self._names, self._tensors, strict=True):
+            if not any(part in name for part in spared):
+                tensor.mul_(factor)
 
     def settle(self) -> None:
         """Keep the weights as they are now: the next step starts there."""

@@ -1,7 +1,8 @@
 """The optimizer `SPZO`, its param groups, and its steps.
 
 `spzo` holds the optimizer's settings and state, `param_groups` makes blocks of torch's param
-groups, and `step` estimates and makes one step. May import `auto_lr`, `evaluation`, `estimators`,
+groups, and `step` estimates and makes one step. `closure_checks` checks what a closure does,
+`held_parameters` whether the model has changed. May import `auto_lr`, `evaluation`, `estimators`,
 `blocks`, `privacy` and the root's modules.
 """
 

@@ -28,8 +28,25 @@ Group = dict[str, Any]
 
 
 def named(group: Group) -> list[tuple[str, Tensor]]:
-    """Return a param group's (name, parameter) pairs."""
-    return list(zip(group["param_names"], group["params"], strict=True))
+    """Return the (name, parameter) pairs of a param group that train now: some may be frozen."""
+    pairs = zip(group["param_names"], group["params"], strict=True)
+    return [(name, parameter) for name, parameter in pairs if parameter.requires_grad]
+
+
+def check_not_meta(name: str, parameter: Tensor) -> None:
+    """Raise ValueError if a parameter is on the meta device, where it has no weights."""
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"parameter {name!r} is on meta, without weights, as accelerate's cpu_offload and disk"
+            " offload leave it between two forward passes; keep the whole model on devices (no"
+            " 'cpu' or 'disk' offload in device_map), in bfloat16 if memory is short"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor, an array or a numpy scalar as Python's numbers; else the value itself."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(found) if isinstance(found, list) else found
 
 
 def learning_rate(group: Group) -> float:
@@ -185,6 +202,8 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
             raise TypeError(
                 f"parameter {name!r} is a {kind}; pass float32, bfloat16 or float16 tensors"
             )
+    for name, parameter in pairs:
+        check_not_meta(name, parameter)
     kept = trainable(pairs)
     if not kept:
         raise ValueError("params holds nothing with requires_grad=True; pass or unfreeze some")
@@ -198,16 +217,29 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
         names.add(name)
 
     low = is_low({"params": [parameter for _, parameter in kept]})
-    defaults = {"lr": 1e-4, "lr_scale": 1.0, "perturbations": 1, "weight_decay": 0.0}
+    defaults = {
+        "lr": 1e-4,
+        "lr_scale": 1.0,
+        "perturbations": 1,
+        "weight_decay": 0.0,
+        "no_decay": (),
+    }
     group = {**defaults, "block": len(others) + 1, **group, "params": list(kept)}
     if group.get("eps") is None:
         group["eps"] = 5e-3 if low else 1e-3
     for field in ("lr", "eps", "weight_decay"):
-        value, zero = group[field], field == "weight_decay"
+        value = group[field] = plain(group[field])
+        zero = field != "eps"
         fits = isinstance(value, int | float) and 0 <= value < math.inf and (zero or value > 0)
         if not fits:
             remedy = "of 0 or more" if zero else "above 0"
             raise ValueError(f"{field} is {value!r}; pass a finite number {remedy}")
+    spared = group["no_decay"]
+    if isinstance(spared, str) or not all(isinstance(part, str) for part in spared):
+        raise ValueError(
+            f"no_decay is {spared!r}; pass a sequence of parts of names, such as ('bias', 'norm')"
+        )
+    group["no_decay"] = tuple(spared)
     if group["perturbations"] is not None:
         check_count(group["perturbations"], fewest=0)
     if low and group["weight_decay"]:

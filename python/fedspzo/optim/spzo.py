@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from fedspzo import estimators
 from fedspzo.auto_lr.central import CentralPolicy
+from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.activation_replay import ActivationReplay
-from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.checks import check_whole
@@ -22,13 +22,17 @@ from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
+from fedspzo.evaluation.accumulation import refuse_accelerates
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
+from fedspzo.evaluation.running_statistics import kept_running_statistics
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
+from .closure_checks import ClosureChecks
+from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
     check_joins,
@@ -36,6 +40,7 @@ from .param_groups import (
     fill_defaults,
     is_low,
     named,
+    plain,
     resolve,
     set_rates,
     use_rates,
@@ -58,7 +63,7 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`. Or named parameters, parameters (addressed
             by their index) or param groups; these are trained without replay and without control
             of dropout (call `model.eval()` yourself). Parameters that are frozen now are left
-            alone, and tied weights are taken once.
+            alone, and so are those that you freeze later. Tied weights are taken once.
         lr: one learning rate (default 1e-4), or a tuple with one for each block, or "auto". One
             rate is block 1's, and block b gets `P_b / P1` times it, kept as its `lr_scale`, so
             that every direction counts alike. A group with an `lr` of its own has an `lr_scale`
@@ -80,6 +85,8 @@ class SPZO(Optimizer):
             takes Newton steps.
         weight_decay: decoupled weight decay: weights are multiplied by `1 - lr * weight_decay` just
             before the update. Default 0. It needs float32, as lower precision would round it away.
+        no_decay: parts of names, such as ("bias", "norm"). A parameter whose name has one of them
+            does not decay, in whichever block it is. Default: all decay.
         seed: the seed of all directions, in [0, 2**64). Default 0.
         rounding: rounding of the update, "nearest" (default in float32) or "stochastic" (default
             in bfloat16 and float16).
@@ -105,8 +112,9 @@ class SPZO(Optimizer):
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
-            step's measurement, which evaluates once in full and once replayed from each cut, and
-            the evaluation that is repeated if layerwise evaluation falls back (docs/evaluation.md).
+            step's checks and the evaluation that is repeated if layerwise evaluation falls back
+            (docs/evaluation.md). A replayed evaluation in which some calls had another input, and
+            so ran in full, costs as much more.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it, its value and the remedy.
@@ -122,6 +130,7 @@ class SPZO(Optimizer):
         perturbations: int | Sequence[int | None] | None = None,
         eps: float | Sequence[float] | None = None,
         weight_decay: float = 0.0,
+        no_decay: Sequence[str] = (),
         seed: int = 0,
         rounding: Rounding | None = None,
         evaluation: EvaluationMode | None = None,
@@ -140,6 +149,7 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if privacy is not None and (public := public_setting(lr, newton)):
             raise ValueError(public)
+        lr, eps = plain(lr), plain(eps)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
         if estimator is None:
@@ -171,7 +181,8 @@ class SPZO(Optimizer):
             cost_shares, len(groups), replayed=bool(self._replay.layers)
         )
         self._indexed = 0
-        super().__init__(groups, {"weight_decay": weight_decay})
+        self._held = HeldParameters(self._model)
+        super().__init__(groups, {"weight_decay": weight_decay, "no_decay": no_decay})
 
         low = any(is_low(g) for g in self.param_groups)
         self.sides = sides or kind.default_sides(low)
@@ -181,6 +192,8 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
+        self._checks = ClosureChecks(self._replay)
+        self._told_rates = False
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
 
@@ -205,6 +218,7 @@ class SPZO(Optimizer):
         group = {**self.defaults, **param_group, "params": members}
         check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
+        self._held.settle(self.param_groups)
         self._indexed += len(members)
         if not self._replay.layers:
             self.cost_shares = known_shares(None, len(self.param_groups), replayed=False)
@@ -217,14 +231,15 @@ class SPZO(Optimizer):
             closure: returns the loss of one batch, a scalar. With `privacy` it returns one loss an
                 example, (B,), each of which depends on that example alone. It is called without
                 gradients and with the model in evaluation mode. Every call of a step must see the
-                same data; to accumulate over micro-batches, return their mean.
+                same data. For micro-batches see `fedspzo.accumulate`.
 
         Returns:
             The step's loss. `last_step` has the details, such as whether the step was skipped.
 
         Raises:
             ValueError: there is no closure.
-            RuntimeError: the model does not work as it was split. The first step finds this out.
+            RuntimeError: the model does not work as it was split, or the loss changes from call to
+                call. The first step finds this out.
             Exception: whatever the closure raises. The weights are put back: bit for bit if
                 evaluation is layerwise, otherwise to the rounding of in-place arithmetic.
         """
@@ -233,6 +248,9 @@ class SPZO(Optimizer):
                 "closure is None, but SPZO evaluates the loss several times a step; call"
                 " step(lambda: model(**batch).loss)"
             )
+        refuse_accelerates()
+        self._tell_of_unused_rates()
+        self._held.check(self.param_groups)
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
@@ -244,16 +262,13 @@ class SPZO(Optimizer):
                 with interrupts.released(), backward_explained():
                     return read_losses(closure(), single=self.privacy is None)
 
-            with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
-                if self.cost_shares is None:
-                    later = [dict(named(group)) for group in self.param_groups[1:]]
-                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    self.forwards += 1.0 + sum(self.cost_shares)
+            kept = nullcontext() if self._model else kept_running_statistics()
+            with evaluating(self._model), kept, self._replay, self._unlearned_if_it_fails():
+                if self._replay.layers and not self._checks.done:
+                    self._measure(evaluate)
                 self._fill_defaults()
-                if self.evaluation == "in_place":
-                    report = self._next_step().estimate(blocks, evaluate)
-                else:
-                    report = self._estimate_layerwise(evaluate)
+                report = self._estimate(blocks, evaluate)
+                self.forwards += self._checks.spent
             if self.auto is not None:
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
@@ -275,8 +290,19 @@ class SPZO(Optimizer):
             self.auto = known
             raise
 
-    def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
-        """Estimate the next step with virtual parameters in the places of the weights."""
+    def _measure(self, evaluate: Callable[[], Tensor]) -> None:
+        """Check that the model works as it was split, and measure its costs if none are given."""
+        later = [dict(named(group)) for group in self.param_groups[1:]]
+        measured = self._checks.measure(later, evaluate)
+        self.cost_shares = measured if self.cost_shares is None else self.cost_shares
+        self.forwards += 1.0 + sum(self.cost_shares)
+
+    def _estimate(
+        self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
+    ) -> StepReport:
+        """Estimate the next step, in place or with virtual parameters in the weights' places."""
+        if self.evaluation == "in_place":
+            return self._checks.estimate(self._next_step(), blocks, evaluate)
         if self._layerwise is None:
             self._layerwise = Layerwise(self._model, self.scratch_bytes)
         layerwise = self._layerwise
@@ -285,8 +311,11 @@ class SPZO(Optimizer):
             self._replay.capture()
             self.forwards += 1.0
 
-        with layerwise.virtual_parameters(self._named()) as blocks:
-            return self._next_step().estimate(blocks, lambda: layerwise.watched(evaluate, again))
+        def watched() -> Tensor:
+            return layerwise.watched(evaluate, again)
+
+        with layerwise.virtual_parameters(self._named()) as virtual:
+            return self._checks.estimate(self._next_step(), virtual, watched)
 
     def _next_step(self) -> Step:
         return Step(
@@ -311,6 +340,20 @@ class SPZO(Optimizer):
 
     def _named(self) -> list[list[tuple[str, Tensor]]]:
         return [named(group) for group in self.param_groups]
+
+    def _tell_of_unused_rates(self) -> None:
+        """Warn once if something else than lr="auto" has set the rates that it finds."""
+        if self.auto is None or self._told_rates:
+            return
+        found = self.auto.rates if self.auto.blocks else (START,) * len(self.param_groups)
+        rates = tuple(group["lr"] for group in self.param_groups)
+        if rates != found:
+            self._told_rates = True
+            warnings.warn(
+                f"lr='auto' finds the rates, and sets those that something else has set anew:"
+                f" {rates}. Leave the scheduler out, or pass a rate as lr",
+                stacklevel=5,
+            )
 
     def _count_skip(self, report: StepReport) -> None:
         self.skipped += 1
@@ -375,3 +418,4 @@ class SPZO(Optimizer):
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
+        self._checks.done = self.forwards > 0

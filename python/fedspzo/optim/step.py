@@ -27,7 +27,7 @@ from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.privacy import Mechanism
 from fedspzo.seeds import step_rounding_seed
 
-from .param_groups import Group, learning_rate
+from .param_groups import Group, learning_rate, named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,11 +72,14 @@ class Step:
         counts = tuple(2 if count is None else count for count in given)
         if not issubclass(self.kind, Anchored):
             return self.kind(sides=self.sides, perturbations=counts)
+        counts = tuple(  # a block that was frozen needs no evaluations
+            count if named(group) else 0 for count, group in zip(counts, self.groups, strict=True)
+        )
         newton = self.newton
         if newton is None:
             cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
             newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
-        last = len(counts) - 1 if newton else None
+        last = len(counts) - 1 if newton and counts[-1] else None
         if self.auto is None:
             return self.kind(sides=self.sides, perturbations=counts, newton=last)
         moving = self.auto.turns(counts) if any(counts) else counts
@@ -103,7 +106,7 @@ class Step:
         seeds = estimator.seeds(self.seed, self.number)
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
-            self.auto.measure([group["params"] for group in self.groups])
+            self.auto.measure([[p for _, p in named(group)] for group in self.groups])
         evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
@@ -117,14 +120,18 @@ class Step:
         gradients = tuple(to_float32(block) for block in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
+        again: list[float] = []
         if self.auto is None:
             if spectrum is None or report.skipped:
                 return report
-            return self._trusted(report, self._trial(len(blocks) - 1, blocks, evaluate))
+            trial = self._trial(len(blocks) - 1, blocks, evaluate, again)
+            trusted = self._trusted(report, trial)
+            return replace(trusted, forwards=trusted.forwards + sum(again))
         if report.skipped:
             return self.auto.skip(report)
         moved = next(block for block, found in enumerate(gradients) if found)
-        return self.auto.judge(report, self._trial(moved, blocks, evaluate))
+        judged = self.auto.judge(report, self._trial(moved, blocks, evaluate, again))
+        return replace(judged, forwards=judged.forwards + sum(again))
 
     def _learn(
         self,
@@ -139,6 +146,8 @@ class Step:
         The policy of lr="auto" learns from the step on the way, and may clip them.
         """
         if not all(map(math.isfinite, losses.values())):
+            return gradients
+        if len(set(losses.values())) == 1:  # they show no gradient, however large a rate may be
             return gradients
         if self.auto is None:
             if spectrum is None:
@@ -219,19 +228,33 @@ class Step:
         )
 
     def _trial(
-        self, moved: int, blocks: Sequence[MovableBlock], evaluate: Callable[[], Tensor]
+        self,
+        moved: int,
+        blocks: Sequence[MovableBlock],
+        evaluate: Callable[[], Tensor],
+        again: list[float],
     ) -> Trial:
-        """Return a trial of the blocks from `moved` on, which is the first that moves."""
+        """Return the trial of a step.
+
+        Args:
+            moved: the first block that moves.
+            blocks: the blocks, which move the weights that the evaluation sees.
+            evaluate: returns the loss.
+            again: is given the cost of what each look could not replay, beyond the trial's cost.
+        """
+        share = (1.0, *(self.shares or ()))[moved]
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
                 self.replay.replay(moved)
             else:
                 self.replay.capture()
-            return evaluate()
+            loss = self.replay.evaluated(evaluate)
+            again.append((1 - share) * self.replay.rerun())
+            return loss
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
-        return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
+        return Trial(blocks, look, share, dtypes)
 
 
 def make_update(
@@ -250,7 +273,8 @@ def make_update(
     """
     for group, block, seeds in zip(groups, blocks, report.seeds, strict=True):
         if group["weight_decay"] and seeds:  # a block without directions stays as it is
-            block.decay(1 - learning_rate(group) * group["weight_decay"])
+            rate = learning_rate(group) * group["weight_decay"]
+            block.decay(1 - rate, group.get("no_decay", ()))
     for block, seeds, update in zip(blocks, report.seeds, report.coefficients, strict=True):
         block.move(terms_of(seeds, update), rounding=rounding, rounding_seed=report.rounding_seed)
     for block in blocks:
