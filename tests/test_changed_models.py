@@ -215,3 +215,13 @@ def test_a_journal_refuses_steps_that_its_replay_would_take_otherwise(tmp_path):
         optimizer.step(loss_of(model))
         with pytest.raises(JournalError, match=r"'model.norm.weight' was frozen after the journal"):
             journal.log(optimizer.last_step)
+
+
+def test_bare_parameters_that_were_replaced_are_a_warning():
+    """They know no model, so nothing can name them; but no perturbation changes the loss."""
+    model = llama().eval()
+    optimizer = SPZO(model.named_parameters())
+    optimizer.step(loss_of(model))
+    assigned(model)
+    with pytest.warns(UserWarning, match="parameters were replaced after the optimizer was built"):
+        optimizer.step(loss_of(model))

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -353,3 +354,26 @@ def test_a_compiled_models_call_with_another_input_runs_in_full():
         losses.append((optimizer.last_step.losses, optimizer.last_step.forwards))
     assert losses[0][0] == losses[1][0]
     assert losses[1][1] >= losses[0][1] > 1 + 1 + 6 * optimizer.cost_shares[0]
+
+
+def test_a_reference_pass_without_adapters_is_replayed_as_itself():
+    """Preference losses run the same batch with the adapters and without them."""
+    model = peft.get_peft_model(
+        llama(), peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
+    ).eval()
+
+    def loss() -> Tensor:
+        own = model(input_ids=IDS, labels=IDS).loss
+        with model.disable_adapter():
+            reference = model(input_ids=IDS, labels=IDS).loss
+        return F.softplus(reference - own)
+
+    before = weights(model)
+    settings = {"perturbations": (1, 4), "eps": 0.1, "evaluation": "layerwise"}  # exact
+    optimizer = SPZO(split(model, -1), 1e-9, sides="one", **settings)
+    optimizer.step(loss)
+    found = list(optimizer.last_step.losses)
+    for name, p in model.named_parameters():
+        p.data.copy_(before[name])
+    assert found == losses_in_full(optimizer, model, loss)
+    assert optimizer.last_step.forwards == pytest.approx(2 + 4 * optimizer.cost_shares[0])

@@ -143,9 +143,9 @@ class ClosureChecks:
                 )
         return (
             f"{start} Nor does it change at {WIDER[-1]} times eps. Either it does not depend on the"
-            " weights that the optimizer moves (the closure calls a copy of the model, or uses"
-            " outputs or weights that were computed before the step), or it is at a value that"
-            " hardly any weights change"
+            " weights that the optimizer moves (the closure calls a copy of the model, uses outputs"
+            " or weights that were computed before the step, or the model's parameters were"
+            " replaced after the optimizer was built), or hardly any weights change it"
         )
 
 

@@ -83,7 +83,7 @@ class HeldParameters:
 
     def _unheld(self, groups: Sequence[Group]) -> list[tuple[str, Tensor]]:
         """Return the model's trainable parameters whose memory is none of the optimizer's."""
-        named = self._model.named_parameters() if self._model else ()
+        named = () if self._model is None else self._model.named_parameters()
         held = {id(p) for _, p in _pairs(groups)}
         others = [(name, p) for name, p in named if p.requires_grad and id(p) not in held]
         memory = {storage(p) for _, p in _pairs(groups)} if others else set()

@@ -262,7 +262,8 @@ class SPZO(Optimizer):
                 with interrupts.released(), backward_explained():
                     return read_losses(closure(), single=self.privacy is None)
 
-            kept = nullcontext() if self._model else kept_running_statistics()
+            bare = self._model is None
+            kept = kept_running_statistics() if bare else nullcontext()
             with evaluating(self._model), kept, self._replay, self._unlearned_if_it_fails():
                 if self._replay.layers and not self._checks.done:
                     self._measure(evaluate)
