@@ -21,13 +21,14 @@ from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
-from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
+from fedspzo.evaluation.closures import Closure, backward_refused, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import NOT_PRIVATE, Mechanism
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
+from .first_order_loops import RefusesFirstOrderLoops
 from .param_groups import (
     as_groups,
     check_joins,
@@ -43,7 +44,7 @@ from .state import STATE, checked_state
 from .step import Step, make_update, may_take_newton_steps
 
 
-class SPZO(Optimizer):
+class SPZO(RefusesFirstOrderLoops, Optimizer):
     """Fine-tunes by zeroth-order steps: no backward pass, no gradients, no optimizer state.
 
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
@@ -224,6 +225,8 @@ class SPZO(Optimizer):
                 " step(lambda: model(**batch).loss)"
             )
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
+        # a closure that calls backward() shows it in the first step
+        first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
@@ -231,7 +234,7 @@ class SPZO(Optimizer):
             def evaluate() -> Tensor:
                 # autocast keeps copies of the weights, and would not see them move
                 torch.clear_autocast_cache()
-                with interrupts.released(), backward_explained():
+                with interrupts.released(), backward_refused(first):
                     return read_losses(closure(), single=self.privacy is None)
 
             with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
