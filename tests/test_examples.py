@@ -86,6 +86,17 @@ def test_a_lightning_module_learns_and_resumes_bit_for_bit(tmp_path):
     assert numbers(resumed, "after") == [after]
 
 
+@pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_processes_that_exchange_losses_hold_the_same_bits(shard):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    output = python(*launcher, EXAMPLES / "data_parallel" / "train.py", "--epochs", 1, *shard)
+    before, after = numbers(output, "before"), numbers(output, "after")
+    assert max(after) < min(before) - 0.3
+    holders = dict(re.findall(r"process (\d):.* holds (\w+)", output))
+    assert holders.keys() == {"0", "1"}
+    assert holders["0"] == holders["1"]
+
+
 def test_a_peft_loop_trains_the_adapters(tmp_path):
     output = python(EXAMPLES / "peft_lora" / "train.py", "--epochs", 1, "--output", tmp_path)
     assert numbers(output, "after")[0] < numbers(output, "before")[0] - 0.03

@@ -12,11 +12,12 @@ import torch
 import transformers as hf
 from families import BERT_LIKE
 from peft import LoraConfig, get_peft_model
+from process_toys import in_processes
 from safetensors.torch import load_file
 from spzo_toys import llama, same, weights
 from torch import Tensor, nn
 from torch.optim import SGD
-from trainer_toys import arguments, rows
+from trainer_toys import arguments, in_a_group, rows
 
 from fedspzo import SPZO, split
 from fedspzo.integrations.transformers import SPZOTrainer, SPZOTrainerMixin
@@ -146,6 +147,19 @@ def test_a_step_that_was_broken_off_leaves_no_micro_batches(tmp_path):
     made._shares = lambda batches, _: taken.append(len(batches)) or [1.0] * len(batches)
     made.train()
     assert set(taken) == {2}
+
+
+@pytest.mark.slow
+def test_processes_share_a_step_as_micro_batches_do(tmp_path):
+    processes = in_processes(in_a_group, tmp_path)
+    settings = {"max_steps": 3, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
+    one = trainer(tmp_path, **settings)
+    one.train()
+    assert len({process["digest"] for process in processes}) == 1
+    for process in processes:
+        assert process["losses"] == pytest.approx(logged(one, "loss"), rel=1e-5)
+        assert process["head"] == pytest.approx(one.model.lm_head.weight[0].tolist(), abs=1e-4)
+        assert process["wrapped"] == "LlamaForCausalLM"  # not DistributedDataParallel
 
 
 def test_a_loss_of_your_own(tmp_path):

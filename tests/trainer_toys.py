@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
+from spzo_toys import llama
 from torch import Tensor
+
+from fedspzo.integrations.transformers import SPZOTrainer
+from fedspzo.journal import digest
 
 VOCAB = 32
 
@@ -40,3 +46,21 @@ def arguments(folder: Path, **settings: Any) -> hf.TrainingArguments:
             **settings,
         },
     )
+
+
+def in_a_group(rank: int) -> dict[str, Any]:
+    """Train in one of two processes, which begin with other weights and draw other rows."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight += rank
+    args = arguments(Path(tempfile.mkdtemp()), max_steps=3, lr_scheduler_type="constant")
+    made = SPZOTrainer(model, args, train_dataset=rows(), spzo={"perturbations": (1, 2)})
+    made.train()
+    return {
+        "digest": digest(made.model.named_parameters()),
+        "losses": [entry["loss"] for entry in made.state.log_history if "loss" in entry],
+        "wrapped": type(made.model_wrapped).__name__,
+        "head": made.model.lm_head.weight[0].tolist(),
+    }

@@ -1,8 +1,8 @@
 """A network that is cut into consecutive blocks, and the replay of the activations before a cut.
 
 `cut` splits a model at layers of its `layer_stack`. `activation_replay` captures and replays the
-layers before a cut, and `cost_shares` measures the computation that this saves. Imports nothing
-of fedspzo.
+layers before a cut, and `cost_shares` measures the computation that this saves. `shards` knows of
+parameters of which each process holds a part. Imports nothing of fedspzo.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
@@ -30,7 +31,7 @@ class SPZOTrainerMixin:
     """Gives a transformers Trainer steps of `SPZO`. It stands before the Trainer among the bases.
 
     A step evaluates the loss of all its `gradient_accumulation_steps` micro-batches together, which
-    counts every label alike, and on several processes the mean over them. No gradient is ever
+    counts every label alike, and averages it over the processes. No gradient is ever
     computed: `max_grad_norm`, `optim` and `gradient_checkpointing` have nothing to act on. Dropout
     is off in steps. Everything else is the Trainer's: logs, evaluation, callbacks, schedules,
     checkpoints, resumption, which goes on to the same bits, and `load_best_model_at_end`.
@@ -98,9 +99,16 @@ class SPZOTrainerMixin:
                 )
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
-        """Build `SPZO` from the settings, if there is no optimizer yet, and return it."""
+        """Build `SPZO` from the settings, if there is no optimizer yet, and return it.
+
+        On several processes the weights of the first one are sent to the others.
+        """
+        model = self.model if model is None else model
+        if self.args.world_size > 1:
+            with torch.no_grad():
+                for tensor in (*model.parameters(), *model.buffers()):
+                    dist.broadcast(tensor, 0)
         if self.optimizer is None:
-            model = self.model if model is None else model
             self.optimizer = SPZO(split(model, self._at), **self._defaults(), **self._settings)
         return self.optimizer
 
@@ -108,9 +116,17 @@ class SPZOTrainerMixin:
         """Return the settings that follow from the training arguments."""
         names = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}
         settings = {name: getattr(self.args, of) for name, of in names.items()}
+        if self.args.world_size > 1:
+            settings["process_group"] = dist.group.WORLD
         if self.accelerator.mixed_precision == "bf16":  # autocast's losses are coarse
             settings |= {"eps": 5e-3, "sides": "two"}
         return {name: value for name, value in settings.items() if name not in self._settings}
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if training and self.args.world_size > 1:
+            # not in DistributedDataParallel, whose buckets take as much memory as gradients
+            return self.accelerator.prepare_model(model, evaluation_mode=True)
+        return super()._wrap_model(model, training, dataloader)  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the schedule. The rates that lr="auto" finds are only reported."""

@@ -1,8 +1,9 @@
 """The optimizer `SPZO`, its param groups, and its steps.
 
 `spzo` holds the optimizer's settings and state, `param_groups` makes blocks of torch's param
-groups, and `step` estimates and makes one step. May import `auto_lr`, `evaluation`, `estimators`,
-`blocks`, `privacy` and the root's modules.
+groups, `step` estimates and makes one step, `processes` lets several processes take it together,
+and `first_order_loops` tells those of gradients apart. May import `auto_lr`, `evaluation`,
+`estimators`, `blocks`, `privacy` and the root's modules.
 """
 
 from __future__ import annotations

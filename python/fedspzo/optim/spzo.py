@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,6 +19,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
+from fedspzo.blocks.shards import check_shards, gathering_modules, reshard
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.defaults import known_shares
@@ -31,6 +34,7 @@ from fedspzo.seeds import SEED_LIMIT, check_seed
 from .first_order_loops import RefusesFirstOrderLoops
 from .param_groups import (
     as_groups,
+    as_named,
     check_joins,
     distribute_settings,
     fill_defaults,
@@ -40,6 +44,7 @@ from .param_groups import (
     set_rates,
     use_rates,
 )
+from .processes import Processes
 from .state import STATE, checked_state
 from .step import Step, make_update, may_take_newton_steps
 
@@ -67,8 +72,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             for one more forward pass in every eighth step. At first the last block moves alone,
             and the others may wait for their turns (`fedspzo.auto_lr.central`). The last block
             takes Newton steps (`fedspzo.auto_lr.newton`) if its evaluations are cheap, unless it
-            has weight decay or more than 32 directions. In several processes pass `cost_shares`,
-            so that all decide alike.
+            has weight decay or more than 32 directions. In several processes pass `process_group`
+            or `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
             for one block), or one of your own (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -96,6 +101,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             before it, as a share of a forward pass, in (0, 1]. Default: measured in the first step.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
+        process_group: averages the closure's losses over these processes, each of which has its own
+            share of the data, so that all take the same step. Default: none. Every one of them
+            builds the optimizer alike and calls `step` as often (docs/trainers.md).
 
     Attributes:
         last_step: the `StepReport` of the last step, or None.
@@ -125,6 +133,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         scratch_bytes: int | None = None,
         cost_shares: Sequence[float] | None = None,
         privacy: Mechanism | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
             raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
@@ -136,6 +145,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if isinstance(lr, str) and privacy is not None:
             raise ValueError(NOT_PRIVATE)
+        if process_group is not None and privacy is not None:
+            raise ValueError("process_group is given with privacy; leave one of them out")
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
         if estimator is None:
@@ -152,6 +163,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self.estimator = estimator
         self._kind = kind
         self.privacy = privacy
+        self._processes = Processes(process_group)
         self._model = blocks.model if blocks else None
         self._replay = (
             ActivationReplay(blocks.layers, blocks.starts)
@@ -193,6 +205,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
                 " first step, or pass rates"
             )
         members = as_groups(param_group["params"])[0]["params"]
+        check_shards(self._model, as_named(members, self._indexed))
         group = {**self.defaults, **param_group, "params": members}
         check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
@@ -227,6 +240,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
         # a closure that calls backward() shows it in the first step
         first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
+        gathering = gathering_modules(self._model)
+        if first:
+            self._processes.meet(dict(chain.from_iterable(self._named())), self._settings())
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
@@ -234,13 +250,17 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             def evaluate() -> Tensor:
                 # autocast keeps copies of the weights, and would not see them move
                 torch.clear_autocast_cache()
-                with interrupts.released(), backward_refused(first):
-                    return read_losses(closure(), single=self.privacy is None)
+                reshard(gathering)
+                watching = self._processes.watching() if first else nullcontext()
+                with interrupts.released(), backward_refused(first), watching:
+                    loss = read_losses(closure(), single=self.privacy is None)
+                return self._processes.joined(loss)
 
             with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
                 if self.cost_shares is None:
                     later = [dict(named(group)) for group in self.param_groups[1:]]
-                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
+                    shares = measure(self._replay, later, lambda: evaluate().sum(), self._model)
+                    self.cost_shares = self._processes.agreed(shares)
                     self.forwards += 1.0 + sum(self.cost_shares)
                 self._fill_defaults()
                 if self.evaluation == "in_place":
@@ -251,12 +271,19 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
                 make_update(report, blocks, self.param_groups, self.rounding)
+            reshard(gathering)
             self.steps += 1
             self.forwards += report.forwards
             self.last_step = report
         if report.skipped:
             self._count_skip(report)
         return report.loss
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the steps follow from, besides the weights and the losses."""
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        names = ("estimator", "sides", "rounding", "evaluation", "seed", "steps", "cost_shares")
+        return {"param_groups": options} | {name: getattr(self, name) for name in names}
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:
