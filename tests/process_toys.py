@@ -133,6 +133,18 @@ def raised(function: Callable[[], object]) -> str:
     return ""
 
 
+class TakesSteps(nn.Module):
+    """A model that takes steps in its forward, as Lightning's strategy "ddp" has it."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.model, self.rank = llama(), rank
+        self.optimizer = SPZO(split(self.model), lr=1e-2, **FEW)
+
+    def forward(self) -> None:
+        self.optimizer.step(lambda: loss_of(self.model, 0, self.rank))
+
+
 def shared_data(rank: int) -> dict[str, Any]:
     """Whole models in every process."""
     group = dist.group.WORLD
@@ -159,6 +171,8 @@ def shared_data(rank: int) -> dict[str, Any]:
     optimizer = SPZO(split(wrapped), lr=1e-2, **FEW, process_group=group)
     found["joined"] = raised(lambda: optimizer.step(lambda: loss_of(wrapped, 1, rank)))
     found["joined digest"] = digest(wrapped.module.named_parameters())
+
+    found["inside"] = raised(DistributedDataParallel(TakesSteps(rank)))
 
     model = llama()
     with torch.no_grad():

@@ -42,6 +42,7 @@ def test_ddp_with_its_own_closure_is_an_error_in_the_first_step(sharing):
     for process in sharing:
         assert "pass process_group=torch.distributed.group.WORLD" in process["ddp"]
         assert process["ddp changed nothing"]
+        assert "pass process_group=" in process["inside"]
 
 
 def test_ddp_with_a_reduced_loss_or_a_process_group_is_taken(sharing):

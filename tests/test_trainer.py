@@ -379,12 +379,20 @@ def test_machines_it_cannot_use_are_refused_by_name(tmp_path, name, value):
     """Torch has none of them here, so the arguments are set after the Trainer is built."""
 
     class Arguments:
-        fp16, n_gpu, neftune_noise_alpha = False, 1, None
+        fp16, n_gpu, neftune_noise_alpha, world_size = False, 1, None, 1
 
     made = trainer(tmp_path)
     made.args = Arguments()
     setattr(made if name.startswith("is_") else made.args, name, value)
     with pytest.raises(ValueError, match=f"{name} is {value}"):
+        made._check_arguments()
+
+
+def test_an_optimizer_of_your_own_has_to_know_of_the_other_processes(tmp_path):
+    model = llama()
+    made = trainer(tmp_path, model, optimizers=(SPZO(split(model), lr=1e-2), None))
+    made.args = type("Arguments", (), {"world_size": 2})
+    with pytest.raises(ValueError, match="process_group, but there are 2 processes"):
         made._check_arguments()
 
 

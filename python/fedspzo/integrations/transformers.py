@@ -76,6 +76,12 @@ class SPZOTrainerMixin:
                 f"the optimizer is {given!r}; pass optimizers=(SPZO(...), None), or settings of"
                 " SPZO as spzo={...}"
             )
+        if self.args.world_size > 1 and self.optimizer and self.optimizer.process_group is None:
+            raise ValueError(
+                f"the optimizer has no process_group, but there are {self.args.world_size}"
+                " processes; pass SPZO process_group=torch.distributed.group.WORLD, or leave the"
+                " optimizer to SPZOTrainer"
+            )
         if getattr(self.args, "fp16", False):
             raise ValueError(
                 "fp16 is True, but there are no gradients to scale; pass bf16=True, or load the"

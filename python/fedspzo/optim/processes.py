@@ -55,15 +55,17 @@ class Processes:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """See whether a DistributedDataParallel runs inside the `with` block."""
+        """See whether a DistributedDataParallel runs inside the `with` block, or around it."""
         if self._group is not None or not _several():
             yield
             return
 
-        def see(module: nn.Module, _: Any) -> None:
+        def see(module: nn.Module | None, _: Any = None) -> None:
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 self._sharing = module.process_group
 
+        # Lightning takes its steps inside the wrapper's forward
+        see(getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None))
         hook = nn.modules.module.register_module_forward_pre_hook(see)
         try:
             yield

@@ -109,6 +109,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         last_step: the `StepReport` of the last step, or None.
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
+        process_group: the processes that take the same steps, or None.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
             step's measurement, which evaluates once in full and once replayed from each cut, and
             the evaluation that is repeated if layerwise evaluation falls back (docs/evaluation.md).
@@ -163,6 +164,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self.estimator = estimator
         self._kind = kind
         self.privacy = privacy
+        self.process_group = process_group
         self._processes = Processes(process_group)
         self._model = blocks.model if blocks else None
         self._replay = (
@@ -242,7 +244,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
         gathering = gathering_modules(self._model)
         if first:
-            self._processes.meet(dict(chain.from_iterable(self._named())), self._settings())
+            every = dict(chain.from_iterable(self._named()))
+            check_shards(self._model, every.items())
+            self._processes.meet(every, self._settings())
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
