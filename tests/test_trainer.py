@@ -322,6 +322,33 @@ def test_an_optimizer_of_your_own(tmp_path):
     like = trainer(tmp_path, at=1)
     like.train()
     assert bits(like.model) == bits(model)
+    with pytest.raises(ValueError, match="closure is None"):  # as before it was trained with
+        optimizer.step()
+
+
+def test_an_optimizer_and_a_schedule_of_your_own(tmp_path):
+    model = llama()
+    optimizer = SPZO(split(model), lr=1e-2, perturbations=(1, 2))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
+    made = trainer(tmp_path, model, optimizers=(optimizer, schedule), spzo=None)
+    made.train()
+    assert logged(made, "learning_rate") == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert optimizer.steps == 6
+
+
+def test_training_goes_on_after_an_error_between_a_step_and_its_end(tmp_path):
+    class Fails(hf.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **_):
+            if state.global_step == 1:
+                raise KeyError("once")
+
+    failing = Fails()
+    made = trainer(tmp_path, callbacks=[failing], max_steps=3)
+    with pytest.raises(KeyError):
+        made.train()
+    made.remove_callback(failing)
+    made.train()
+    assert made.optimizer.optimizer.steps == 2 + 3
 
 
 def test_a_model_that_each_run_makes_anew(tmp_path):

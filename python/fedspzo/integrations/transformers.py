@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
 from fedspzo.blocks.cut import At, split
+from fedspzo.evaluation.closures import Closure
 from fedspzo.optim import SPZO
 
 __all__ = ["SPZOTrainer", "SPZOTrainerMixin"]
@@ -190,9 +191,9 @@ class SPZOTrainerMixin:
                 ]
             return torch.stack(losses).sum()
 
-        loss = self._spzo.step(closure)
-        # accelerate's optimizer then leaves the training loop's own call of step() out
-        self.accelerator.sync_gradients = False
+        optimizer = self._spzo
+        loss = optimizer.step(closure)
+        optimizer.step = _Taken(optimizer)  # type: ignore[method-assign, assignment]
         return torch.tensor(loss, device=self.args.device)
 
     def _loss(self, model: nn.Module, batch: Batch, items: Tensor | int | None) -> Tensor:
@@ -255,6 +256,20 @@ class SPZOTrainerMixin:
 
 class SPZOTrainer(SPZOTrainerMixin, Trainer):
     """Trainer of transformers with steps of `SPZO`; `SPZOTrainerMixin` has the arguments."""
+
+
+class _Taken:
+    """Stands for an optimizer's `step` until the next call of it, which takes none.
+
+    The training loop makes that call by itself, without a closure. One with a closure takes a step.
+    """
+
+    def __init__(self, optimizer: SPZO) -> None:
+        self._optimizer, self._step = optimizer, optimizer.step
+
+    def __call__(self, closure: Closure | None = None) -> float | None:
+        self._optimizer.step = self._step  # type: ignore[method-assign]
+        return None if closure is None else self._step(closure)
 
 
 class _FoundRates(LRScheduler):
