@@ -117,9 +117,9 @@ def alone(name: str) -> tuple[str, list[Any]]:
     return digest(model.named_parameters()), found
 
 
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module, shape: tuple[int, ...] = (PROCESSES,)) -> nn.Module:
     layers = next(m for n, m in model.named_modules() if n.endswith("layers"))
-    mesh = init_device_mesh("cpu", (PROCESSES,))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -179,6 +179,14 @@ def shared_data(rank: int) -> dict[str, Any]:
         model.lm_head.weight[0, 0] += rank
     optimizer = SPZO(split(model), lr=1e-2, **FEW, process_group=group)
     found["other weights"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
+    model = llama()
+    with torch.no_grad():
+        model.model.norm.weight.requires_grad_(False)[0] += rank
+    optimizer = SPZO(split(model), lr=1e-2, **FEW, process_group=group)
+    found["other frozen weights"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
+    of_one = dist.new_group([0])
+    optimizer = SPZO(split(model), lr=1e-2, **FEW, process_group=of_one)
+    found["outside"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
     optimizer = SPZO(split(llama()), lr=1e-2, seed=rank, **FEW, process_group=group)
     found["other seeds"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
 
@@ -207,14 +215,31 @@ def shards(rank: int) -> dict[str, Any]:
             found[f"{name}: {order}"] = [digest(model.named_parameters()), losses]
             names = [group["param_names"] for group in optimizer.param_groups]
             found[f"{name}: {order}: names"] = names
+    model, cut, settings = settings_of("float32")
+    shard(model, (PROCESSES, 1))
+    optimizer = SPZO(cut(model), **settings, process_group=group)
+    losses = train(optimizer, lambda step, m=model: lambda: loss_of(m, step, rank))
+    found["replicated"] = [digest(model.named_parameters()), losses]
+
+    model, cut, settings = settings_of("float32")
+    blocks = split(model, rows=[3, 5])
+    shard(model)
+    optimizer = SPZO(blocks, **settings, process_group=group)
+    found["rows"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
+    found["rows of shards"] = raised(lambda: split(shard(llama()), rows=[3, 5]))
+
+    model = shard(llama())
     found["held"] = sum(p.to_local().numel() for p in model.parameters())
     found["all"] = sum(p.numel() for p in model.parameters())
 
-    model = shard(llama())
+    with torch.no_grad():  # as in an evaluation, after which the root module stays gathered
+        loss_of(model, 0, rank)
     optimizer = SPZO(split(model), lr=1e-2, **FEW)
+    with torch.no_grad():
+        loss_of(model, 0, rank)
     found["no group"] = raised(lambda: optimizer.step(lambda: loss_of(model, 0, rank)))
     found["bare"] = raised(lambda: SPZO(model.named_parameters(), lr=1e-2))
-    with torch.no_grad():  # as in an evaluation, after which the root module stays gathered
+    with torch.no_grad():
         loss_of(model, 0, rank)
     found["gathered"] = raised(lambda: SPZO(split(model), lr=1e-2, **FEW))
 

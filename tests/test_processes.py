@@ -53,8 +53,16 @@ def test_ddp_with_a_reduced_loss_or_a_process_group_is_taken(sharing):
 
 def test_other_weights_or_settings_are_named(sharing):
     for process in sharing:
-        assert "weights of 'lm_head.weight' differ" in process["other weights"]
-        assert "seed differ between the processes: [0, 1]" in process["other seeds"]
+        assert "differ in weights of 'lm_head.weight'." in process["other weights"]
+        assert "differ in weights of 'model.norm.weight'." in process["other frozen weights"]
+        assert "differ in seed: [0, 1]" in process["other seeds"]
+
+
+def test_a_process_outside_the_group_is_told(sharing):
+    assert [process["outside"] for process in sharing] == [
+        "",
+        "ValueError: this process is not in its process_group; pass each process one that holds it",
+    ]
 
 
 def test_a_loss_that_is_not_finite_is_skipped_by_all(sharing):
@@ -67,6 +75,18 @@ def test_shards_take_the_steps_of_one_process_to_the_bit(sharded, name, order):
     digest, losses = by_one(name)
     for process in sharded:
         assert process[f"{name}: {order}"] == [digest, plain(losses)]
+
+
+def test_copies_of_shards_take_the_steps_of_one_process_to_the_bit(sharded):
+    digest, losses = by_one("float32")
+    for process in sharded:
+        assert process["replicated"] == [digest, plain(losses)]
+
+
+def test_answer_rows_are_made_before_a_model_is_sharded(sharded):
+    for process in sharded:
+        assert process["rows"] == ""
+        assert "before fully_shard" in process["rows of shards"]
 
 
 def test_a_shard_is_part_of_a_model(sharded):

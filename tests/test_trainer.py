@@ -144,7 +144,7 @@ def test_a_step_that_was_broken_off_leaves_no_micro_batches(tmp_path):
     made = trainer(tmp_path, callbacks=[Stops()], **settings)
     made.train()
     taken = []
-    made._shares = lambda batches, _: taken.append(len(batches)) or [1.0] * len(batches)
+    made._micro_batch_shares = lambda batches, _: taken.append(len(batches)) or [1.0] * len(batches)
     made.train()
     assert set(taken) == {2}
 
@@ -412,7 +412,7 @@ def test_machines_it_cannot_use_are_refused_by_name(tmp_path, name, value):
     made.args = Arguments()
     setattr(made if name.startswith("is_") else made.args, name, value)
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        made._check_arguments()
+        made._check_spzo_arguments()
 
 
 def test_an_optimizer_of_your_own_has_to_know_of_the_other_processes(tmp_path):
@@ -420,7 +420,7 @@ def test_an_optimizer_of_your_own_has_to_know_of_the_other_processes(tmp_path):
     made = trainer(tmp_path, model, optimizers=(SPZO(split(model), lr=1e-2), None))
     made.args = type("Arguments", (), {"world_size": 2})
     with pytest.raises(ValueError, match="process_group, but there are 2 processes"):
-        made._check_arguments()
+        made._check_spzo_arguments()
 
 
 def test_the_mixin_goes_before_the_trainer():

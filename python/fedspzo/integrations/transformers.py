@@ -64,12 +64,12 @@ class SPZOTrainerMixin:
         spzo: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._at, self._settings = at, dict(spzo or {})
+        self._spzo_at, self._spzo_settings = at, dict(spzo or {})
         self._micro_batches: list[Batch] = []
         super().__init__(*args, **kwargs)
-        self._check_arguments()
+        self._check_spzo_arguments()
 
-    def _check_arguments(self) -> None:
+    def _check_spzo_arguments(self) -> None:
         own = getattr(self, "optimizer_cls_and_kwargs", None)
         given = self.optimizer if own is None else own[0]
         if given is not None and not isinstance(given, SPZO):
@@ -116,10 +116,12 @@ class SPZOTrainerMixin:
                 for tensor in (*model.parameters(), *model.buffers()):
                     dist.broadcast(tensor, 0)
         if self.optimizer is None:
-            self.optimizer = SPZO(split(model, self._at), **self._defaults(), **self._settings)
+            self.optimizer = SPZO(
+                split(model, self._spzo_at), **self._spzo_defaults(), **self._spzo_settings
+            )
         return self.optimizer
 
-    def _defaults(self) -> dict[str, Any]:
+    def _spzo_defaults(self) -> dict[str, Any]:
         """Return the settings that follow from the training arguments."""
         names = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}
         settings = {name: getattr(self.args, of) for name, of in names.items()}
@@ -127,7 +129,7 @@ class SPZOTrainerMixin:
             settings["process_group"] = dist.group.WORLD
         if self.accelerator.mixed_precision == "bf16":  # autocast's losses are coarse
             settings |= {"eps": 5e-3, "sides": "two"}
-        return {name: value for name, value in settings.items() if name not in self._settings}
+        return {name: value for name, value in settings.items() if name not in self._spzo_settings}
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         if training and self.args.world_size > 1:
@@ -178,7 +180,7 @@ class SPZOTrainerMixin:
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         batches, self._micro_batches = self._micro_batches, []
-        shares = self._shares(batches, num_items_in_batch)
+        shares = self._micro_batch_shares(batches, num_items_in_batch)
         calls = 0
 
         def closure() -> Tensor:
@@ -186,7 +188,7 @@ class SPZOTrainerMixin:
             calls += 1
             with self._metrics_kept_once(first=calls == 1):
                 losses = [
-                    share * self._loss(model, batch, num_items_in_batch)
+                    share * self._micro_batch_loss(model, batch, num_items_in_batch)
                     for share, batch in zip(shares, batches, strict=True)
                 ]
             return torch.stack(losses).sum()
@@ -196,7 +198,9 @@ class SPZOTrainerMixin:
         optimizer.step = _Taken(optimizer)  # type: ignore[method-assign, assignment]
         return torch.tensor(loss, device=self.args.device)
 
-    def _loss(self, model: nn.Module, batch: Batch, items: Tensor | int | None) -> Tensor:
+    def _micro_batch_loss(
+        self, model: nn.Module, batch: Batch, items: Tensor | int | None
+    ) -> Tensor:
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             # a copy, as compute_loss takes the labels out of it
             loss: Tensor = self.compute_loss(  # type: ignore[attr-defined]
@@ -204,7 +208,9 @@ class SPZOTrainerMixin:
             )
         return loss
 
-    def _shares(self, batches: Sequence[Batch], items: Tensor | int | None) -> list[float]:
+    def _micro_batch_shares(
+        self, batches: Sequence[Batch], items: Tensor | int | None
+    ) -> list[float]:
         """Return the weight of each micro-batch's loss in the step's loss.
 
         A loss that is already divided by the number of all labels counts 1. A mean over one

@@ -30,16 +30,21 @@ class Processes:
         """Check before the first step that all have the same weights and settings.
 
         Args:
-            parameters: the trained parameters, by name.
+            parameters: the model's parameters by name, or the trained ones.
             settings: what all steps follow from, by name.
 
         Raises:
-            ValueError: one of them differs; the message names it.
+            ValueError: one of them differs; the message names it. Or this process is not in the
+                group.
         """
         self._device = next(iter(parameters.values())).device
         if self._group is None:
             self._sharing = mesh_group(parameters.values()) if _several() else None
             return
+        if dist.get_rank(self._group) < 0:
+            raise ValueError(
+                "this process is not in its process_group; pass each process one that holds it"
+            )
         alone = {f"weights of {n!r}": p for n, p in parameters.items() if not is_sharded(p)}
         mine = dict(settings) | {name: _fingerprint(p) for name, p in alone.items()}
         every = _objects(mine, self._group)
@@ -48,7 +53,7 @@ class Processes:
             if any(value != first for value in values):
                 shown = "" if name in alone else f": {values}"
                 raise ValueError(
-                    f"{name} differ between the processes{shown}. Build the optimizer with the same"
+                    f"the processes differ in {name}{shown}. Build the optimizer with the same"
                     " settings and from the same weights everywhere: call torch.manual_seed before"
                     " a layer is made anew, or broadcast its weights"
                 )
@@ -120,5 +125,5 @@ def _objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
 
 def _fingerprint(tensor: Tensor) -> int:
     """Return a number that other bits of a tensor do not give, but for a rare chance."""
-    words = torch.int32 if tensor.element_size() == 4 else torch.int16
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
     return int(tensor.detach().contiguous().view(words).sum(dtype=torch.int64))

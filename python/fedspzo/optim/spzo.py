@@ -243,9 +243,12 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         # a closure that calls backward() shows it in the first step
         first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
         gathering = gathering_modules(self._model)
+        reshard(gathering)
         if first:
             every = dict(chain.from_iterable(self._named()))
             check_shards(self._model, every.items())
+            if self._model is not None:
+                every |= self._model.named_parameters()
             self._processes.meet(every, self._settings())
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
