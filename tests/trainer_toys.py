@@ -10,12 +10,19 @@ from typing import Any
 import torch
 import transformers as hf
 from spzo_toys import llama
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedspzo.integrations.transformers import SPZOTrainer
 from fedspzo.journal import digest
 
 VOCAB = 32
+FEW = {"perturbations": (1, 2)}
+"""Few directions, as most tests ask for no progress."""
+
+OF_THE_TRAINER = (
+    *("spzo", "at", "optimizers", "callbacks", "eval_dataset", "train_dataset", "model_init"),
+    *("compute_loss_func", "compute_metrics", "data_collator"),
+)
 
 
 def rows(count: int = 16) -> list[dict[str, Tensor]]:
@@ -48,6 +55,27 @@ def arguments(folder: Path, **settings: Any) -> hf.TrainingArguments:
     )
 
 
+def trainer(folder: Path, model: nn.Module | None = None, **settings: Any) -> SPZOTrainer:
+    """A Trainer of the tiny LLaMA. What is no argument of the Trainer is a training argument."""
+    own = {name: settings.pop(name) for name in OF_THE_TRAINER if name in settings}
+    if "model_init" not in own:
+        model = llama() if model is None else model
+    args = arguments(folder, **settings)
+    return SPZOTrainer(model, args, **{"train_dataset": rows(), "spzo": FEW, **own})
+
+
+def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+def bits(model: nn.Module) -> str:
+    return digest(model.named_parameters())
+
+
+def logged(made: hf.Trainer, name: str) -> list[float]:
+    return [entry[name] for entry in made.state.log_history if name in entry]
+
+
 def in_a_group(rank: int) -> dict[str, Any]:
     """Train in one of two processes, which begin with other weights and draw other rows."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -55,12 +83,12 @@ def in_a_group(rank: int) -> dict[str, Any]:
     model = llama()
     with torch.no_grad():
         model.lm_head.weight += rank
-    args = arguments(Path(tempfile.mkdtemp()), max_steps=3, lr_scheduler_type="constant")
-    made = SPZOTrainer(model, args, train_dataset=rows(), spzo={"perturbations": (1, 2)})
+    folder = Path(tempfile.mkdtemp())
+    made = trainer(folder, model, max_steps=3, lr_scheduler_type="constant")
     made.train()
     return {
-        "digest": digest(made.model.named_parameters()),
-        "losses": [entry["loss"] for entry in made.state.log_history if "loss" in entry],
+        "digest": bits(made.model),
+        "losses": logged(made, "loss"),
         "wrapped": type(made.model_wrapped).__name__,
         "head": made.model.lm_head.weight[0].tolist(),
     }
