@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     ),
     "tie": (
         lambda model: setattr(model.lm_head, "weight", model.model.embed_tokens.weight),
-        "parameter 'lm_head.weight' is in the model no longer: .* tie_weights; finish the model",
+        "parameter 'lm_head.weight' is in the model no longer: .* or fully_shard; finish the model",
     ),
     "module": (
         one_module_replaced,

@@ -2,8 +2,8 @@
 
 `cut` splits a model at layers of its `layer_stack`. `activation_replay` captures and replays the
 layers before a cut, and `cost_shares` measures the computation that this saves. `layer_input` and
-`repeats` tell whether inputs and losses are the same. Imports nothing
-of fedspzo.
+`repeats` tell whether inputs and losses are the same. `shards` knows of parameters of which each
+process holds a part. Imports nothing of fedspzo.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
@@ -38,7 +38,10 @@ def _flop_counter() -> FlopCounterMode:
 
 
 def measure(
-    replay: ActivationReplay, blocks: Sequence[Mapping[str, Tensor]], evaluate: Callable[[], Tensor]
+    replay: ActivationReplay,
+    blocks: Sequence[Mapping[str, Tensor]],
+    evaluate: Callable[[], Tensor],
+    model: nn.Module | None = None,
 ) -> tuple[float, ...]:
     """Check that a model works as it was split, and measure the cost share of each cut.
 
@@ -49,6 +52,7 @@ def measure(
         replay: an entered replay with at least one layer.
         blocks: for each block but the first, its parameters by name.
         evaluate: returns the loss, a scalar, always of the same data.
+        model: the model, which is needed where it is sharded.
 
     Returns:
         For each block but the first, its cost share in (0, 1].
@@ -60,7 +64,7 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(eager())
         early = [
-            stack.enter_context(Touched(block, until=replay.layers[start - 1]))
+            stack.enter_context(Touched(block, replay.layers[start - 1], model))
             for block, start in zip(blocks, replay.starts, strict=True)
         ]
         full = stack.enter_context(_flop_counter())

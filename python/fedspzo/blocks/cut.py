@@ -15,6 +15,7 @@ from .evaluation_mode import evaluating
 from .layer_stack import find_cuts
 from .output_rows import untie_rows
 from .parameters import Named, storage, trainable
+from .shards import gathering_modules, reshard
 from .touched import Touched
 
 At = int | str | Sequence[int | str]
@@ -45,15 +46,22 @@ class Blocks:
             ValueError: no parameter of the model requires a gradient.
         """
         model = unwrap(model)
+        reshard(gathering_modules(model))
         blocks = cls(model, (), (trainable(model.named_parameters()),))
         if not blocks.groups[0]:
             raise ValueError("model has no parameter with requires_grad=True; unfreeze some")
         return blocks
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the blocks as torch param groups: named parameters, and `block` 1, 2 and so on."""
+        """Return the blocks as torch param groups: named parameters, and `block` 1, 2 and so on.
+
+        Each name gives the parameter that the model has there now: fully_shard replaces them.
+        """
+        reshard(gathering_modules(self.model))
+        now = dict(self.model.named_parameters(remove_duplicate=False))
         return [
-            {"params": list(named), "block": number} for number, named in enumerate(self.groups, 1)
+            {"params": [(name, now.get(name, p)) for name, p in named], "block": number}
+            for number, named in enumerate(self.groups, 1)
         ]
 
 
@@ -94,6 +102,7 @@ def split(
             or a block has no trainable parameter; the message tells what to pass.
     """
     model = unwrap(model)
+    reshard(gathering_modules(model))
     if rows is not None:
         untie_rows(model, rows)
     stack, cuts = find_cuts(model, at)
@@ -189,16 +198,21 @@ def _run_to(
         raise _Reached
 
     every = dict(model.named_parameters(remove_duplicate=False))
-    touched = [Touched(every, until=end) for end in ends]
+    touched = [Touched(every, until=end, model=model) for end in ends]
     problem = "never came to the cut"
+    gathering = gathering_modules(model)  # their forward passes must not break off
     try:
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
             stack.enter_context(torch.no_grad())
             for record in touched:
                 stack.enter_context(record)
-            stack.callback(ends[-1].register_forward_hook(stop).remove)
+            if not gathering:
+                stack.callback(ends[-1].register_forward_hook(stop).remove)
+            stack.callback(reshard, gathering)
             model(**example)
+        if all(record.done for record in touched):
+            return [record.names for record in touched]
     except _Reached:
         return [record.names for record in touched]
     except Exception as error:

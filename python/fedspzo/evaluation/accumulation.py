@@ -58,19 +58,29 @@ def accumulate(closures: Sequence[Closure], weights: Sequence[float | Tensor]) -
     total = sum(values)
     if not total:
         raise ValueError(f"weights are {values}; at least one micro-batch needs labels")
-    parts = [(closure, value) for closure, value in zip(closures, values, strict=True) if value]
+    return weighted_sum(closures, [value / total for value in values])
 
-    def accumulated() -> Tensor:
+
+def weighted_sum(closures: Sequence[Closure], shares: Sequence[float]) -> Closure:
+    """Return a closure for the sum of `shares[i]` times the loss of `closures[i]`.
+
+    It sums in float64, and returns the losses' own dtype.
+
+    Args:
+        closures: one a micro-batch; each returns a loss, a scalar.
+        shares: what each loss is multiplied by. A closure whose share is 0 is not called.
+    """
+    parts = [(closure, share) for closure, share in zip(closures, shares, strict=True) if share]
+
+    def summed() -> Tensor:
         losses = [read_losses(closure(), single=True) for closure, _ in parts]
         dtype = losses[0].dtype
         for loss in losses[1:]:
             dtype = torch.promote_types(dtype, loss.dtype)
-        total_loss = sum(
-            value / total * loss.double() for (_, value), loss in zip(parts, losses, strict=True)
-        )
-        return torch.as_tensor(total_loss).to(dtype)
+        total = sum(share * loss.double() for (_, share), loss in zip(parts, losses, strict=True))
+        return torch.as_tensor(total).to(dtype)
 
-    return accumulated
+    return summed
 
 
 def refuse_accelerates() -> None:

@@ -1,9 +1,10 @@
 """The optimizer `SPZO`, its param groups, and its steps.
 
 `spzo` holds the optimizer's settings and state, `param_groups` makes blocks of torch's param
-groups, and `step` estimates and makes one step. `closure_checks` checks what a closure does,
-`held_parameters` whether the model has changed. May import `auto_lr`, `evaluation`, `estimators`,
-`blocks`, `privacy` and the root's modules.
+groups, `step` estimates and makes one step, and `processes` lets several processes take it
+together. `closure_checks` checks what a closure does, `held_parameters` whether the model has
+changed, and `first_order_loops` refuses loops that were written for gradients. May import
+`auto_lr`, `evaluation`, `estimators`, `blocks`, `privacy` and the root's modules.
 """
 
 from __future__ import annotations

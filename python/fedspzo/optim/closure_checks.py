@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cost_shares import measure
@@ -25,15 +25,17 @@ class ClosureChecks:
 
     Args:
         replay: the optimizer's activation replay.
+        model: the model, or None.
 
     Attributes:
         done: the first step has been checked.
         spent: number of evaluations that the last `estimate` made beside the step's own.
     """
 
-    def __init__(self, replay: ActivationReplay) -> None:
+    def __init__(self, replay: ActivationReplay, model: nn.Module | None) -> None:
         self.done = False
         self._replay = replay
+        self._model = model
         self._told = False
         self._known: Tensor | None = None  # the loss at theta, as it was measured
         self.spent = 0
@@ -56,7 +58,7 @@ class ClosureChecks:
             losses.append(evaluate().sum())
             return losses[-1]
 
-        shares = measure(self._replay, later, noted)
+        shares = measure(self._replay, later, noted, self._model)
         self._known = losses[0]
         return shares
 

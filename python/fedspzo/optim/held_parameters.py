@@ -11,7 +11,7 @@ from fedspzo.blocks.parameters import storage
 from .param_groups import Group, check_not_meta
 
 _REMEDY = (
-    "finish the model first (load, resize, wrap and convert it), then split it and build the"
+    "finish the model first (load, resize, wrap, convert and shard it), then split it and build the"
     " optimizer"
 )
 
@@ -69,8 +69,8 @@ class HeldParameters:
                     check_not_meta(name, own[name])
             raise ValueError(
                 f"{_said(gone)} in the model no longer: something replaced it after the optimizer"
-                " was built, such as load_state_dict(assign=True), resize_token_embeddings or"
-                f" tie_weights; {_REMEDY}"
+                " was built, such as load_state_dict(assign=True), resize_token_embeddings,"
+                f" tie_weights or fully_shard; {_REMEDY}"
             )
         left_out = set(map(id, self._left_out))
         new = [name for name, p in self._unheld(groups) if id(p) not in left_out]

@@ -104,6 +104,19 @@ def as_groups(params: Blocks | Iterable[Any]) -> list[Group]:
     return [{"params": members}]
 
 
+def as_named(members: Iterable[Any], index: int) -> list[tuple[str, Any]]:
+    """Return (name, parameter) pairs. A parameter without a name is named by its index.
+
+    Args:
+        members: the group's parameters, or (name, parameter) pairs.
+        index: the first one's index.
+    """
+    return [
+        member if isinstance(member, tuple) else (str(i), member)
+        for i, member in enumerate(members, index)
+    ]
+
+
 def distribute_settings(
     groups: Sequence[Group],
     kind: type[Estimator],
@@ -192,10 +205,7 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
         TypeError, ValueError: an option or parameter is wrong; the message names it, its value and
             the remedy.
     """
-    pairs = [
-        member if isinstance(member, tuple) else (str(i), member)
-        for i, member in enumerate(group["params"], index)
-    ]
+    pairs = as_named(group["params"], index)
     for name, parameter in pairs:
         if not isinstance(parameter, Tensor) or parameter.dtype not in DTYPES:
             kind = getattr(parameter, "dtype", type(parameter).__name__)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,13 +19,14 @@ from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
+from fedspzo.blocks.shards import check_shards, gathering_modules, reshard
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
-from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
+from fedspzo.evaluation.closures import Closure, backward_refused, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise, default_scratch
 from fedspzo.evaluation.running_statistics import kept_running_statistics
@@ -32,9 +35,11 @@ from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
 from .closure_checks import ClosureChecks
+from .first_order_loops import RefusesFirstOrderLoops
 from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
+    as_named,
     check_joins,
     distribute_settings,
     fill_defaults,
@@ -45,11 +50,12 @@ from .param_groups import (
     set_rates,
     use_rates,
 )
+from .processes import Processes
 from .state import STATE, checked_state
 from .step import Step, make_update, may_take_newton_steps
 
 
-class SPZO(Optimizer):
+class SPZO(RefusesFirstOrderLoops, Optimizer):
     """Fine-tunes by zeroth-order steps: no backward pass, no gradients, no optimizer state.
 
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
@@ -71,7 +77,7 @@ class SPZO(Optimizer):
             "auto" finds a rate for each block from losses, and lowers it when training diverges,
             for one more forward pass in every eighth step. At first the last block moves alone,
             and the others may wait for their turns (`fedspzo.auto_lr.central`). In several
-            processes pass `cost_shares`, so that all decide alike.
+            processes pass `process_group` or `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
             for one block), or one of your own (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
@@ -106,11 +112,15 @@ class SPZO(Optimizer):
             and the block has no weight decay.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
+        process_group: averages the closure's losses over these processes, each of which has its own
+            share of the data, so that all take the same step. Default: none. Every one of them
+            builds the optimizer alike and calls `step` as often (docs/trainers.md).
 
     Attributes:
         last_step: the `StepReport` of the last step, or None.
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
+        process_group: the processes that take the same steps, or None.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
             step's checks and the evaluation that is repeated if layerwise evaluation falls back
             (docs/evaluation.md). A replayed evaluation in which some calls had another input, and
@@ -138,6 +148,7 @@ class SPZO(Optimizer):
         cost_shares: Sequence[float] | None = None,
         newton: bool | None = None,
         privacy: Mechanism | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         if rounding not in (None, "nearest", "stochastic"):
             raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
@@ -149,6 +160,8 @@ class SPZO(Optimizer):
             raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
         if privacy is not None and (public := public_setting(lr, newton)):
             raise ValueError(public)
+        if process_group is not None and privacy is not None:
+            raise ValueError("process_group is given with privacy; leave one of them out")
         lr, eps = plain(lr), plain(eps)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
@@ -171,6 +184,8 @@ class SPZO(Optimizer):
         self.newton = newton
         self._kind = kind
         self.privacy = privacy
+        self.process_group = process_group
+        self._processes = Processes(process_group)
         self._model = blocks.model if blocks else None
         self._replay = (
             ActivationReplay(blocks.layers, blocks.starts)
@@ -192,7 +207,7 @@ class SPZO(Optimizer):
             self._model, self._replay.layers, self._named()
         )
         self._layerwise: Layerwise | None = None
-        self._checks = ClosureChecks(self._replay)
+        self._checks = ClosureChecks(self._replay, self._model)
         self._told_rates = False
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
@@ -215,9 +230,11 @@ class SPZO(Optimizer):
                 " first step, or pass rates"
             )
         members = as_groups(param_group["params"])[0]["params"]
+        check_shards(self._model, as_named(members, self._indexed))
         group = {**self.defaults, **param_group, "params": members}
         check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
+        reshard(gathering_modules(self._model))
         self._held.settle(self.param_groups)
         self._indexed += len(members)
         if not self._replay.layers:
@@ -250,8 +267,18 @@ class SPZO(Optimizer):
             )
         refuse_accelerates()
         self._tell_of_unused_rates()
+        gathering = gathering_modules(self._model)
+        reshard(gathering)
         self._held.check(self.param_groups)
         blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
+        # a closure that calls backward() shows it in the first step
+        first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
+        if first:
+            every = dict(chain.from_iterable(self._named()))
+            check_shards(self._model, every.items())
+            if self._model is not None:
+                every |= self._model.named_parameters()
+            self._processes.meet(every, self._settings())
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
@@ -259,8 +286,11 @@ class SPZO(Optimizer):
             def evaluate() -> Tensor:
                 # autocast keeps copies of the weights, and would not see them move
                 torch.clear_autocast_cache()
-                with interrupts.released(), backward_explained():
-                    return read_losses(closure(), single=self.privacy is None)
+                reshard(gathering)
+                watching = self._processes.watching() if first else nullcontext()
+                with interrupts.released(), backward_refused(first), watching:
+                    loss = read_losses(closure(), single=self.privacy is None)
+                return self._processes.joined(loss)
 
             bare = self._model is None
             kept = kept_running_statistics() if bare else nullcontext()
@@ -274,12 +304,19 @@ class SPZO(Optimizer):
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
                 make_update(report, blocks, self.param_groups, self.rounding)
+            reshard(gathering)
             self.steps += 1
             self.forwards += report.forwards
             self.last_step = report
         if report.skipped:
             self._count_skip(report)
         return report.loss
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the steps follow from, besides the weights and the losses."""
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        names = ("estimator", "sides", "rounding", "evaluation", "seed", "steps", "cost_shares")
+        return {"param_groups": options} | {name: getattr(self, name) for name in names}
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:
@@ -294,7 +331,7 @@ class SPZO(Optimizer):
     def _measure(self, evaluate: Callable[[], Tensor]) -> None:
         """Check that the model works as it was split, and measure its costs if none are given."""
         later = [dict(named(group)) for group in self.param_groups[1:]]
-        measured = self._checks.measure(later, evaluate)
+        measured = self._processes.agreed(self._checks.measure(later, evaluate))
         self.cost_shares = measured if self.cost_shares is None else self.cost_shares
         self.forwards += 1.0 + sum(self.cost_shares)
 
