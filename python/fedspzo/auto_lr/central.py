@@ -63,6 +63,8 @@ class CentralPolicy:
         takes_turns: blocks take turns, the last one takes Newton steps, and too long a step is
             clipped. False: every step moves all blocks along their gradients, as a federation's
             rounds do. Default True.
+        after_frozen: frozen layers come before the first block. If it is the only one, it learns
+            like a last block. Default False.
         factor: product of all halvings of the rates so far.
         lost_steps: number of steps in a row whose losses were not finite.
         blocks: the statistics of each block; empty before the first step.
@@ -72,6 +74,7 @@ class CentralPolicy:
 
     last_leads: bool = True
     takes_turns: bool = True
+    after_frozen: bool = False
     factor: float = 1.0
     lost_steps: int = 0
     blocks: list[BlockStatistics] = field(default_factory=list)
@@ -94,7 +97,9 @@ class CentralPolicy:
 
     @property
     def _settings(self) -> RateSettings:
-        return RateSettings(last_leads=self.last_leads, decay=_decay)
+        return RateSettings(
+            last_leads=self.last_leads, decay=_decay, after_frozen=self.after_frozen
+        )
 
     def measure(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Measure each block's weights before the first step moves them; later calls do nothing.
@@ -106,12 +111,15 @@ class CentralPolicy:
             self.blocks = [BlockStatistics(root_mean_square(tensors)) for tensors in groups]
 
     def measures_curvature(self, counts: Sequence[int]) -> bool:
-        """Tell whether any block but the first that has directions still learns its rate.
+        """Tell whether a block that has directions still learns its rate.
+
+        An only block counts, or of several blocks each but the first.
 
         Args:
             counts: number of directions of each block.
         """
-        later = zip(self.blocks[1:], counts[1:], strict=True)
+        blocks = list(zip(self.blocks, counts, strict=True)) if self.blocks else []
+        later = blocks[1:] or blocks
         return not self.blocks or any(count and stats.is_learning for stats, count in later)
 
     def turns(self, counts: Sequence[int]) -> tuple[int, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .shadow import on_return
 
 
 class Touched(TorchDispatchMode):
@@ -36,18 +39,18 @@ class Touched(TorchDispatchMode):
         )
         self._starts = [start for start, _, _ in self._spans]
         self._until = until
-        self._hook: Any = None
+        self._shadows = ExitStack()
 
     def __enter__(self) -> Touched:
         if self._until is not None:
-            self._hook = self._until.register_forward_hook(self._end, always_call=False)
+            # a hook would not fire where a model calls the module's forward itself (SqueezeBERT)
+            self._shadows.enter_context(on_return(self._until, self._end))
         super().__enter__()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         super().__exit__(*exc_info)
-        if self._hook is not None:
-            self._hook.remove()
+        self._shadows.close()
 
     def _end(self, *_: Any) -> None:
         self.done = True
@@ -62,4 +65,7 @@ class Touched(TorchDispatchMode):
     def _record(self, address: int) -> None:
         i = bisect_right(self._starts, address) - 1
         if i >= 0 and address < self._spans[i][1]:
-            self.names.add(self._spans[i][2])
+            self._touch(self._spans[i][2])
+
+    def _touch(self, name: str) -> None:
+        self.names.add(name)

@@ -27,8 +27,8 @@ class Anchored(Estimator):
     with P_b = 0 is left as it is.
 
     Attributes:
-        mirrored: all blocks but the first are evaluated on both sides, whatever `sides` says. This
-            shows their curvature. Default False.
+        mirrored: all blocks but the first, or an only block, are evaluated on both sides, whatever
+            `sides` says. This shows their curvature. Default False.
         newton: index, from 0, of the block that takes a Newton step (`auto_lr.newton`): products
             of its Hessian along its directions are evaluated too. It is the last block's index, or
             None (default).
@@ -151,7 +151,8 @@ class Anchored(Estimator):
         return self.newton
 
     def _two_sided(self, block: int) -> bool:
-        return self.sides == "two" or (self.mirrored and block > 0) or block == self.newton
+        mirrored = self.mirrored and (block > 0 or len(self.perturbations) == 1)
+        return self.sides == "two" or mirrored or block == self.newton
 
     def _offsets(self, block: int) -> Iterator[Offset]:
         """Yield a block's offsets in the order that moves it least."""

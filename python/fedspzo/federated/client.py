@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks
-from fedspzo.estimators.defaults import FEDERATED_FIRST, FEDERATED_MOST
+from fedspzo.estimators.defaults import FEDERATED_FIRST, FEDERATED_MOST, default_perturbations
 from fedspzo.evaluation.closures import Closure
 from fedspzo.federated.protocol.messages import Plan, Report
 from fedspzo.federated.protocol.updates import (
@@ -312,7 +312,8 @@ def resolve(
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
-        counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
+        blocks = len(optimizer.param_groups)
+        counts = default_perturbations(kind, shares, blocks, FEDERATED_FIRST, FEDERATED_MOST)
         settings = replace(settings, perturbations=counts)
     filled = replace(
         settings,

@@ -19,7 +19,7 @@ from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.estimators.defaults import known_shares
+from fedspzo.estimators.defaults import every_share, known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
@@ -68,8 +68,9 @@ class SPZO(Optimizer):
             takes Newton steps (`fedspzo.auto_lr.newton`) if its evaluations are cheap, unless it
             has weight decay or more than 32 directions. In several processes pass `cost_shares`,
             so that all decide alike.
-        estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
-            for one block), or one of your own (`estimators.register`).
+        estimator: "anchored" (default for several blocks, and for one after frozen layers),
+            "balanced", "coupled", "mezo" (default for one block), or one of your own
+            (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16. Default for the others: "two".
         perturbations: a sequence with one number for each block, or one int for "mezo" (default
@@ -92,7 +93,8 @@ class SPZO(Optimizer):
             largest module in the layer stack, at least 1 MiB. Larger weights, such as a head's or
             an embedding's, are perturbed some rows at a time.
         cost_shares: for each block but the first, the cost of an evaluation that replays the blocks
-            before it, as a share of a forward pass, in (0, 1]. Default: measured in the first step.
+            before it, as a share of a forward pass, in (0, 1]. Where frozen layers come before
+            block 1, block 1's share comes first. Default: measured in the first step.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
 
@@ -138,12 +140,16 @@ class SPZO(Optimizer):
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
         if estimator is None:
-            estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
+            replayed = blocks is not None and (len(groups) > 1 or blocks.frozen > 0)
+            estimator = "anchored" if replayed else "mezo"
         kind = estimators.find(estimator)
         kind(sides=sides or "two", perturbations=(2,) * len(groups))  # raises if they do not fit
         distribute_settings(groups, kind, lr=lr, eps=eps, perturbations=perturbations)
 
-        self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
+        self.auto = None
+        if isinstance(lr, str):
+            frozen = blocks is not None and blocks.frozen > 0
+            self.auto = CentralPolicy(last_leads=blocks is not None, after_frozen=frozen)
         check_seed("seed", seed)
         self.seed, self.steps, self.skipped = seed, 0, 0
         self.forwards = 0.0
@@ -152,14 +158,14 @@ class SPZO(Optimizer):
         self._kind = kind
         self.privacy = privacy
         self._model = blocks.model if blocks else None
-        self._replay = (
-            ActivationReplay(blocks.layers, blocks.starts)
-            if blocks and not kind.joint
-            else ActivationReplay(())
-        )
+        self._replay = blocks.replay(joint=kind.joint) if blocks else ActivationReplay(())
         self.cost_shares = known_shares(
-            cost_shares, len(groups), replayed=bool(self._replay.layers)
+            cost_shares,
+            len(groups),
+            replayed=bool(self._replay.layers),
+            frozen=self._replay.has_frozen,
         )
+        self._blocks = len(groups) if self._replay.layers else 0
         self._indexed = 0
         super().__init__(groups, {"weight_decay": weight_decay})
 
@@ -193,7 +199,7 @@ class SPZO(Optimizer):
             )
         members = as_groups(param_group["params"])[0]["params"]
         group = {**self.defaults, **param_group, "params": members}
-        check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
+        check_joins(group, self.param_groups, self._kind, blocks=self._blocks)
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
         self._indexed += len(members)
         if not self._replay.layers:
@@ -236,9 +242,7 @@ class SPZO(Optimizer):
 
             with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
                 if self.cost_shares is None:
-                    later = [dict(named(group)) for group in self.param_groups[1:]]
-                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    self.forwards += 1.0 + sum(self.cost_shares)
+                    self.cost_shares = self._measure(lambda: evaluate().sum())
                 self._fill_defaults()
                 if self.evaluation == "in_place":
                     report = self._next_step().estimate(blocks, evaluate)
@@ -254,6 +258,13 @@ class SPZO(Optimizer):
         if report.skipped:
             self._count_skip(report)
         return report.loss
+
+    def _measure(self, evaluate: Callable[[], Tensor]) -> tuple[float, ...]:
+        first, *later = (dict(named(group)) for group in self.param_groups)
+        shares = measure(self._replay, later[: len(self._replay.starts)], evaluate, first)
+        self.forwards += 1.0 + sum(shares)
+        # blocks that move together cost alike
+        return shares if self._replay.starts else shares * len(self.param_groups)
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:
@@ -272,8 +283,9 @@ class SPZO(Optimizer):
         layerwise = self._layerwise
 
         def again() -> None:
+            own = every_share(self.cost_shares, len(self.param_groups))[0]
+            self.forwards += own if self._replay.keeps_frozen else 1.0
             self._replay.capture()
-            self.forwards += 1.0
 
         with layerwise.virtual_parameters(self._named()) as blocks:
             return self._next_step().estimate(blocks, lambda: layerwise.watched(evaluate, again))

@@ -16,7 +16,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
-from fedspzo.estimators.defaults import can_take_newton_steps, newton_evaluations
+from fedspzo.estimators.defaults import can_take_newton_steps, every_share, newton_evaluations
 from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import Losses
 from fedspzo.estimators.step_report import StepReport, terms_of
@@ -39,7 +39,7 @@ class Step:
         kind: the estimator's class.
         sides: "one" or "two".
         groups: the optimizer's param groups.
-        shares: for each block but the first, its cost share; None: not yet measured.
+        shares: as `known_shares` returned them; None: not yet measured.
         replay: the activation replay.
         rounding: rounding of the update to the weights' dtype.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
@@ -69,12 +69,12 @@ class Step:
         counts = tuple(2 if count is None else count for count in given)
         if self.auto is None or not issubclass(self.kind, Anchored):
             return self.kind(sides=self.sides, perturbations=counts)
-        cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
+        cheap = can_take_newton_steps(counts[-1], self._shares[-1])
         newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
         return self.kind(
             sides=self.sides,
             perturbations=self.auto.turns(counts) if any(counts) else counts,
-            mirrored=bool(self.replay.starts) and self.auto.measures_curvature(counts),
+            mirrored=bool(self.replay.layers) and self.auto.measures_curvature(counts),
             newton=len(counts) - 1 if newton else None,
         )
 
@@ -95,7 +95,7 @@ class Step:
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
             self.auto.measure([group["params"] for group in self.groups])
-        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
+        evaluator = Evaluator(blocks, seeds, eps, self.replay, self._shares, evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
@@ -132,8 +132,7 @@ class Step:
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
             counts[-1] = newton_evaluations(self.groups[-1]["perturbations"])
-        shares = (1.0, *(self.shares or ()))
-        costs = [count * share for count, share in zip(counts, shares, strict=True)]
+        costs = [count * share for count, share in zip(counts, self._shares, strict=True)]
         costs[-1] += 1  # the loss at theta, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(gradients, curvatures, costs, spectrum)
@@ -167,6 +166,10 @@ class Step:
             lr=rates,
         )
 
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return every_share(self.shares, len(self.groups))
+
     def _rates(self) -> tuple[float, ...]:
         """Return the learning rate that each block's update uses."""
         if self.auto is None:
@@ -190,7 +193,7 @@ class Step:
             return evaluate()
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
-        return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
+        return Trial(blocks, look, self._shares[moved], dtypes)
 
 
 def make_update(
