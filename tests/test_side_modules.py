@@ -182,3 +182,26 @@ def test_an_output_that_is_no_tensor_is_not_kept():
     calls = runs(model.encoder)
     optimizer.step(lambda: model(x))
     assert calls[0] > 3
+
+
+class AfterTraining(Pair):
+    """Its frozen encoder comes after a layer that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = nn.Linear(4, 4)
+        self.encoder.requires_grad_(False)
+        self.own = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        aside = self.own(x)  # depends on data alone, though block 1 was in use before it
+        return super().forward(self.entry(x), aside)
+
+
+def test_a_frozen_module_whose_input_moves_with_block_1_costs_what_it_does():
+    torch.manual_seed(0)
+    model, x = AfterTraining(), torch.randn(2, 4)
+    optimizer = SPZO(split(model, example={"x": x}))
+    optimizer.step(lambda: model(x))
+    # of 1 + 1 + 2 + 4 + 1 products of width 4, and one of width 1, `own` alone is saved
+    assert optimizer.cost_shares[0] == pytest.approx((9.25 - 1) / 9.25, abs=0.01)

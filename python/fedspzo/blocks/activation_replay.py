@@ -82,6 +82,15 @@ class ActivationReplay:
             outputs.clear()
 
     @property
+    def depends(self) -> Callable[[Sequence[Any]], bool] | None:
+        """Tells whether a module's inputs depend on parameters that train, while it is known."""
+        return self._beside.depends
+
+    @depends.setter
+    def depends(self, tells: Callable[[Sequence[Any]], bool] | None) -> None:
+        self._beside.depends = tells
+
+    @property
     def has_frozen(self) -> bool:
         """Tell whether there is something frozen that may be replayed for block 1."""
         return self.frozen > 0 or self._beside.has_frozen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from .activation_replay import ActivationReplay
+from .dependence import Dependence
 from .evaluation_mode import eager
 from .touched import Touched
 
@@ -52,7 +54,7 @@ def measure(
         replay: an entered replay with at least one layer.
         blocks: for each block but the first, its parameters by name.
         evaluate: returns the loss, a scalar, always of the same data.
-        first: block 1's parameters by name. They are needed if leading layers are frozen.
+        first: block 1's parameters by name. They are needed if something is frozen.
 
     Returns:
         For each block but the first, its cost share in (0, 1]. Block 1's comes before them if it
@@ -71,6 +73,9 @@ def measure(
             number: stack.enter_context(Touched(block, until=replay.layers[start - 1]))
             for number, block, start in starting
         }
+        trained = chain(*(block.values() for block in (first or {}, *blocks)))
+        replay.depends = stack.enter_context(Dependence(trained)).reaches
+        stack.callback(setattr, replay, "depends", None)
         full = stack.enter_context(_flop_counter())
         loss = evaluate()
     replay.check()

@@ -114,19 +114,23 @@ class SideReplay:
     Attributes:
         unmoved: number of leading blocks that have not moved since they were captured; None: the
             modules run as they are. What is frozen counts as block 0.
+        depends: tells whether inputs depend on parameters that train, while it is known.
     """
 
     def __init__(self, beside: Beside, reached: Callable[[], bool]) -> None:
-        self._beside, self._reached = tuple(beside), reached
-        self._calls: list[dict[int, _Call]] = [{} for _ in self._beside]  # by their order
-        self._called = [0] * len(self._beside)
-        self._late = [False] * len(self._beside)
+        self._modules = [module for module, _ in beside]
+        self._blocks = [block for _, block in beside]
+        self._reached = reached
+        self._calls: list[dict[int, _Call]] = [{} for _ in self._modules]  # by their order
+        self._called = [0] * len(self._modules)
+        self._late = [False] * len(self._modules)
         self.unmoved: int | None = None
+        self.depends: Callable[[Sequence[Any]], bool] | None = None
         self._shadows = ExitStack()
 
     def __enter__(self) -> SideReplay:
-        for index, (module, block) in enumerate(self._beside):
-            self._shadows.enter_context(shadowed(module, self._shadow(index, block)))
+        for index, module in enumerate(self._modules):
+            self._shadows.enter_context(shadowed(module, self._shadow(index)))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -138,25 +142,25 @@ class SideReplay:
     @property
     def has_frozen(self) -> bool:
         """Nothing trains in some module."""
-        return not all(block for _, block in self._beside)
+        return not all(self._blocks)
 
     @property
     def captured_frozen(self) -> bool:
         """Some module in which nothing trains was captured."""
         return any(
-            calls and not block for calls, (_, block) in zip(self._calls, self._beside, strict=True)
+            calls and not block for calls, block in zip(self._calls, self._blocks, strict=True)
         )
 
     def begin(self, unmoved: int) -> None:
         """Begin an evaluation in which some leading blocks have not moved; 0: capture anew."""
         self.unmoved = unmoved
-        self._called = [0] * len(self._beside)
+        self._called = [0] * len(self._modules)
         if not unmoved:
-            for calls, (_, block) in zip(self._calls, self._beside, strict=True):
+            for calls, block in zip(self._calls, self._blocks, strict=True):
                 if block:
                     calls.clear()
 
-    def _shadow(self, index: int, block: int) -> Callable[[Forward], Forward]:
+    def _shadow(self, index: int) -> Callable[[Forward], Forward]:
         def shadow(forward: Forward) -> Forward:
             def replayed(*args: Any, **kwargs: Any) -> Any:
                 if self.unmoved is None:
@@ -164,9 +168,14 @@ class SideReplay:
                 number = self._called[index]
                 self._called[index] += 1
                 leaves, spec = tree_flatten((args, kwargs))
-                known = self._calls[index].get(number) if block <= self.unmoved else None
+                known = (
+                    self._calls[index].get(number) if self._blocks[index] <= self.unmoved else None
+                )
                 if known is not None and known.takes(leaves, spec):
                     return _copy(known.output)
+                if self.depends is not None and self.depends(leaves):
+                    # what it computes moves with block 1, though no weight of its own does
+                    self._blocks[index] = max(1, self._blocks[index])
                 inputs = [(leaf, _version(leaf)) for leaf in leaves]
                 output = forward(*args, **kwargs)
                 if number == 0:
