@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB, WIDTH, INNER, LAYERS, HEADS, IMAGE, PATCH = 64, 32, 64, 8, 2, 8, 4
@@ -78,8 +81,10 @@ TOKENS = {
     "audio_token_id": VOCAB - 3,
 }
 
-# what some families need besides
+# what some families need besides; None: nothing under this name
 OWN: dict[str, dict[str, Any]] = {
+    "funnel": {"block_sizes": [2, 2], "num_decoder_layers": 8, "num_hidden_layers": None},
+    "whisper": {"max_source_positions": 50},
     "zamba": {"attention_hidden_size": 2 * WIDTH},
 }
 
@@ -93,22 +98,101 @@ def small_config(cls: type[hf.PreTrainedConfig]) -> hf.PreTrainedConfig:
         for name, value in known.items()
         if name in SMALL and isinstance(value, int) and not isinstance(value, bool)
     }
-    chosen |= {name: token for name, token in TOKENS.items() if hasattr(default, name)}
+    seq2seq = {"decoder_start_token_id"} if default.is_encoder_decoder else set()
+    chosen |= {n: token for n, token in TOKENS.items() if hasattr(default, n) or n in seq2seq}
     for name in cls.sub_configs:
         inner = getattr(default, name, None)
         if isinstance(inner, hf.PreTrainedConfig):
             chosen[name] = small_config(type(inner)).to_dict()
-    chosen = {name: v for name, v in chosen.items() if cls.attribute_map.get(name) not in chosen}
-    return cls(**{**chosen, **OWN.get(cls.model_type, {})})
+    chosen |= OWN.get(cls.model_type, {})
+    names = [name for name, value in chosen.items() if value is not None]
+    return cls(**{n: chosen[n] for n in names if cls.attribute_map.get(n) not in names})
 
 
-def build(family: str, name: str) -> nn.Module:
+def build(family: str, name: str, most: float | None = None) -> nn.Module:
     """Return a small random model.
 
     Args:
         family: the family's name, as transformers' configurations have it.
         name: the class's name.
+        most: largest number of weights. Default: no bound.
+
+    Raises:
+        ValueError: it has more weights, as our small sizes are not all of its sizes.
     """
+    cls, config = getattr(hf, name), small_config(CONFIG_MAPPING[family])
+    if most is not None:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in cls(config).parameters())
+        if count > most:
+            raise ValueError(f"{count / 1e6:.0f} M weights")
     torch.manual_seed(0)
-    model: nn.Module = getattr(hf, name)(small_config(CONFIG_MAPPING[family]))
+    model: nn.Module = cls(config)
     return model.eval()
+
+
+KINDS = {
+    "CausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "SequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "Seq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "SpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "ImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "ImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AudioClassification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+}
+"""The kinds of heads, and transformers' lists of the classes that have them."""
+
+
+def classes() -> dict[str, tuple[str, str]]:
+    """Return the family and the kind of each class with a head, by the class's name."""
+    found: dict[str, tuple[str, str]] = {}
+    for kind, mapping in KINDS.items():
+        for family, names in getattr(modeling_auto, mapping).items():
+            for name in [names] if isinstance(names, str) else names:
+                found.setdefault(name, (family, kind))
+    return found
+
+
+def batches(model: nn.Module, kind: str) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of two examples, one of which fits the model, if any of ours does.
+
+    Args:
+        model: a model that `build` returned.
+        kind: the kind of its head.
+    """
+    torch.manual_seed(1)
+    ids = torch.randint(3, VOCAB - 3, (2, 12))
+    ids[:, -1] = TOKENS["eos_token_id"]
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    labels = {"labels": ids}
+    if kind.endswith("Classification"):
+        labels = {"labels": torch.tensor([0, 1])}
+    known = inspect.signature(model.forward).parameters
+    if "pixel_values" in known and kind.startswith("Image"):
+        pixels = {"pixel_values": torch.randn(2, 3, IMAGE, IMAGE)}
+        if kind == "ImageClassification":
+            yield {**pixels, **labels}
+            return
+        for count in (4, 1, 2, 5, 8, 16, 0):
+            seen = ids.clone()
+            seen[:, 1 : 1 + count] = TOKENS["image_token_id"]
+            yield {**text, "input_ids": seen, "labels": seen, **pixels}
+        flat = torch.randn(2 * 4, 3 * 2 * PATCH * PATCH)
+        grid = torch.tensor([[1, 2, 2]] * 2)
+        seen = ids.clone()
+        seen[:, 1] = TOKENS["image_token_id"]
+        kinds = (seen == TOKENS["image_token_id"]).long()
+        seen = {**text, "input_ids": seen, "labels": seen, "pixel_values": flat}
+        yield {**seen, "image_grid_thw": grid}
+        yield {**seen, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+    if "input_features" in known and kind not in ("CausalLM", "Seq2SeqLM"):
+        frames = 2 * getattr(model.config, "max_source_positions", 1500)
+        yield {"input_features": torch.randn(2, 80, frames), **labels}
+        yield {"input_features": torch.randn(2, 100, 80), **labels}
+        yield {"input_features": torch.randn(2, 100, 160), **labels}
+    if "input_values" in known:
+        yield {"input_values": torch.randn(2, 4000), **labels}
+        yield {"input_values": torch.randn(2, 1024, 128), **labels}
+    if "input_ids" in known:
+        yield {**text, **labels}

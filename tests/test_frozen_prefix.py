@@ -8,9 +8,12 @@ import peft
 import pytest
 import torch
 from families import FAMILIES, LAYERS, assert_split_is_exact, loss_of, names
+from federated_toys import ToyTask, toy, toy_data
 from torch import Tensor, nn
 
+from fedspzo import federated
 from fedspzo.blocks.cut import Blocks, split
+from fedspzo.federated import FederationConfig, OptimizerConfig
 from fedspzo.optim.spzo import SPZO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,6 +135,15 @@ def test_a_tied_head_trains_from_the_embeddings_on():
     assert split(model).frozen == 0
 
 
+def test_answer_rows_alone_are_a_block_after_a_frozen_body():
+    torch.manual_seed(0)
+    model = FAMILIES["qwen2"]().requires_grad_(False)
+    blocks = split(model, rows=[5, 9])
+    assert names(blocks, 1) == {"lm_head.rows"}
+    assert (len(blocks.groups), blocks.frozen) == (1, LAYERS)
+    SPZO(blocks).step(loss_of(model))
+
+
 def test_adapters_in_the_last_layers_leave_the_others_frozen():
     config = peft.LoraConfig(target_modules=["q_proj"], r=2, layers_to_transform=[3])
     blocks = split(peft.get_peft_model(FAMILIES["llama"](), config))
@@ -180,3 +192,21 @@ def test_the_first_step_finds_what_trains_before_the_frozen_layers():
         SPZO(blocks).step(lambda: model(x))
     with pytest.raises(ValueError, match="block 2 of the cut"):
         split(model, example={"x": x})
+
+
+def test_a_federation_trains_a_head_after_a_frozen_body():
+    model = toy().model
+    model.layers.requires_grad_(False)
+    blocks = split(model)
+    assert (len(blocks.groups), blocks.frozen) == (1, 3)
+    federation = FederationConfig(clients=2, rounds=3, local_steps=2, batch_size=4)
+    examples = toy_data([9, 9])
+    with pytest.raises(
+        ValueError, match="'anchored', but the model is one block; pass estimator='m"
+    ):
+        federated.run(blocks, ToyTask(), examples, federation, OptimizerConfig(lr=1e-3))
+    settings = OptimizerConfig(estimator="mezo", perturbations=8, lr=1e-3)
+    result = federated.run(blocks, ToyTask(), examples, federation, settings)
+    # 16 evaluations a step cost little more than the one that runs the layers
+    assert result.final.forwards < 3 * 2 * 2 * 4
+    assert len({done.digest for done in result.rounds}) == 1 + 3

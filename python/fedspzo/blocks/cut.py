@@ -84,9 +84,13 @@ def split(
     there (embeddings, also those tied to the head), and so on. The last block holds the rest
     (final norm, head).
 
-    To see which parameters are used before a cut, the model is run up to the last cut: on
-    `example`, or on a few made-up tokens if it is a Hugging Face model of `input_ids`. For other
-    models the order of registration decides, and `SPZO` checks it in its first step.
+    The layer stack is the model's largest list of layers, the decoder's of an encoder-decoder, the
+    text's beside an image's, and of several others the one that runs last. To see what runs and
+    which parameters are used before a cut, the model is run once: on `example`, or on a few tokens,
+    an image or a sound made up for a Hugging Face model. For other models the order of registration
+    decides, and `SPZO` checks it in its first step.
+
+    What is frozen before the first parameter that trains is in no block. It runs once a step.
 
     Args:
         model: a model with a layer stack. Freeze what must not train before you split it.
@@ -104,8 +108,8 @@ def split(
 
     Raises:
         TypeError: `at` is neither an int nor a string nor a sequence of them.
-        ValueError: there is no layer stack or there are several, `at` is out of range or order,
-            or a block has no trainable parameter; the message tells what to pass.
+        ValueError: there is no layer stack, or there are several and no `example`; `at` is out of
+            range or order; or a block has no trainable parameter. The message tells what to pass.
     """
     model = unwrap(model)
     if rows is not None:

@@ -109,6 +109,7 @@ def find_stack(model: nn.Module, trace: Trace | None = None) -> Stack:
     Raises:
         ValueError: there is no list of layers, or there are several and no trace.
     """
+    trace = trace if trace is not None and trace.returns else None
     stacks = _in_decoder(model, _that_ran(find_stacks(model), trace))
     if not stacks:
         lists = _lists(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +25,14 @@ class Trace(Touched):
             before its first use.
         returns: the modules in the order in which they returned, each call once.
         complete: the forward pass came to its end.
+        problem: what there is to say where it did not come to a cut.
     """
 
     def __init__(self, model: nn.Module, modules: Iterable[nn.Module]) -> None:
         super().__init__(dict(model.named_parameters(remove_duplicate=False)))
         self.first_use: dict[str, int] = {}
         self.returns: list[nn.Module] = []
-        self.complete = False
+        self.complete, self.problem = False, ""
         self._modules = list(modules)
 
     def __enter__(self) -> Trace:
@@ -66,53 +65,65 @@ def trace(
     Args:
         model: the model.
         modules: the modules whose returns are recorded.
-        example: keyword arguments of the forward pass. None: a few made-up tokens or one made-up
-            image, if it is a Hugging Face model of these.
+        example: keyword arguments of the forward pass. None: a few tokens, an image or a sound are
+            made up for a Hugging Face model.
 
     Returns:
-        The trace, or None, with a warning, if no module of `modules` returned, or if there is
-        nothing to run the model on.
+        The trace, which may have failed; None if there is nothing to run the model on.
     """
-    if example is None and (example := _made_up(model)) is None:
-        return None
-    record = Trace(model, modules)
-    problem = "runs no layer of a stack"
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(eager())
+    modules = list(modules)
+    best: Trace | None = None
+    for inputs in _made_up(model) if example is None else [example]:
+        record = _run(model, inputs, Trace(model, modules))
+        if best is None or len(record.returns) > len(best.returns):
+            best = record
+        if record.complete:
+            return record
+    return best
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any], record: Trace) -> Trace:
+    with evaluating(model), torch.no_grad(), eager():
         try:
             with record:
-                model(**example)
-            record.complete = True
+                model(**inputs)
+            record.complete, record.problem = True, "never came to the cut"
         except Exception as error:
             # foreign model code may fail in any way on made-up input
-            problem = f"failed: {error}"
-    if record.returns:
-        return record
-    warnings.warn(
-        f"a forward pass of {type(model).__name__} {problem}; its blocks follow the order of"
-        " registration. Pass example=BATCH to follow the order of execution",
-        stacklevel=4,
-    )
-    return None
+            record.problem = f"failed: {error}"
+    return record
 
 
-def _made_up(model: nn.Module) -> dict[str, Tensor] | None:
-    """Make up the input of a Hugging Face model of `input_ids`; None for another model."""
+def _made_up(model: nn.Module) -> list[dict[str, Tensor]]:
+    """Make up inputs of a Hugging Face model, of which the first that it takes will do."""
     config = getattr(model, "config", None)
-    if config is None or getattr(model, "main_input_name", None) != "input_ids":
-        return None
-    device = next(model.parameters()).device
-    # special tokens are at the ends
-    token = getattr(_text(config), "vocab_size", 2) // 2
-    ids = torch.full((1, 4), token, device=device)
-    if getattr(config, "is_encoder_decoder", False):
-        return {"input_ids": ids, "decoder_input_ids": ids}
-    return {"input_ids": ids}
-
-
-def _text(config: Any) -> Any:
-    """Return the part of a configuration that has the vocabulary."""
+    kind = getattr(model, "main_input_name", None)
+    if config is None or kind is None:
+        return []
+    parameter = next(model.parameters())
     get = getattr(config, "get_text_config", None)
-    return config if get is None else get()
+    # special tokens are at the ends
+    token = getattr(config if get is None else get(), "vocab_size", None) or 2
+    ids = torch.full((1, 4), token // 2, device=parameter.device)
+    decoded = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
+    if kind == "input_ids":
+        return [{kind: ids, **decoded}]
+    shapes = [shape for shape in _shapes(config).get(kind, []) if all(shape)]
+    return [{kind: parameter.new_zeros(1, *shape), **decoded} for shape in shapes]
+
+
+def _shapes(config: Any) -> dict[str, list[Sequence[int]]]:
+    """Return the shapes that an example of images or sound may have."""
+    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", config)
+    sound = getattr(config, "audio_config", None) or getattr(config, "encoder_config", config)
+    size = getattr(vision, "image_size", None) or 224
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    channels = getattr(vision, "num_channels", None) or 3
+    names = ("num_mel_bins", "input_feat_per_channel", "feature_size")
+    bins: int = next((b for name in names if (b := getattr(sound, name, None))), 0)
+    frames = 2 * getattr(sound, "max_source_positions", 50)
+    return {
+        "pixel_values": [(channels, height, width)],
+        "input_features": [(bins, frames), (100, bins)],
+        "input_values": [(4000,)],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
@@ -24,6 +25,7 @@ class Uses:
     """
 
     def __init__(self, model: nn.Module, stack: Layers, trace: Trace | None) -> None:
+        self._model, self._told = type(model).__name__, False
         self._stack, self._trace = stack, trace
         self._every = dict(model.named_parameters(remove_duplicate=False))
         self._inside = {name for layer in stack for name in self._names(layer.parameters())}
@@ -45,6 +47,7 @@ class Uses:
         own = self._names(p for layer in self._stack[:cut] for p in layer.parameters())
         used = None if self._trace is None else self._trace.used_before(self._stack[cut - 1])
         if used is None:
+            self._warn()
             return own | self._registered
         return own | self._names(self._every[name] for name in used) | self._unused()
 
@@ -53,6 +56,15 @@ class Uses:
         trains = self._names(p for _, p in trainable(self._every.items()))
         counts = reversed(range(1, len(self._stack) + 1))
         return next((count for count in counts if not trains & self.before(count)), 0)
+
+    def _warn(self) -> None:
+        if self._trace is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                f"a forward pass of {self._model} {self._trace.problem}; its blocks follow the"
+                " order of registration. Pass example=BATCH to follow the order of execution",
+                stacklevel=4,
+            )
 
     def _unused(self) -> set[str]:
         if self._trace is None or not self._trace.complete:

@@ -302,9 +302,17 @@ def resolve(
         settings: the settings as the user gave them.
         clients: all clients; the first one's model and examples are used.
         batch_size: number of examples in a step.
+
+    Raises:
+        ValueError: the model is one block, and the estimator is for several.
     """
     kind = estimators.find(settings.estimator)
     client = clients[0]
+    if len(client.replica.blocks.groups) == 1 and not kind.joint:
+        raise ValueError(
+            f"estimator is {settings.estimator!r}, but the model is one block; pass"
+            " estimator='mezo', and perturbations=N for N directions"
+        )
     optimizer = spzo(client.replica.blocks, settings)
     if settings.perturbations is None and not kind.joint:
         with client.replica.local_steps():
