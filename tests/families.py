@@ -8,7 +8,6 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo_kernels import parameter_key, perturb_
@@ -109,7 +108,7 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
     hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layer_of]
     with torch.no_grad(), evaluating(blocks.model):
         full = loss()
-        with ActivationReplay(blocks.layers, blocks.starts) as replay:
+        with blocks.replay() as replay:
             replay.capture()
             assert torch.equal(loss(), full)
             replay.check()
@@ -128,7 +127,7 @@ def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
                 moved = loss()
                 replay.check()
                 assert ran == {m for m in used if layer_of[m] >= cut}, "a replayed layer ran"
-                replay.mode = "run"
+                replay.run()
                 assert torch.equal(loss(), moved)
                 assert not torch.equal(moved, full)
                 for (_, p), value in zip(group, start, strict=True):

@@ -84,6 +84,8 @@ def test_losses_are_those_of_moved_weights_bit_for_bit(family, adapted):
     parameters = [(module, dict(module._parameters)) for module in model.modules()]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing strays, everything fits
+        # adapters, which begin at 0, may move a loss by less than bfloat16 shows
+        warnings.filterwarnings("ignore", "all 7 losses of step 0 are")
         optimizer = step_at_no_rate(split(model, -1), loss, perturbations=(1, 2))
     assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
     assert unchanged(model, before)

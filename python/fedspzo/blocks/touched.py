@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .shadow import on_return
 from .shards import gathering_modules, is_sharded, local
 
 
@@ -49,7 +51,7 @@ class Touched(TorchDispatchMode):
         self._starts: list[int] = []
         self._lay_out()
         self._until = until
-        self._hooks: list[Any] = []
+        self._watching = ExitStack()
 
     def _lay_out(self) -> None:
         self._spans = sorted(
@@ -60,17 +62,17 @@ class Touched(TorchDispatchMode):
 
     def __enter__(self) -> Touched:
         if self._until is not None:
-            self._hooks.append(self._until.register_forward_hook(self._end, always_call=False))
+            # a hook would not fire where a model calls the module's forward itself (SqueezeBERT)
+            self._watching.enter_context(on_return(self._until, self._end))
         for prefix, module in self._gathering.items():
             look = partial(self._gathered, prefix)
-            self._hooks.append(module.register_forward_pre_hook(look))
+            self._watching.callback(module.register_forward_pre_hook(look).remove)
         super().__enter__()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         super().__exit__(*exc_info)
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._watching.close()
 
     def _gathered(self, prefix: str, module: nn.Module, _: Any) -> None:
         """Look for the parameters that a module has just gathered."""
@@ -92,4 +94,7 @@ class Touched(TorchDispatchMode):
     def _record(self, address: int) -> None:
         i = bisect_right(self._starts, address) - 1
         if i >= 0 and address < self._spans[i][1]:
-            self.names.add(self._spans[i][2])
+            self._touch(self._spans[i][2])
+
+    def _touch(self, name: str) -> None:
+        self.names.add(name)

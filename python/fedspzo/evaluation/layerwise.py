@@ -183,6 +183,6 @@ def _stack(model: nn.Module | None) -> Sequence[nn.Module]:
     if model is None:
         return ()
     try:
-        return find_stack(model)
+        return find_stack(model).layers
     except ValueError:  # the model has no stack
         return (model,)

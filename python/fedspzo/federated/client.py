@@ -17,6 +17,7 @@ from fedspzo.estimators.defaults import (
     FEDERATED_FIRST,
     FEDERATED_MOST,
     can_take_newton_steps,
+    default_perturbations,
     newton_perturbations,
 )
 from fedspzo.evaluation.closures import Closure
@@ -309,9 +310,17 @@ def resolve(
         settings: the settings as the user gave them.
         clients: all clients; the first one's model and examples are used.
         batch_size: number of examples in a step.
+
+    Raises:
+        ValueError: the model is one block, and the estimator is for several.
     """
     kind = estimators.find(settings.estimator)
     client = clients[0]
+    if len(client.replica.blocks.groups) == 1 and not kind.joint:
+        raise ValueError(
+            f"estimator is {settings.estimator!r}, but the model is one block; pass"
+            " estimator='mezo', and perturbations=N for N directions"
+        )
     optimizer = spzo(client.replica.blocks, settings)
     counts, newton = settings.perturbations, settings.newton
     may = settings.lr == "auto" and issubclass(kind, Anchored)
@@ -326,7 +335,8 @@ def resolve(
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
         if counts is None:
-            counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
+            blocks = len(optimizer.param_groups)
+            counts = default_perturbations(kind, shares, blocks, FEDERATED_FIRST, FEDERATED_MOST)
             if newton is not False:
                 counts = (*counts[:-1], newton_perturbations(shares[-1]) or counts[-1])
         if newton is None:

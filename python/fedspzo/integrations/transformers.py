@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
-from fedspzo.blocks.cut import At, split
+from fedspzo.blocks.cut import split
+from fedspzo.blocks.layer_stack import At
 from fedspzo.evaluation.accumulation import weighted_sum
 from fedspzo.evaluation.closures import Closure
 from fedspzo.optim import SPZO

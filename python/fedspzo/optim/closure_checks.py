@@ -41,12 +41,12 @@ class ClosureChecks:
         self.spent = 0
 
     def measure(
-        self, later: Sequence[Mapping[str, Tensor]], evaluate: Callable[[], Tensor]
+        self, blocks: Sequence[Mapping[str, Tensor]], evaluate: Callable[[], Tensor]
     ) -> tuple[float, ...]:
         """Return the cost shares, and check that the model works as it was split.
 
         Args:
-            later: for each block but the first, its parameters by name.
+            blocks: each block's parameters by name.
             evaluate: returns the loss, a scalar; with privacy one loss an example, (B,).
 
         Raises:
@@ -58,7 +58,9 @@ class ClosureChecks:
             losses.append(evaluate().sum())
             return losses[-1]
 
-        shares = measure(self._replay, later, noted, self._model)
+        first, *later = blocks
+        later = later[: len(self._replay.starts)]
+        shares = measure(self._replay, later, noted, first, self._model)
         self._known = losses[0]
         return shares
 

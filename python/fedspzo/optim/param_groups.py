@@ -19,6 +19,7 @@ from fedspzo.estimators.defaults import (
     FIRST_PERTURBATIONS,
     MOST_PERTURBATIONS,
     default_lr_scales,
+    default_perturbations,
     newton_perturbations,
 )
 
@@ -167,19 +168,21 @@ def _distribute(groups: Sequence[Group], field: str, value: Any) -> None:
         group.setdefault(field, item)
 
 
-def check_joins(group: Group, others: Sequence[Group], kind: type[Estimator], *, cuts: int) -> None:
+def check_joins(
+    group: Group, others: Sequence[Group], kind: type[Estimator], *, blocks: int
+) -> None:
     """Check that a group can be added to others, and give it their perturbations if it has to.
 
     Args:
         group: the new group.
         others: the optimizer's groups so far.
         kind: the estimator's class.
-        cuts: number of cuts in the network whose blocks the groups are; 0: they are just groups.
+        blocks: number of blocks of the network that is replayed; 0: they are just groups.
 
     Raises:
         ValueError: the group cannot be added.
     """
-    if cuts and len(others) == cuts + 1:
+    if blocks and len(others) == blocks:
         raise ValueError(
             "a param group is added to a network's blocks, which it is no part of; unfreeze its"
             " parameters first, and split the model then"
@@ -272,11 +275,13 @@ def fill_defaults(
     Args:
         groups: the optimizer's groups. A setting that is None is set, if it can be told.
         estimator: the estimator's class.
-        shares: for each block but the first, its cost share; None: not yet measured.
+        shares: as `known_shares` returned them; None: not yet measured.
         newton: the last block may take Newton steps.
     """
     if shares is not None:
-        defaults = estimator.default_perturbations(shares, FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
+        defaults = default_perturbations(
+            estimator, shares, len(groups), FIRST_PERTURBATIONS, MOST_PERTURBATIONS
+        )
         if newton and shares:
             defaults = (*defaults[:-1], newton_perturbations(shares[-1]) or defaults[-1])
         for group, count in zip(groups, defaults, strict=True):

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedspzo import estimators
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.activation_replay import ActivationReplay
@@ -22,8 +21,7 @@ from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.blocks.shards import check_shards, gathering_modules, reshard
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.estimators.anchored import Anchored
-from fedspzo.estimators.defaults import known_shares
+from fedspzo.estimators.defaults import every_share, known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
 from fedspzo.evaluation.closures import Closure, backward_refused, read_losses
@@ -34,6 +32,7 @@ from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
+from .arguments import check_arguments, find_estimator
 from .closure_checks import ClosureChecks
 from .first_order_loops import RefusesFirstOrderLoops
 from .held_parameters import HeldParameters
@@ -78,8 +77,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             for one more forward pass in every eighth step. At first the last block moves alone,
             and the others may wait for their turns (`fedspzo.auto_lr.central`). In several
             processes pass `process_group` or `cost_shares`, so that all decide alike.
-        estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
-            for one block), or one of your own (`estimators.register`).
+        estimator: "anchored" (default for several blocks, and for one after frozen layers),
+            "balanced", "coupled", "mezo" (default for one block), or one of your own
+            (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16. Default for the others: "two".
         perturbations: a sequence with one number for each block, or one int for "mezo" (default
@@ -104,7 +104,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             largest module in the layer stack, at least 1 MiB. Larger weights, such as a head's or
             an embedding's, are perturbed some rows at a time.
         cost_shares: for each block but the first, the cost of an evaluation that replays the blocks
-            before it, as a share of a forward pass, in (0, 1]. Default: measured in the first step.
+            before it, as a share of a forward pass, in (0, 1]. Where frozen layers come before
+            block 1, block 1's share comes first. Default: measured in the first step.
         newton: the last block takes damped Newton steps along its directions, at its learning
             rate: no longer than a plain step, and shorter where the curvature is high
             (`fedspzo.auto_lr.newton`). They take 4 evaluations of the block a direction, and the
@@ -150,51 +151,44 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         privacy: Mechanism | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if rounding not in (None, "nearest", "stochastic"):
-            raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
-        if evaluation not in (None, "in_place", "layerwise"):
-            raise ValueError(f"evaluation is {evaluation!r}; pass 'in_place' or 'layerwise'")
-        if scratch_bytes is not None and scratch_bytes < 1:
-            raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
-        if isinstance(lr, str) and lr != "auto":
-            raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
-        if privacy is not None and (public := public_setting(lr, newton)):
-            raise ValueError(public)
-        if process_group is not None and privacy is not None:
-            raise ValueError("process_group is given with privacy; leave one of them out")
+        check_arguments(
+            lr=lr,
+            rounding=rounding,
+            evaluation=evaluation,
+            scratch_bytes=scratch_bytes,
+            newton=newton,
+            privacy=privacy,
+            process_group=process_group,
+        )
         lr, eps = plain(lr), plain(eps)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
-        if estimator is None:
-            estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
-        kind = estimators.find(estimator)
-        kind(sides=sides or "two", perturbations=(2,) * len(groups))  # raises if they do not fit
-        if newton and not issubclass(kind, Anchored):
-            raise ValueError(
-                f"newton is True, but estimator is {estimator!r}; pass estimator='anchored'"
-            )
+        kind = find_estimator(estimator, blocks, len(groups), sides, newton)
         distribute_settings(groups, kind, lr=lr, eps=eps, perturbations=perturbations)
 
-        self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
+        self.auto = None
+        if isinstance(lr, str):
+            frozen = blocks is not None and blocks.frozen > 0
+            self.auto = CentralPolicy(last_leads=blocks is not None, after_frozen=frozen)
         check_seed("seed", seed)
         self.seed, self.steps, self.skipped = seed, 0, 0
         self.forwards = 0.0
         self.last_step: StepReport | None = None
-        self.estimator = estimator
+        self.estimator = kind.name
         self.newton = newton
         self._kind = kind
         self.privacy = privacy
         self.process_group = process_group
         self._processes = Processes(process_group)
         self._model = blocks.model if blocks else None
-        self._replay = (
-            ActivationReplay(blocks.layers, blocks.starts)
-            if blocks and not kind.joint
-            else ActivationReplay(())
-        )
+        self._replay = blocks.replay(joint=kind.joint) if blocks else ActivationReplay(())
         self.cost_shares = known_shares(
-            cost_shares, len(groups), replayed=bool(self._replay.layers)
+            cost_shares,
+            len(groups),
+            replayed=bool(self._replay.layers),
+            frozen=self._replay.has_frozen,
         )
+        self._blocks = len(groups) if self._replay.layers else 0
         self._indexed = 0
         self._held = HeldParameters(self._model)
         super().__init__(groups, {"weight_decay": weight_decay, "no_decay": no_decay})
@@ -232,7 +226,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         members = as_groups(param_group["params"])[0]["params"]
         check_shards(self._model, as_named(members, self._indexed))
         group = {**self.defaults, **param_group, "params": members}
-        check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
+        check_joins(group, self.param_groups, self._kind, blocks=self._blocks)
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
         reshard(gathering_modules(self._model))
         self._held.settle(self.param_groups)
@@ -330,10 +324,11 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
 
     def _measure(self, evaluate: Callable[[], Tensor]) -> None:
         """Check that the model works as it was split, and measure its costs if none are given."""
-        later = [dict(named(group)) for group in self.param_groups[1:]]
-        measured = self._processes.agreed(self._checks.measure(later, evaluate))
-        self.cost_shares = measured if self.cost_shares is None else self.cost_shares
-        self.forwards += 1.0 + sum(self.cost_shares)
+        blocks = [dict(named(group)) for group in self.param_groups]
+        shares = self._processes.agreed(self._checks.measure(blocks, evaluate))
+        self.forwards += 1.0 + sum(self.cost_shares or shares)
+        if self.cost_shares is None:  # blocks that move together cost alike
+            self.cost_shares = shares if self._replay.starts else shares * len(blocks)
 
     def _estimate(
         self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
@@ -346,8 +341,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         layerwise = self._layerwise
 
         def again() -> None:
+            own = every_share(self.cost_shares, len(self.param_groups))[0]
+            self.forwards += own if self._replay.keeps_frozen else 1.0
             self._replay.capture()
-            self.forwards += 1.0
 
         def watched() -> Tensor:
             return layerwise.watched(evaluate, again)

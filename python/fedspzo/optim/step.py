@@ -17,7 +17,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
-from fedspzo.estimators.defaults import can_take_newton_steps, newton_evaluations
+from fedspzo.estimators.defaults import can_take_newton_steps, every_share, newton_evaluations
 from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import Losses
 from fedspzo.estimators.step_report import StepReport, terms_of
@@ -40,7 +40,7 @@ class Step:
         kind: the estimator's class.
         sides: "one" or "two".
         groups: the optimizer's param groups.
-        shares: for each block but the first, its cost share; None: not yet measured.
+        shares: as `known_shares` returned them; None: not yet measured.
         replay: the activation replay.
         rounding: rounding of the update to the weights' dtype.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
@@ -77,7 +77,7 @@ class Step:
         )
         newton = self.newton
         if newton is None:
-            cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
+            cheap = can_take_newton_steps(counts[-1], self._shares[-1])
             newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
         last = len(counts) - 1 if newton and counts[-1] else None
         if self.auto is None:
@@ -86,7 +86,7 @@ class Step:
         return self.kind(
             sides=self.sides,
             perturbations=moving,
-            mirrored=self.auto.learning(moving) if self.replay.starts else (),
+            mirrored=self.auto.learning(moving) if self.replay.layers else (),
             newton=last,
         )
 
@@ -107,7 +107,7 @@ class Step:
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
             self.auto.measure([[p for _, p in named(group)] for group in self.groups])
-        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
+        evaluator = Evaluator(blocks, seeds, eps, self.replay, self._shares, evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
@@ -159,8 +159,7 @@ class Step:
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
             counts[-1] = newton_evaluations(self.groups[-1]["perturbations"])
-        shares = (1.0, *(self.shares or ()))
-        costs = [count * share for count, share in zip(counts, shares, strict=True)]
+        costs = [count * share for count, share in zip(counts, self._shares, strict=True)]
         costs[-1] += 1  # the loss at theta, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(gradients, curvatures, costs, spectrum)
@@ -194,6 +193,10 @@ class Step:
             skipped=skipped,
             lr=rates,
         )
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return every_share(self.shares, len(self.groups))
 
     def _rates(self) -> tuple[float, ...]:
         """Return the learning rate that each block's update uses."""
@@ -242,7 +245,7 @@ class Step:
             evaluate: returns the loss.
             again: is given the cost of what each look could not replay, beyond the trial's cost.
         """
-        share = (1.0, *(self.shares or ()))[moved]
+        share = self._shares[moved]
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
