@@ -5,8 +5,8 @@ The cost is counted in floating point operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 
 import torch
@@ -37,6 +37,19 @@ def _flop_counter() -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()
     return counter
+
+
+@contextmanager
+def _explained(block: int) -> Iterator[None]:
+    """Say, where the model fails inside the `with` block, that replay is to blame."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"the model ran in full, and failed when it was replayed before block {block}: {error}."
+            " What comes between its layers, or after them, needs more than the last one's output:"
+            " cut elsewhere, or pass Blocks.single(model)"
+        ) from error
 
 
 def measure(
@@ -92,7 +105,7 @@ def measure(
             replay.replay(number)
         else:
             replay.capture()
-        with eager(), _flop_counter() as part:
+        with eager(), _flop_counter() as part, _explained(number + 1):
             again = evaluate()
         replay.check()
         # on a CPU forward passes repeat to the bit; other devices may add in another order
