@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -99,11 +100,12 @@ def names(blocks: Blocks, number: int) -> set[str]:
 def assert_split_is_exact(blocks: Blocks, loss: Callable[[], Tensor]) -> None:
     """From every cut the replayed loss is the full one, bit for bit, also with a block moved."""
     ran: set[nn.Module] = set()
+    layers_of = Counter(module for layer in blocks.layers for module in layer.modules())
     layer_of = {
         module: number
         for number, layer in enumerate(blocks.layers)
         for module in layer.modules()
-        if module not in blocks.layers
+        if module not in blocks.layers and layers_of[module] == 1  # OpenAI GPT shares activations
     }
     hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layer_of]
     with torch.no_grad(), evaluating(blocks.model):

@@ -81,11 +81,46 @@ TOKENS = {
     "audio_token_id": VOCAB - 3,
 }
 
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+
 # what some families need besides; None: nothing under this name
 OWN: dict[str, dict[str, Any]] = {
     "funnel": {"block_sizes": [2, 2], "num_decoder_layers": 8, "num_hidden_layers": None},
     "whisper": {"max_source_positions": 50},
     "zamba": {"attention_hidden_size": 2 * WIDTH},
+    "falcon": {"head_dim": None},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8, "n_head": 4, "num_attention_heads": None},
+    "deepseek_v2": {"head_dim": 8, "num_experts_per_tok": 2},
+    "deepseek_v3": {"head_dim": 8},
+    "youtu": {"head_dim": 8},
+    "axk1": {"head_dim": 8},
+    "longcat_flash": {"head_dim": 8},
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [2, 6]},
+    "granitemoehybrid": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "layer_types": ["mamba", "attention"] * (LAYERS // 2),
+    },
+    "zamba2": {
+        "attention_hidden_size": 2 * WIDTH,
+        "layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2),
+    },
+    "qwen2_vl_text": MROPE,
+    "qwen2_5_vl_text": MROPE,
+    "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64},
+    "xlnet": {"max_position_embeddings": None},
+    "prophetnet": {"num_hidden_layers": None},
+    "nemotron": {"num_key_value_heads": 1},
+    "ministral": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "xmod": {"default_language": "en_XX"},
+    "esm": {"vocab_size": VOCAB},
+    "qwen2_5_vl_vision": {"fullatt_block_indexes": [1, 3]},
+    "lilt": {"channel_shrink_ratio": 1, "hidden_size": 24, "intermediate_size": 48},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [2, 2, 2, 2]},
 }
 
 

@@ -5,8 +5,8 @@ The cost is counted in floating point operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 
 from torch import Tensor, nn
@@ -37,6 +37,20 @@ def _flop_counter() -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()
     return counter
+
+
+@contextmanager
+def _explained(block: int) -> Iterator[None]:
+    """Add a note to what is raised inside the `with` block, as replay may be the cause."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"The model ran in full, and failed when it was replayed before block {block}. If what"
+            " comes between its layers, or after them, needs more than the last one's output, cut"
+            " elsewhere, or pass Blocks.single(model)"
+        )
+        raise
 
 
 def measure(
@@ -94,7 +108,7 @@ def measure(
             replay.replay(number)
         else:
             replay.capture()
-        with eager(), _flop_counter() as part:
+        with eager(), _flop_counter() as part, _explained(number + 1):
             again = replay.evaluated(evaluate)
         if loss.isfinite() and not repeats(loss, again, devices):
             replay.run()
