@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import chain
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,26 +12,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedspzo.auto_lr.central import CentralPolicy
-from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks
-from fedspzo.blocks.evaluation_mode import evaluating
-from fedspzo.blocks.shards import check_shards, gathering_modules, reshard
+from fedspzo.blocks.shards import check_shards
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.estimators.defaults import every_share, known_shares
+from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
-from fedspzo.evaluation.closures import Closure, backward_refused, read_losses
+from fedspzo.evaluation.closures import Closure
 from fedspzo.evaluation.in_place import InPlaceBlock
-from fedspzo.evaluation.layerwise import Layerwise, default_scratch
-from fedspzo.evaluation.running_statistics import kept_running_statistics
+from fedspzo.evaluation.layerwise import default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
 from .arguments import check_arguments, find_estimator
-from .closure_checks import ClosureChecks
+from .evaluations import Evaluations
 from .first_order_loops import RefusesFirstOrderLoops
 from .held_parameters import HeldParameters
 from .param_groups import (
@@ -49,9 +44,9 @@ from .param_groups import (
     set_rates,
     use_rates,
 )
-from .processes import Processes
-from .state import STATE, checked_state
+from .state import STATE, checked_state, settings_of
 from .step import Step, make_update, may_take_newton_steps
+from .told import Told
 
 
 class SPZO(RefusesFirstOrderLoops, Optimizer):
@@ -179,7 +174,6 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self._kind = kind
         self.privacy = privacy
         self.process_group = process_group
-        self._processes = Processes(process_group)
         self._model = blocks.model if blocks else None
         self._replay = blocks.replay(joint=kind.joint) if blocks else ActivationReplay(())
         self.cost_shares = known_shares(
@@ -191,6 +185,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self._blocks = len(groups) if self._replay.layers else 0
         self._indexed = 0
         self._held = HeldParameters(self._model)
+        self._evaluations = Evaluations(self._model, self._replay, process_group)
         super().__init__(groups, {"weight_decay": weight_decay, "no_decay": no_decay})
 
         low = any(is_low(g) for g in self.param_groups)
@@ -198,11 +193,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
         self.evaluation: EvaluationMode = evaluation or ("layerwise" if low else "in_place")
         self.scratch_bytes = scratch_bytes or default_scratch(
-            self._model, self._replay.layers, self._named()
+            self._model, self._replay.layers, [named(group) for group in self.param_groups]
         )
-        self._layerwise: Layerwise | None = None
-        self._checks = ClosureChecks(self._replay, self._model)
-        self._told_rates = False
+        self._told = Told()
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
 
@@ -228,7 +221,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         group = {**self.defaults, **param_group, "params": members}
         check_joins(group, self.param_groups, self._kind, blocks=self._blocks)
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
-        reshard(gathering_modules(self._model))
+        self._evaluations.reshard()
         self._held.settle(self.param_groups)
         self._indexed += len(members)
         if not self._replay.layers:
@@ -260,57 +253,31 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
                 " step(lambda: model(**batch).loss)"
             )
         refuse_accelerates()
-        self._tell_of_unused_rates()
-        gathering = gathering_modules(self._model)
-        reshard(gathering)
+        self._told.of_unused_rates(self.auto, self.param_groups)
+        self._evaluations.reshard()
         self._held.check(self.param_groups)
-        blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
-        # a closure that calls backward() shows it in the first step
-        first = [] if self.last_step else [p for g in self.param_groups for p in g["params"]]
-        if first:
-            every = dict(chain.from_iterable(self._named()))
-            check_shards(self._model, every.items())
-            if self._model is not None:
-                every |= self._model.named_parameters()
-            self._processes.meet(every, self._settings())
+        if self.last_step is None:
+            self._evaluations.meet(self.param_groups, settings_of(self))
+        blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
-
-            def evaluate() -> Tensor:
-                # autocast keeps copies of the weights, and would not see them move
-                torch.clear_autocast_cache()
-                reshard(gathering)
-                watching = self._processes.watching() if first else nullcontext()
-                with interrupts.released(), backward_refused(first), watching:
-                    loss = read_losses(closure(), single=self.privacy is None)
-                return self._processes.joined(loss)
-
-            bare = self._model is None
-            kept = kept_running_statistics() if bare else nullcontext()
-            with evaluating(self._model), kept, self._replay, self._unlearned_if_it_fails():
-                if self._replay.layers and not self._checks.done:
-                    self._measure(evaluate)
-                self._fill_defaults()
+            single = self.privacy is None
+            evaluations = self._evaluations.of(closure, interrupts, single=single)
+            with evaluations as evaluate, self._unlearned_if_it_fails():
                 report = self._estimate(blocks, evaluate)
-                self.forwards += self._checks.spent
             if self.auto is not None:
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
                 make_update(report, blocks, self.param_groups, self.rounding)
-            reshard(gathering)
             self.steps += 1
-            self.forwards += report.forwards
+            self.forwards += report.forwards + self._evaluations.spent
+            self._evaluations.spent = 0.0
             self.last_step = report
         if report.skipped:
-            self._count_skip(report)
+            self.skipped += 1
+            self._told.of_skip(report, self.skipped)
         return report.loss
-
-    def _settings(self) -> dict[str, Any]:
-        """Return what the steps follow from, besides the weights and the losses."""
-        options = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        names = ("estimator", "sides", "rounding", "evaluation", "seed", "steps", "cost_shares")
-        return {"param_groups": options} | {name: getattr(self, name) for name in names}
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:
@@ -322,34 +289,15 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             self.auto = known
             raise
 
-    def _measure(self, evaluate: Callable[[], Tensor]) -> None:
-        """Check that the model works as it was split, and measure its costs if none are given."""
-        blocks = [dict(named(group)) for group in self.param_groups]
-        shares = self._processes.agreed(self._checks.measure(blocks, evaluate))
-        self.forwards += 1.0 + sum(self.cost_shares or shares)
-        if self.cost_shares is None:  # blocks that move together cost alike
-            self.cost_shares = shares if self._replay.starts else shares * len(blocks)
-
     def _estimate(
         self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
     ) -> StepReport:
-        """Estimate the next step, in place or with virtual parameters in the weights' places."""
-        if self.evaluation == "in_place":
-            return self._checks.estimate(self._next_step(), blocks, evaluate)
-        if self._layerwise is None:
-            self._layerwise = Layerwise(self._model, self.scratch_bytes)
-        layerwise = self._layerwise
-
-        def again() -> None:
-            own = every_share(self.cost_shares, len(self.param_groups))[0]
-            self.forwards += own if self._replay.keeps_frozen else 1.0
-            self._replay.capture()
-
-        def watched() -> Tensor:
-            return layerwise.watched(evaluate, again)
-
-        with layerwise.virtual_parameters(self._named()) as virtual:
-            return self._checks.estimate(self._next_step(), virtual, watched)
+        """Estimate the next step, once the defaults are known that follow from cost shares."""
+        shares = self._evaluations.first_shares(self.param_groups, self.cost_shares, evaluate)
+        self.cost_shares = shares
+        self._fill_defaults()
+        scratch = self.scratch_bytes if self.evaluation == "layerwise" else None
+        return self._evaluations.estimate(self._next_step(), blocks, evaluate, scratch)
 
     def _next_step(self) -> Step:
         return Step(
@@ -371,32 +319,6 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         if newton is None:
             newton = may_take_newton_steps(self._kind, self.param_groups, self.auto)
         fill_defaults(self.param_groups, self._kind, self.cost_shares, newton=newton)
-
-    def _named(self) -> list[list[tuple[str, Tensor]]]:
-        return [named(group) for group in self.param_groups]
-
-    def _tell_of_unused_rates(self) -> None:
-        """Warn once if something else than lr="auto" has set the rates that it finds."""
-        if self.auto is None or self._told_rates:
-            return
-        found = self.auto.rates if self.auto.blocks else (START,) * len(self.param_groups)
-        rates = tuple(group["lr"] for group in self.param_groups)
-        if rates != found:
-            self._told_rates = True
-            warnings.warn(
-                f"lr='auto' finds the rates, and sets those that something else has set anew:"
-                f" {rates}. Leave the scheduler out, or pass a rate as lr",
-                stacklevel=5,
-            )
-
-    def _count_skip(self, report: StepReport) -> None:
-        self.skipped += 1
-        if self.skipped == 1:
-            warnings.warn(
-                f"step {report.step} was skipped: losses {report.losses} or their differences are"
-                " not finite. Later skips are counted in `skipped` without a warning",
-                stacklevel=3,
-            )
 
     def step_at(self, seed: int, step: int = 0, lr: Sequence[float] | None = None) -> None:
         """Set the next step's directions and learning rates.
@@ -448,8 +370,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         if self.privacy is not None and public:
             raise ValueError(public)
         super().load_state_dict(state_dict)
-        self._layerwise = None
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
-        self._checks.done = self.forwards > 0
+        self._evaluations.restart(checked=self.forwards > 0)

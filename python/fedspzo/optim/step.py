@@ -77,7 +77,7 @@ class Step:
         )
         newton = self.newton
         if newton is None:
-            cheap = can_take_newton_steps(counts[-1], self._shares[-1])
+            cheap = can_take_newton_steps(counts[-1], self.every_share[-1])
             newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
         last = len(counts) - 1 if newton and counts[-1] else None
         if self.auto is None:
@@ -107,7 +107,7 @@ class Step:
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
             self.auto.measure([[p for _, p in named(group)] for group in self.groups])
-        evaluator = Evaluator(blocks, seeds, eps, self.replay, self._shares, evaluate)
+        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.every_share, evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
@@ -159,7 +159,7 @@ class Step:
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
             counts[-1] = newton_evaluations(self.groups[-1]["perturbations"])
-        costs = [count * share for count, share in zip(counts, self._shares, strict=True)]
+        costs = [count * share for count, share in zip(counts, self.every_share, strict=True)]
         costs[-1] += 1  # the loss at theta, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(gradients, curvatures, costs, spectrum)
@@ -195,7 +195,8 @@ class Step:
         )
 
     @property
-    def _shares(self) -> tuple[float, ...]:
+    def every_share(self) -> tuple[float, ...]:
+        """Every block's cost share; 1 for those that are not known."""
         return every_share(self.shares, len(self.groups))
 
     def _rates(self) -> tuple[float, ...]:
@@ -245,7 +246,7 @@ class Step:
             evaluate: returns the loss.
             again: is given the cost of what each look could not replay, beyond the trial's cost.
         """
-        share = self._shares[moved]
+        share = self.every_share[moved]
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
