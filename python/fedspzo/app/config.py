@@ -47,16 +47,32 @@ class TaskConfig:
             next token.
         template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
         verbalizers: the word for each label. Only "prompt" has them, two or more.
+        labels: the label of the checkpoint's head for a label of the data, where their names
+            differ. Only "classification" has them. Default: none, the names are alike.
+        new_head: train a new classification head, even if the checkpoint has one. Default False.
 
     Raises:
-        ValueError: the verbalizers or the template do not fit; the message names the remedy.
+        ValueError: two values do not fit together; the message names the remedy.
     """
 
     type: Literal["prompt", "classification", "lm"]
     template: str = "{text} It was"
     verbalizers: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    new_head: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("labels", "new_head"):
+            if getattr(self, name) and self.type != "classification":
+                raise ValueError(
+                    f"{name} is given, but type = {self.type!r} has no use for it; "
+                    "remove it or set type = 'classification'"
+                )
+        if self.labels and self.new_head:
+            raise ValueError(
+                "labels is given, but a new head has the labels of the data; remove labels, or "
+                "new_head"
+            )
         if self.type != "prompt":
             if self.verbalizers:
                 raise ValueError(

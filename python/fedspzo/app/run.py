@@ -29,7 +29,7 @@ from fedspzo.privacy import Mechanism
 from . import models
 from .config import Config, evaluation_interval, to_toml
 from .data import Example, Splits
-from .models import Recipe
+from .pretrained import Recipe
 from .report import ProgressReport, figure_png, print_table
 from .resume import identity
 from .run_folder import CONFIG, FIGURE, JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder

@@ -231,11 +231,19 @@ class HeadClassification(Task):
         tokenizer: a Hugging Face tokenizer.
         labels: the labels, in the order of the head's outputs.
         max_length: number of tokens to which a text is cut.
+        names: the head's label for each label of the data. Default None: they are the same.
     """
 
-    def __init__(self, tokenizer: Any, labels: Sequence[str], max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        labels: Sequence[str],
+        max_length: int,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(tokenizer, max_length)
-        self.labels = {label: number for number, label in enumerate(labels)}
+        names = {label: label for label in labels} if names is None else names
+        self.labels = {label: labels.index(name) for label, name in names.items()}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return the texts as token ids, cut to `max_length`."""
