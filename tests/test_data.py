@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedspzo.app.config import DataConfig, TaskConfig
-from fedspzo.app.data import Example, read, read_splits
+from fedspzo.app.data import Example, check_repeated, read, read_splits
+from fedspzo.app.model_files import content_hash
 from fedspzo.errors import InputError
 
 PROMPT = TaskConfig(type="prompt", verbalizers={"good": "great", "bad": "awful"})
@@ -115,3 +117,21 @@ def test_head_needs_two_labels_and_no_new_ones_in_the_test_file(tmp_path: Path) 
         read_splits(splits(tmp_path, "x,a\n", "z,a\n"), head)
     with pytest.raises(InputError, match=r"test\.csv, line 2: 'label' is 'c'; it is not among"):
         read_splits(splits(tmp_path, "x,a\ny,b\n", "z,c\n"), head)
+
+
+def test_test_texts_that_were_trained_on_are_counted_and_refused(tmp_path: Path) -> None:
+    train = "".join(f"{number},{'good' if number % 2 else 'bad'}\n" for number in range(20))
+    data = splits(tmp_path, train, "1,good\n" + "".join(f"{n}x,bad\n" for n in range(9)))
+    read = read_splits(data, PROMPT)
+    assert read.repeated == 1
+    check_repeated(data, read)
+    data = splits(tmp_path, train, "1,good\n2,good\n" + "".join(f"{n}x,bad\n" for n in range(9)))
+    with pytest.raises(InputError, match=r"2 of its 11 texts are also in .*max_repeated.* 0\.1"):
+        check_repeated(data, read_splits(data, PROMPT))
+    check_repeated(replace(data, max_repeated=0.5), read_splits(data, PROMPT))
+
+
+def test_the_hashes_are_of_what_was_read(tmp_path: Path) -> None:
+    data = splits(tmp_path, "x,good\ny,bad\n", "z,good\n")
+    before = {name: content_hash(getattr(data, name).read_bytes()) for name in ("train", "test")}
+    assert read_splits(data, PROMPT).hashes == before

@@ -107,21 +107,30 @@ def _resume(options: argparse.Namespace) -> None:
 def _train(
     options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
 ) -> None:
-    from .data import read_splits
+    from .data import check_repeated, read_splits
+    from .removal import check_removal
     from .resume import check_same_run
 
     splits = read_splits(config.data, config.task)
+    check_repeated(config.data, splits)
     clients = config.federation.clients
     if clients > len(splits.train):
         raise InputError(
             f"{config.path}: [federation] clients is {clients}, but '{config.data.train}' has "
             f"{len(splits.train)} examples; give each client one at least"
         )
+    check_removal(folder, config)
     if folder.resumes:
-        check_same_run(folder, config, resolved=resolved)
+        check_same_run(folder, config, splits, resolved=resolved)
     level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
     logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
+        if splits.repeated:
+            print(
+                f"fedspzo: {splits.repeated} of the {len(splits.test)} texts in"
+                f" '{config.data.test}' are also in '{config.data.train}'",
+                file=sys.stderr,
+            )
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
     from .run import run  # Brings torch and transformers.

@@ -120,10 +120,11 @@ class DataConfig:
         text: name of the field with the text. Default "text".
         label: name of the field with the label. Default "label".
         max_length: tokens to which an example is cut, at least 2. Default 128.
+        max_repeated: largest share of the test texts that may also be training texts. Default 0.1.
 
     Raises:
-        ValueError: a file is missing, has another suffix, or serves twice; or `max_length` is below
-            2.
+        ValueError: a file is missing, has another suffix, or serves twice; `max_length` is below 2;
+            or `max_repeated` is no share.
     """
 
     train: Path
@@ -131,6 +132,7 @@ class DataConfig:
     text: str = "text"
     label: str = "label"
     max_length: int = 128
+    max_repeated: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):
@@ -145,6 +147,8 @@ class DataConfig:
             )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
+        if not 0 <= self.max_repeated <= 1:
+            raise ValueError(f"max_repeated is {self.max_repeated}; give a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedspzo.errors import InputError
 
 from .config import DataConfig, TaskConfig
+from .model_files import content_hash
+
+SHOWN = 12
+"""Number of labels that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,19 @@ class Splits:
         train: the training examples.
         test: the held-out examples.
         labels: the labels in the order of their class numbers. It is empty for language modelling.
+        hashes: the hash of each file that was read, by its key in [data].
     """
 
     train: list[Example]
     test: list[Example]
     labels: tuple[str, ...]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def repeated(self) -> int:
+        """Number of test examples whose text is also that of a training example."""
+        seen = {example.text for example in self.train}
+        return sum(example.text in seen for example in self.test)
 
 
 def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
@@ -55,23 +67,47 @@ def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
     Raises:
         InputError: a file has a mistake; one line names file, line, value and remedy.
     """
+    paths = {"train": data.train, "test": data.test}
+    contents = {key: _content(path) for key, path in paths.items()}
     label_field = None if task.type == "lm" else data.label
+
+    def examples(key: str, labels: Sequence[str] | None = None, remedy: str = "") -> list[Example]:
+        return _examples(paths[key], contents[key], data.text, label_field, labels, remedy)
+
+    labels: tuple[str, ...] = ()
     if task.type == "prompt":
-        labels = tuple(task.verbalizers)
-        remedy = "give it a word in [task.verbalizers]"
-        train = read(data.train, data.text, label_field, labels, remedy)
+        labels, remedy = tuple(task.verbalizers), "give it a word in [task.verbalizers]"
+        train = examples("train", labels, remedy)
         _check_all_used(data.train, train, labels)
-        return Splits(train, read(data.test, data.text, label_field, labels, remedy), labels)
-    train = read(data.train, data.text, label_field)
-    if label_field is None:
-        return Splits(train, read(data.test, data.text, None), ())
-    labels = tuple(sorted({example.label for example in train if example.label is not None}))
-    if len(labels) < 2:
-        raise InputError(
-            f"{data.train}: every row has the label {labels[0]!r}; give rows of two labels or more"
+        test = examples("test", labels, remedy)
+    elif task.type == "lm":
+        train, test = examples("train"), examples("test")
+    else:
+        train = examples("train")
+        labels = tuple(sorted({example.label for example in train if example.label is not None}))
+        if len(labels) < 2:
+            raise InputError(
+                f"{data.train}: every row has the label {labels[0]!r}; give rows of two labels or"
+                " more"
+            )
+        known = ", ".join(map(repr, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
+        remedy = (
+            f"it is not among the labels of '{data.train}' ({known}): correct it or add training"
+            " rows"
         )
-    remedy = f"it is not among the labels of '{data.train}': correct it or add training rows"
-    return Splits(train, read(data.test, data.text, label_field, labels, remedy), labels)
+        test = examples("test", labels, remedy)
+    hashes = {key: content_hash(content) for key, content in contents.items()}
+    return Splits(train, test, labels, hashes)
+
+
+def check_repeated(data: DataConfig, splits: Splits) -> None:
+    """Raise InputError if too many test texts are also in the training file."""
+    if splits.repeated > data.max_repeated * len(splits.test):
+        raise InputError(
+            f"{data.test}: {splits.repeated} of its {len(splits.test)} texts are also in"
+            f" '{data.train}', so it would measure what was learned by heart; remove them from one"
+            f" of the files, or raise [data] max_repeated, which is {data.max_repeated:g}"
+        )
 
 
 def _check_all_used(path: Path, examples: list[Example], labels: tuple[str, ...]) -> None:
@@ -104,7 +140,20 @@ def read(
     Raises:
         InputError: the file has a mistake; one line names file, line, value and remedy.
     """
-    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
+    return _examples(path, _content(path), text_field, label_field, labels, label_remedy)
+
+
+def _examples(
+    path: Path,
+    content: bytes,
+    text_field: str,
+    label_field: str | None,
+    labels: Collection[str] | None,
+    label_remedy: str,
+) -> list[Example]:
+    """Return the examples in a file's content. The arguments are those of `read`."""
+    text = _text(path, content)
+    rows = _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path, text)
     examples = []
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -147,11 +196,16 @@ def _check_characters(where: str, name: str, text: str) -> None:
         raise InputError(f"{where}: {name!r} holds half a surrogate pair; remove it")
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
@@ -160,9 +214,9 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # splitlines would also split at U+2028, which may stand inside a JSON text
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -183,8 +237,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     try:
         start = 1

@@ -24,11 +24,13 @@ from fedspzo.federated import OptimizerConfig, RoundResult, RunResult, dirichlet
 from fedspzo.federated import run as run_federation
 from fedspzo.federated.client import spzo
 from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.journal.records import digest
 from fedspzo.privacy import Mechanism
 
 from . import models
 from .config import Config, evaluation_interval, to_toml
 from .data import Example, Splits
+from .model_files import check_same_files, model_files
 from .pretrained import Recipe
 from .report import ProgressReport, figure_png, print_table
 from .resume import identity
@@ -64,13 +66,22 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         InputError: the model cannot be loaded, or does not fit the task, data or settings.
     """
     start = time.perf_counter()
+    beside = model_files(config.model.name)
     model, task, recipe = models.load(config, splits)
+    check_same_files(
+        config.model.name,
+        beside,
+        "it began to load",
+        "run the command again once it is as it stays",
+    )
+    # a hub id's files are in the cache by now
+    about = identity(config, splits, model_files(config.model.name))
     parameters = sum(p.numel() for p in model.parameters())
     if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         # A small model's operations are too short for several threads: they gain little on a free
         # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
-    experiment = Experiment(config, splits, task, recipe, folder, quiet=quiet)
+    experiment = Experiment(config, splits, task, recipe, folder, about, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     folder.create()
     if not folder.resumes:
@@ -90,7 +101,7 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     folder.save_model(model, task.tokenizer)
 
     summary = _summary(config, splits.test, rows)
-    mezo_rows = experiment.train_mezo(summary["forwards"]) if config.mezo else []
+    mezo_rows = experiment.train_mezo(summary["forwards"], rows[0]["digest"]) if config.mezo else []
     if mezo_rows:
         last = mezo_rows[-1]
         keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down")
@@ -120,6 +131,7 @@ class Experiment:
         task: encodes the examples, and computes the loss.
         recipe: the options with which the model was loaded.
         folder: the folder of the results.
+        about: what identifies the run, for the journals' headers (`resume.identity`).
         quiet: print nothing.
 
     Raises:
@@ -133,10 +145,12 @@ class Experiment:
         task: Task,
         recipe: Recipe,
         folder: RunFolder,
+        about: Row,
         *,
         quiet: bool,
     ) -> None:
         self.config = config
+        self.about = about
         self.splits = splits
         self.task = task
         self.recipe = recipe
@@ -233,18 +247,20 @@ class Experiment:
             self.folder.path / name,
             source=self.config.model.name,
             model=asdict(self.recipe),
-            about=identity(self.config),
+            about=self.about,
         )
 
-    def train_mezo(self, forwards: float) -> list[Row]:
+    def train_mezo(self, forwards: float, base: str) -> list[Row]:
         """Train with MeZO from the same start, and return its rows.
 
         Args:
             forwards: computation of all clients, in full forward passes. It sets the number of
                 rounds.
+            base: digest of the start.
 
         Raises:
             ValueError: the config has no [mezo].
+            InputError: the base model has changed since the run began.
         """
         if self.config.mezo is None:
             raise ValueError("mezo is None; give the config a [mezo] section")
@@ -254,6 +270,11 @@ class Experiment:
         steps = federation.participants * federation.local_steps
         rounds = max(1, round(forwards / (steps * settings.forwards_per_step)))
         model, _, _ = models.load(self.config, self.splits)
+        if digest(model.named_parameters()) != base:
+            raise InputError(
+                f"[model] name is {self.config.model.name!r}, whose weights have changed since the"
+                " run began, so MeZO would start elsewhere; restore them and run the command again"
+            )
         _, rows = self.train_model(
             self.cut(model, optimizer),
             optimizer,

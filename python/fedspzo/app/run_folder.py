@@ -24,6 +24,8 @@ METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", 
 MEZO_METRICS = "mezo.jsonl"
 JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
 LOCK = ".lock"
+WRITTEN = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
+"""All that a run writes, and removes of an earlier one."""
 
 
 class RunFolder(Closing):
@@ -169,8 +171,7 @@ class RunFolder(Closing):
 
     def _remove_temporary(self) -> None:
         """Remove the temporary files of a process that was killed."""
-        names = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
-        for left in (left for name in names for left in self.path.glob(f".{name}.*")):
+        for left in (left for name in WRITTEN for left in self.path.glob(f".{name}.*")):
             if left.is_dir():
                 shutil.rmtree(left)
             else:
