@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class _Answers:
     Attributes:
         reports: the reports that could be decoded.
         rejected: the clients that failed, and the messages that could not be decoded.
-        downloads: the clients that were sent the weights.
+        downloads: the clients that were sent all of the weights.
         down: bytes sent to clients.
         up: bytes received from them.
         cause: the latest exception, if there was one.
@@ -73,6 +73,19 @@ class _Answers:
     def reject(self, client: int, reason: str, cause: Exception | None = None) -> None:
         self.rejected.append(Rejection(client, reason))
         self.cause = cause or self.cause
+
+
+class _Counted:
+    """Passes messages on, and counts the bytes of those that were taken."""
+
+    def __init__(self, messages: Iterable[bytes]) -> None:
+        self.bytes = 0
+        self._messages = messages
+
+    def __iter__(self) -> Iterator[bytes]:
+        for message in self._messages:
+            self.bytes += len(message)
+            yield message
 
 
 def play(
@@ -137,15 +150,19 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers)
     plan = server.plan(client, since=since)
     sent = plan.encode()
     answers.down += len(sent)
-    if plan.download:
-        logger.info("round %d: client %d downloads the weights", server.round, client)
-        answers.downloads.append(client)
-        answers.down += server.download_bytes
+    weights = _Counted(server.download() if plan.download else ())
     arrived: list[bytes] = []
     try:
-        arrived.extend(link.exchange(client, sent, server.download() if plan.download else ()))
+        arrived.extend(link.exchange(client, sent, weights))
     except Exception as error:  # one client's failure must not stop the round
         answers.reject(client, f"{type(error).__name__}: {error}", error)
+    if plan.download and (arrived or weights.bytes == server.download_bytes):
+        logger.info("round %d: client %d downloads the weights", server.round, client)
+        answers.downloads.append(client)
+        # a client of this process may share the weights, and then takes no message
+        answers.down += server.download_bytes
+    else:
+        answers.down += weights.bytes
     for data in arrived:
         answers.up += len(data)
         try:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 REASON_BYTES = 200
 """Longest reason, in bytes of UTF-8. A longer one is cut."""
 
+NO_FINITE_LOSS = "none of its steps had a finite loss, so it has no share in the update"
+"""The reason for a client that skipped each step of a round."""
+
 _SHOWN = 6
 
 
