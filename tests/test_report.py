@@ -156,3 +156,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "sub").create()
+
+
+def test_the_table_shows_skipped_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    mezo = {f"mezo_{key}": SUMMARY[key] for key in ("loss", "forwards", "bytes_up", "bytes_down")}
+    both = {**SUMMARY, **mezo, "mezo_accuracy": 0.7, "skipped": 1234, "mezo_skipped": 77}
+    print_table(both, "mine")
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("skipped", "1,234", "77"))
+
+
+def test_progress_does_not_repeat_an_old_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReport("FedSPZO", 2) as progress:
+        progress.update(row(0, train_loss=None))
+        progress.update(row(1, train_loss=0.25))
+        progress.update(row(2, train_loss=None, skipped=6))
+    lines = capsys.readouterr().err.splitlines()
+    assert "loss 0.250" in lines[1]
+    assert "loss" not in lines[2]
+    assert "6 steps skipped" in lines[2]

@@ -1,7 +1,8 @@
 """The command line: demo, run, replay, verify, journal show and compact, info.
 
 A config is checked before torch is imported. Exit codes: 0, done; 1, `verify` found other weights;
-2, wrong input (one line on stderr); 3, too few clients answered; 130, interrupted.
+2, wrong input (one line on stderr); 3, too few clients answered; 4, the run ended badly; 130,
+interrupted.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from fedspzo.errors import InputError
 from fedspzo.federated.rejections import QuorumError
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .config import Config
     from .run_folder import RunFolder
 
+OURS = tuple(str(files(package)) for package in ("fedspzo", "fedspzo_kernels"))
+"""The folders of our own code."""
 DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
 
 
@@ -43,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
-        return int(options.function(options) or 0)
+        with plain_warnings(quiet=getattr(options, "quiet", False)):
+            return int(options.function(options) or 0)
     except InputError as error:
         print(f"fedspzo: error: {error}", file=sys.stderr)
         return 2
@@ -59,36 +65,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
+@contextmanager
+def plain_warnings(*, quiet: bool) -> Iterator[None]:
+    """Print a warning of ours as one line, and none of the libraries', within a context.
+
+    A step that was skipped is counted in the progress and in the table, so it is not printed.
+
+    Args:
+        quiet: print none.
+    """
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not quiet and filename.startswith(OURS):
+            print(f"fedspzo: {str(message).removeprefix('fedspzo: ')}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="step .* was skipped")
+        warnings.showwarning = show
+        yield
+
+
 def _info(options: argparse.Namespace) -> None:
     from .info import print_info
 
     print_info()
 
 
-def _demo(options: argparse.Namespace) -> None:
-    _run(options, DEMO_CONFIG, overwrite=True)
+def _demo(options: argparse.Namespace) -> int:
+    return _run(options, DEMO_CONFIG, overwrite=True)
 
 
-def _run_or_resume(options: argparse.Namespace) -> None:
+def _run_or_resume(options: argparse.Namespace) -> int:
     if options.resume is not None:
-        _resume(options)
-    elif options.config is None:
+        return _resume(options)
+    if options.config is None:
         raise InputError("name a CONFIG.toml, or a run's folder after --resume")
-    else:
-        _run(options, options.config, overwrite=options.overwrite)
+    return _run(options, options.config, overwrite=options.overwrite)
 
 
-def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> None:
+def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> int:
     from .run_folder import RunFolder
 
     config = configuration.load(path).with_overrides(
         output=options.output, seed=options.seed, rounds=options.rounds
     )
     with RunFolder(config.output_dir, overwrite=overwrite) as folder:
-        _train(options, config, folder)
+        return _train(options, config, folder)
 
 
-def _resume(options: argparse.Namespace) -> None:
+def _resume(options: argparse.Namespace) -> int:
     from .run_folder import CONFIG, RunFolder
 
     path: Path = options.resume
@@ -99,14 +131,15 @@ def _resume(options: argparse.Namespace) -> None:
     with RunFolder(path, resume=True) as folder:
         if folder.finished:
             print(f"fedspzo: the run in '{path}' is finished", file=sys.stderr)
-            return
+            return 0
         config = configuration.load(path / CONFIG).with_overrides(output=path)
-        _train(options, config, folder, resolved=True)
+        return _train(options, config, folder, resolved=True)
 
 
 def _train(
     options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
-) -> None:
+) -> int:
+    """Train, and return the exit code."""
     from .data import check_repeated, read_splits
     from .removal import check_removal
     from .resume import check_same_run
@@ -135,7 +168,10 @@ def _train(
 
     from .run import run  # Brings torch and transformers.
 
-    run(config, splits, folder, quiet=options.quiet)
+    bad = run(config, splits, folder, quiet=options.quiet).get("fault")
+    if bad is not None:
+        print(f"fedspzo: error: {bad}", file=sys.stderr)
+    return 0 if bad is None else 4
 
 
 def _replay(options: argparse.Namespace) -> None:

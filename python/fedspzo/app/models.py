@@ -45,6 +45,7 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
             )
         source = replace(source, headed=bool(head))
     model, tokenizer = load_from(source, recipe)
+    check_finite(name, model)
     model.to(device)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -58,6 +59,18 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
         recipe = replace(recipe, rows=tuple(task.words.tolist()))
         untie_rows(model, recipe.rows)
     return model, task, recipe
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise InputError if a weight of a base model is not finite."""
+    for key, weight in model.named_parameters():
+        bad = weight.numel() - int(torch.isfinite(weight).sum())
+        if bad:
+            raise InputError(
+                f"[model] name is {name!r}, of whose weight {key!r} {bad} of {weight.numel()}"
+                f" elements are not finite in {str(weight.dtype).removeprefix('torch.')}; give a"
+                " sound model, or a dtype with a wider range"
+            )
 
 
 def _device(config: Config) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -70,7 +71,13 @@ class ProgressReport:
             self.bar.stop()
 
     def update(self, row: Row) -> None:
-        """Show a round's row. A value that it lacks is shown as it was."""
+        """Show a round's row.
+
+        The accuracy stays as it was where a round was not evaluated. A training loss that a row has
+        none of is not shown, as an old one would look like this round's.
+        """
+        if row.get("train_loss") is None:
+            self.seen.pop("train_loss", None)
         self.seen.update({key: value for key, value in row.items() if value is not None})
         done = int(row["round"])
         if self.first is None:
@@ -96,6 +103,8 @@ class ProgressReport:
         for key, form in (("train_loss", "loss {:.3f}"), ("accuracy", "accuracy {:.1%}")):
             if key in self.seen:
                 parts.append(form.format(self.seen[key]))
+        if self.seen.get("skipped"):
+            parts.append(f"{self.seen['skipped']} steps skipped")
         for key, sign in (("bytes_up", "up"), ("bytes_down", "down")):
             if key in self.seen:
                 parts.append(f"{sign} {human_bytes(self.seen[key])}")
@@ -118,28 +127,31 @@ def print_table(summary: Row, title: str) -> None:
         summary: the last line of metrics.jsonl.
         title: the table's title.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     table.add_column("")
-    for heading in ("accuracy", "loss", "forwards", "bytes up", "bytes down"):
-        table.add_column(heading, justify="right")
+    for heading in ("accuracy", "loss", "forwards", "skipped", "bytes up", "bytes down"):
+        table.add_column(heading, justify="right", no_wrap=True)
 
     def line(name: str, prefix: str, *costs: str) -> None:
         loss = summary[prefix + "loss"]
         shown = "not finite" if loss is None else f"{loss:.3f}"
         table.add_row(name, f"{summary[prefix + 'accuracy']:.1%}", shown, *costs)
 
-    line("before", "zero_shot_", "0", "0 B", "0 B")
+    line("before", "zero_shot_", "0", "0", "0 B", "0 B")
     for name, prefix in (("FedSPZO", ""), ("MeZO", "mezo_")):
         if prefix + "accuracy" in summary:
             line(
                 name,
                 prefix,
                 f"{summary[prefix + 'forwards']:,.0f}",
+                f"{summary.get(prefix + 'skipped', 0):,}",
                 human_bytes(summary[prefix + "bytes_up"]),
                 human_bytes(summary[prefix + "bytes_down"]),
             )
     fedavg = human_bytes(summary["fedavg_bytes"])
-    table.add_row("FedAvg would send", "", "", "", fedavg, fedavg)
+    table.add_row("FedAvg would send", "", "", "", "", fedavg, fedavg)
     Console().print(table)
 
 

@@ -30,6 +30,7 @@ from fedspzo.privacy import Mechanism
 from . import models
 from .config import Config, evaluation_interval, to_toml
 from .data import Example, Splits
+from .ending import fault
 from .model_files import check_same_files, model_files
 from .pretrained import Recipe
 from .report import ProgressReport, figure_png, print_table
@@ -104,8 +105,11 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     mezo_rows = experiment.train_mezo(summary["forwards"], rows[0]["digest"]) if config.mezo else []
     if mezo_rows:
         last = mezo_rows[-1]
-        keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down")
+        keys = ("accuracy", "loss", "forwards", "bytes_up", "bytes_down", "skipped")
         summary |= {f"mezo_{key}": last[key] for key in keys}
+    bad = fault(summary, config, len(splits.test))
+    if bad is not None:
+        summary["fault"] = bad
     summary["seconds"] = round(time.perf_counter() - start, 2)
     title = f"{config.name}: {config.federation.clients} clients, {rounds} rounds"
     folder.write(FIGURE, figure_png(rows, mezo_rows, title))

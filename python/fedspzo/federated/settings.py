@@ -34,9 +34,10 @@ class OptimizerConfig:
     """Settings of a client's step, as `SPZO` takes them.
 
     Attributes:
-        lr: learning rate of block 1; block b then gets P_b / P1 times it, as it has P_b directions.
-            Or a tuple with one rate for each block. Or "auto": rates are found before the first
-            round, on the clients' examples, and adapted by the reports (`found_rates`).
+        lr: "auto" (default): rates are found before the first round, on the clients' examples, and
+            adapted by the reports (`found_rates`). Or the learning rate of block 1; block b then
+            gets P_b / P1 times it, as it has P_b directions. Or a tuple with one rate for each
+            block.
         estimator: name of the estimator of projected gradients (docs/estimators.md).
         sides: "one" or "two": one- or two-sided differences. None: by dtype, "one" for float32.
         perturbations: one number for each block; one int for a joint estimator, such as `mezo`.
@@ -55,7 +56,7 @@ class OptimizerConfig:
             remedy.
     """
 
-    lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
+    lr: float | tuple[float, ...] | Literal["auto"] = "auto"
     estimator: str = "anchored"
     sides: Sides | None = None
     perturbations: int | tuple[int, ...] | None = None
