@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
+from torch import Tensor, nn
 
 from fedspzo.federated.journal.rounds import Round
 from fedspzo.federated.protocol.messages import Plan, Report
 
-from .client import Client
+from .client import Client, PrivateTask, Task
 from .rejections import QuorumError, Rejection
 from .server import Server
 
@@ -40,14 +42,58 @@ class Link(Protocol):
 
 
 class InProcess:
-    """Calls clients that are objects of this process. This is the default link."""
+    """Calls clients that are objects of this process. This is the default link.
 
-    def __init__(self, clients: Sequence[Client]) -> None:
+    Args:
+        clients: the clients, by id.
+        timeout: seconds that a client may take. The time is looked at before each evaluation of the
+            loss, and when the report is ready. Default None: no limit.
+    """
+
+    def __init__(self, clients: Sequence[Client], timeout: float | None = None) -> None:
         self.clients = clients
+        self.timeout = timeout
 
     def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """Let the client handle the plan, and return its report."""
-        return [self.clients[client].handle(Plan.decode(plan), weights).encode()]
+        """Let the client handle the plan, and return its report.
+
+        Raises:
+            TimeoutError: the client took too long. Its weights are the global ones again.
+        """
+        asked = self.clients[client]
+        task = asked.task
+        watch = _Watch(task, self.timeout)
+        try:
+            asked.task = watch
+            report = asked.handle(Plan.decode(plan), weights)
+        finally:
+            asked.task = task
+        watch.check()
+        return [report.encode()]
+
+
+class _Watch:
+    """Passes calls on to a client's task until the time is up, and then raises TimeoutError."""
+
+    def __init__(self, task: Task, timeout: float | None) -> None:
+        self.task = task
+        self.timeout = timeout
+        self._started = time.monotonic()
+
+    def check(self) -> None:
+        if self.timeout is not None and time.monotonic() - self._started > self.timeout:
+            raise TimeoutError(f"no answer within {self.timeout:g} s")
+
+    def collate(self, examples: list[Any]) -> Any:
+        return self.task.collate(examples)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        self.check()
+        return self.task.loss(model, batch)
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        self.check()
+        return cast(PrivateTask, self.task).losses(model, batch)
 
 
 @dataclass

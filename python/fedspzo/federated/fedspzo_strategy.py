@@ -6,6 +6,7 @@ their updates are scalars along seeded directions too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from .exchange import InProcess, Link, play
 from .found_rates import find
 from .server import Server
 from .strategy import Played, Reply, Setup, Strategy
+
+logger = logging.getLogger(__name__)
 
 
 class FedSPZO(Strategy):
@@ -63,7 +66,7 @@ class FedSPZO(Strategy):
             server = _begin(base, setup, clients)
             if journal is not None:
                 journal.begin(server, privacy)
-        direct = InProcess(clients)
+        direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
         self._server, self._clients, self._journal = server, clients, journal
         self._one_a_copy = clients[:replicas]
@@ -156,7 +159,10 @@ class FedSPZO(Strategy):
                 first.setdefault(report.client, done.round)
         for number, round in first.items():
             plan = self._server.plan(number, since=self._server.round, train=False)
-            self._clients[number].warm_up(replace(plan, round=round))
+            try:
+                self._clients[number].warm_up(replace(plan, round=round))
+            except Exception as error:  # it fails in the round again, and is named there
+                logger.warning("client %d: %s: %s", number, type(error).__name__, error)
         self._past = ()
 
 

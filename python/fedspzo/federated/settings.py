@@ -163,6 +163,9 @@ class FederationConfig:
             (`clipping.clip`). The default spares all but absurdly large scalars.
         quorum: share of a round's clients that must report, in (0, 1]. At least one must.
         retries: number of times that silent clients are asked again before the run fails.
+        timeout: seconds within which a client has to answer, else the round goes on without it.
+            None (default): no limit. Which clients are late may differ from run to run, and so may
+            the weights; the journal has what happened.
         seed: the run's seed. All randomness of the run follows from it, except that of privacy.
 
     Raises:
@@ -184,6 +187,7 @@ class FederationConfig:
     clip: float = 100.0
     quorum: float = 0.5
     retries: int = 2
+    timeout: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -198,6 +202,8 @@ class FederationConfig:
             check_positive(name, share)
             if share > 1:
                 raise ValueError(f"{name} is {share!r}; give a share of at most 1")
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout)
         check_positive("clip", self.clip)
         if self.clip < 1:
             raise ValueError(f"clip is {self.clip!r}; give at least 1, the usual size itself")
