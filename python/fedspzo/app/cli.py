@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -121,18 +122,31 @@ def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from .resume import rounds_done
     from .run_folder import CONFIG, RunFolder
 
     path: Path = options.resume
-    for name in ("config", "output", "seed", "rounds", "overwrite"):
+    for name in ("config", "output", "seed", "overwrite"):
         value = getattr(options, name)
         if value is not None and value is not False:
             raise InputError(f"{name} is given with --resume, which goes on as begun; leave it out")
     with RunFolder(path, resume=True) as folder:
-        if folder.finished:
-            print(f"fedspzo: the run in '{path}' is finished", file=sys.stderr)
+        if folder.finished and options.rounds is None:
+            line = f"the run in '{path}' is finished; --rounds N extends it to N rounds"
+            print(f"fedspzo: {line}", file=sys.stderr)
             return 0
         config = configuration.load(path / CONFIG).with_overrides(output=path)
+        if options.rounds is not None:
+            done = rounds_done(folder)
+            if options.rounds < done or (folder.finished and options.rounds == done):
+                raise InputError(
+                    f"--rounds is {options.rounds}, but the run in '{path}' has {done} rounds"
+                    " already; give more"
+                )
+            config = config.with_overrides(rounds=options.rounds)
+            if folder.finished:  # patience may have ended it, and would again
+                config = replace(config, output=replace(config.output, patience=None))
+                folder.extend()
         return _train(options, config, folder, resolved=True)
 
 
@@ -144,7 +158,7 @@ def _train(
     from .removal import check_removal
     from .resume import check_same_run
 
-    splits = read_splits(config.data, config.task)
+    splits = read_splits(config.data, config.task, config.federation.seed)
     check_repeated(config.data, splits)
     clients = config.federation.clients
     if clients > len(splits.train):
@@ -262,7 +276,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in (demo, run):
         command.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
         command.add_argument("--seed", type=int, metavar="N", help="in place of the config's")
-        command.add_argument("--rounds", type=int, metavar="N", help="in place of the config's")
+        command.add_argument(
+            "--rounds",
+            type=int,
+            metavar="N",
+            help="in place of the config's; extends with --resume",
+        )
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
     replay = commands.add_parser("replay", help="rebuild the weights of a round from a journal")

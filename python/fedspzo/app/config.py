@@ -117,6 +117,9 @@ class DataConfig:
     Attributes:
         train: a JSONL or CSV file with the training examples.
         test: a file with the held-out examples.
+        validation: a file with examples by which the best round is chosen; or the share of the
+            training examples that are set aside for this, of each label, by the run's seed. Default
+            None: the last round counts.
         text: name of the field with the text. Default "text".
         label: name of the field with the label. Default "label".
         max_length: tokens to which an example is cut, at least 2. Default 128.
@@ -124,31 +127,45 @@ class DataConfig:
 
     Raises:
         ValueError: a file is missing, has another suffix, or serves twice; `max_length` is below 2;
-            or `max_repeated` is no share.
+            or `max_repeated` or `validation` is no share.
     """
 
     train: Path
     test: Path
+    validation: Path | float | None = None
     text: str = "text"
     label: str = "label"
     max_length: int = 128
     max_repeated: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("train", "test"):
-            path: Path = getattr(self, name)
+        used: dict[Path, str] = {}
+        for name, path in self.files.items():
             if path.suffix not in SUFFIXES:
                 raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
             if not path.is_file():
                 raise ValueError(f"{name} is '{path}', which is no file; correct the path")
-        if self.train.resolve() == self.test.resolve():
+            other = used.setdefault(path.resolve(), name)
+            if other != name:
+                raise ValueError(
+                    f"{name} is '{path}', the same file as {other}; give examples never trained on"
+                )
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(
-                f"test is '{self.test}', the same file as train; give examples never trained on"
+                f"validation is {self.validation}; give a file, or a share between 0 and 1"
             )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
         if not 0 <= self.max_repeated <= 1:
             raise ValueError(f"max_repeated is {self.max_repeated}; give a share from 0 to 1")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files by their keys."""
+        files = {"train": self.train, "test": self.test}
+        if isinstance(self.validation, Path):
+            files["validation"] = self.validation
+        return files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +176,23 @@ class OutputConfig:
         dir: folder for the results. Default None: runs/NAME.
         evaluate_every: number of rounds from one evaluation to the next, at least 1. Default None:
             `evaluation_interval`, for about twenty evaluations in a run.
+        keep: "best": the weights of the round that is best on [data] validation are saved. "last":
+            those of the last round. Default None: "best" with validation, else "last".
+        patience: number of evaluations without a better round after which the run stops. Default
+            None: it does not stop early.
 
     Raises:
-        ValueError: `evaluate_every` is below 1.
+        ValueError: `evaluate_every` or `patience` is below 1.
     """
 
     dir: Path | None = None
     evaluate_every: int | None = None
+    keep: Literal["best", "last"] | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; give at least 1 evaluation")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every is {self.evaluate_every}; give at least 1 round")
 
@@ -241,6 +266,12 @@ class Config:
             )
         if self.privacy is not None and self.optimizer.lr == "auto":
             raise ValueError(f"[optimizer] {NOT_PRIVATE}")
+        for name in ("keep", "patience"):
+            if self.data.validation is None and getattr(self.output, name) not in (None, "last"):
+                raise ValueError(
+                    f"[output] {name} is {getattr(self.output, name)!r}, but no examples are set"
+                    " aside to choose by; give [data] validation a file, or a share of train"
+                )
         if self.privacy is not None and self.mezo is not None:
             raise ValueError(
                 "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
@@ -251,6 +282,11 @@ class Config:
     def output_dir(self) -> Path:
         """The folder of the results: [output] dir, or runs/NAME in the current folder."""
         return self.output.dir if self.output.dir is not None else Path("runs") / self.name
+
+    @property
+    def keeps_best(self) -> bool:
+        """The weights of the best round are saved, in place of the last one's."""
+        return self.data.validation is not None and self.output.keep != "last"
 
     def with_overrides(
         self, *, output: Path | None = None, seed: int | None = None, rounds: int | None = None

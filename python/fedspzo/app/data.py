@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,31 +44,38 @@ class Splits:
         train: the training examples.
         test: the held-out examples.
         labels: the labels in the order of their class numbers. It is empty for language modelling.
+        validation: the examples by which the best round is chosen. Default: none.
         hashes: the hash of each file that was read, by its key in [data].
     """
 
     train: list[Example]
     test: list[Example]
     labels: tuple[str, ...]
+    validation: list[Example] = field(default_factory=list)
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def repeated(self) -> int:
-        """Number of test examples whose text is also that of a training example."""
-        seen = {example.text for example in self.train}
+        """Number of test examples whose text is also that of a training or validation example."""
+        seen = {example.text for example in (*self.train, *self.validation)}
         return sum(example.text in seen for example in self.test)
 
 
-def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
-    """Read both files, and check them against the task.
+def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
+    """Read the files, and check them against the task.
 
     The labels are those of the verbalizers, in their order. With a classification head they are
     those of the training file, sorted.
 
+    Args:
+        data: the section [data].
+        task: the section [task].
+        seed: seed that chooses the examples of a validation share. Default 0.
+
     Raises:
         InputError: a file has a mistake; one line names file, line, value and remedy.
     """
-    paths = {"train": data.train, "test": data.test}
+    paths = data.files
     contents = {key: _content(path) for key, path in paths.items()}
     label_field = None if task.type == "lm" else data.label
 
@@ -75,15 +83,14 @@ def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
         return _examples(paths[key], contents[key], data.text, label_field, labels, remedy)
 
     labels: tuple[str, ...] = ()
+    remedy = ""
     if task.type == "prompt":
         labels, remedy = tuple(task.verbalizers), "give it a word in [task.verbalizers]"
         train = examples("train", labels, remedy)
         _check_all_used(data.train, train, labels)
-        test = examples("test", labels, remedy)
-    elif task.type == "lm":
-        train, test = examples("train"), examples("test")
     else:
         train = examples("train")
+    if task.type == "classification":
         labels = tuple(sorted({example.label for example in train if example.label is not None}))
         if len(labels) < 2:
             raise InputError(
@@ -95,9 +102,38 @@ def read_splits(data: DataConfig, task: TaskConfig) -> Splits:
             f"it is not among the labels of '{data.train}' ({known}): correct it or add training"
             " rows"
         )
-        test = examples("test", labels, remedy)
+    others = {key: examples(key, labels or None, remedy) for key in paths if key != "train"}
+    validation = others.get("validation", [])
+    if isinstance(data.validation, float):
+        train, validation = _set_aside(train, data, seed)
     hashes = {key: content_hash(content) for key, content in contents.items()}
-    return Splits(train, test, labels, hashes)
+    return Splits(train, others["test"], labels, validation, hashes)
+
+
+def _set_aside(
+    train: list[Example], data: DataConfig, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Split training examples into those to train on and those to choose the best round by.
+
+    Of each label the same share is set aside, rounded, but at least one example stays.
+    """
+    share = float(data.validation)  # type: ignore[arg-type]
+    by_label: dict[str | None, list[int]] = {}
+    for number, example in enumerate(train):
+        by_label.setdefault(example.label, []).append(number)
+    chosen: set[int] = set()
+    draw = random.Random(seed)
+    for label in sorted(by_label, key=str):
+        numbers = by_label[label]
+        count = min(round(share * len(numbers)), len(numbers) - 1)
+        chosen.update(draw.sample(numbers, count))
+    if not chosen:
+        raise InputError(
+            f"{data.train}: [data] validation is {share:g}, a share of its {len(train)} examples"
+            " that leaves none to choose by; give a larger share, or a file"
+        )
+    kept = [example for number, example in enumerate(train) if number not in chosen]
+    return kept, [example for number, example in enumerate(train) if number in chosen]
 
 
 def check_repeated(data: DataConfig, splits: Splits) -> None:

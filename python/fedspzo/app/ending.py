@@ -32,6 +32,8 @@ def fault(summary: Mapping[str, Any], config: Config, examples: int) -> str | No
         )
     elif not _finite(end):
         what = "the loss at the end is not finite"
+    elif config.keeps_best and summary["kept_round"] == 0:
+        what = "no round was better than the base on the validation examples"
     elif not _finite(start):
         return None
     elif end > start + abs(start) / math.sqrt(examples):

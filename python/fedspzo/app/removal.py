@@ -23,7 +23,7 @@ def check_removal(folder: RunFolder, config: Config) -> None:
         folder: the folder of the results. Nothing in it has been removed yet.
         config: the run's config.
     """
-    inputs: dict[str, Path] = {"[data] train": config.data.train, "[data] test": config.data.test}
+    inputs = {f"[data] {key}": path for key, path in config.data.files.items()}
     if config.model.name != DEMO and Path(config.model.name).is_dir():
         inputs["[model] name"] = Path(config.model.name)
     for name in WRITTEN:

@@ -14,12 +14,14 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 Row = Mapping[str, Any]
 
 LINES = 10
+MOST_CLASSES = 6
 OURS, MEZO, FEDAVG = "#1f5fa8", "#d1731c", "#8a8a8a"
 
 
@@ -152,6 +154,31 @@ def print_table(summary: Row, title: str) -> None:
             )
     fedavg = human_bytes(summary["fedavg_bytes"])
     table.add_row("FedAvg would send", "", "", "", "", fedavg, fedavg)
+    Console().print(table)
+
+
+def print_classes(summary: Row) -> None:
+    """Print a table to stdout with each class's measures and its row of the confusion matrix.
+
+    A summary without classes, or with more than `MOST_CLASSES`, has none.
+
+    Args:
+        summary: the last line of metrics.jsonl.
+    """
+    confusion = summary.get("confusion")
+    if confusion is None or len(confusion["labels"]) > MOST_CLASSES:
+        return
+    title = f"on the test examples, macro F1 {summary['macro_f1']:.1%}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for heading in ("class", "precision", "recall", "F1"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for label in confusion["labels"]:
+        table.add_column(f"as {escape(label)}", justify="right")
+    for label, row in zip(confusion["labels"], confusion["rows"], strict=True):
+        one = summary["classes"].get(label)
+        if one is not None:
+            shares = [f"{one[key]:.1%}" for key in ("precision", "recall", "f1")]
+            table.add_row(escape(label), *shares, *map(str, row))
     Console().print(table)
 
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from fedspzo.errors import InputError
-from fedspzo.journal.reader import COMPACTED, ROUNDS, JournalError, JournalReader
+from fedspzo.journal.reader import COMPACTED, ROUND, ROUNDS, JournalError, JournalReader
 
 from .config import SECTIONS, Config, to_toml
 from .data import Splits
@@ -16,6 +16,8 @@ from .model_files import check_same_files
 from .run_folder import JOURNAL, RunFolder
 
 _IGNORED = {("output", "dir")}
+_EXTENDED = {("federation", "rounds"), ("output", "patience")}
+"""Settings that change where a run is extended."""
 _DEFAULTS = {
     (name, field.name): field.default
     for name, (section, _) in SECTIONS.items()
@@ -50,8 +52,8 @@ def check_same_run(
         folder: the run's folder.
         config: the config that was asked for.
         splits: its data, with the hashes of what was read.
-        resolved: `config` was read from the run's folder, where measured settings are filled in.
-            They are not compared then. Default False.
+        resolved: `config` was read from the run's folder, where measured settings are filled in,
+            and which may be extended. These are not compared then. Default False.
 
     Raises:
         InputError: a setting or a file differs; the message names both values and the remedy. Or
@@ -77,7 +79,7 @@ def check_same_run(
             table.get(section, {}).get(key, _DEFAULTS.get((section, key)))
             for table in (there, here)
         )
-        filled_in = resolved and section == "optimizer"
+        filled_in = resolved and (section == "optimizer" or (section, key) in _EXTENDED)
         if theirs != mine and not filled_in and (section, key) not in _IGNORED:
             raise InputError(
                 f"{config.path}: [{section}] {key} is {mine!r}, but {theirs!r} in {remedy}; give"
@@ -90,6 +92,11 @@ def check_same_run(
                 f"{getattr(config.data, name)}: has changed since {remedy} began; {again}"
             )
     check_same_files(config.model.name, files, f"{remedy} began", again)
+
+
+def rounds_done(folder: RunFolder) -> int:
+    """Count the rounds in a run's journal. Raise JournalError if it is damaged."""
+    return sum(entry.kind == ROUND for entry in JournalReader(folder.path / JOURNAL))
 
 
 def _sections(toml: object) -> dict[str, dict[str, Any]]:

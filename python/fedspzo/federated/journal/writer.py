@@ -65,6 +65,7 @@ class RunJournal(Closing):
         self._evaluation: EvaluationResult | None = None
         self._writer: JournalWriter | None = None
         self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
+        self._last = 0  # number of the run's rounds
         if path.exists():
             self._load()
 
@@ -93,6 +94,11 @@ class RunJournal(Closing):
             self._behind = False
             self._load()
 
+    @property
+    def begun_rounds(self) -> int | None:
+        """The number of rounds with which the run on disk began. None: the run is new."""
+        return None if self.optimizer is None or not self._settings else self._settings[0].rounds
+
     def found_rates(self) -> FoundRates | None:
         """Restore the policy of lr = "auto" before the first round on disk. None: fixed rates."""
         return None if self._settings is None else found_rates(self.header, *self._settings)
@@ -117,12 +123,15 @@ class RunJournal(Closing):
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
         self._settings = server.federation, server.optimizer
+        self._last = server.federation.rounds
         self._behind = True
 
     def check(
         self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
     ) -> None:
         """Raise JournalError unless the run on disk is the one that was asked for.
+
+        The latter may have more rounds than the header says, and then extends the former.
 
         Args:
             server: the server, at its base weights, with the settings on disk.
@@ -142,8 +151,10 @@ class RunJournal(Closing):
         }
         found = server.found is not None
         known = {**self.federation.to_dict(), **asdict(used), "lr": "auto" if found else used.lr}
+        self._last = server.federation.rounds
+        longer = server.federation.rounds > self._settings[0].rounds if self._settings else False
         for name, value in asked.items():
-            if value not in (None, known[name]):
+            if value not in (None, known[name]) and not (name == "rounds" and longer):
                 raise JournalError(
                     f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
@@ -184,7 +195,7 @@ class RunJournal(Closing):
             content = replace(content, evaluation=self._evaluation)
             self._writer.append(ROUND, round_codec.encode(content, *self._settings))
             self._evaluation = None
-        elif content.round == self._settings[0].rounds:
+        elif content.round == self._last:
             self._writer.append(EVALUATION, content.encode())
         else:
             self._evaluation = content
