@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -24,12 +25,17 @@ from fedspzo.errors import InputError
 from fedspzo.federated.rejections import QuorumError
 
 from . import config as configuration
+from .streams import discard, print_any_text, say
 
 if TYPE_CHECKING:
     from .config import Config
     from .run_folder import RunFolder
 
-OURS = tuple(str(files(package)) for package in ("fedspzo", "fedspzo_kernels"))
+OURS = tuple(
+    str(Path(spec.origin).parent)
+    for spec in map(find_spec, ("fedspzo", "fedspzo_kernels"))
+    if spec is not None and spec.origin is not None
+)
 """The folders of our own code."""
 DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
 
@@ -47,23 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the arguments after the program's name. Default None: those of the process.
     """
+    print_any_text()
     try:
         options = _parser().parse_args(arguments)
         with plain_warnings(quiet=getattr(options, "quiet", False)):
-            return int(options.function(options) or 0)
+            code = int(options.function(options) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except InputError as error:
-        print(f"fedspzo: error: {error}", file=sys.stderr)
+        say(f"fedspzo: error: {error}")
         return 2
     except QuorumError as error:
-        print(f"fedspzo: error: {error}; all rounds before it are kept", file=sys.stderr)
+        say(f"fedspzo: error: {error}; all rounds before it are kept")
         return 3
     except KeyboardInterrupt:
-        print("fedspzo: interrupted", file=sys.stderr)
+        say("fedspzo: interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of our output has closed it; without this Python reports that again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has closed it
+        discard(sys.stdout)
         return 141
+    except OSError as error:
+        discard(sys.stdout)
+        where = "the output" if error.filename is None else f"'{error.filename}'"
+        say(f"fedspzo: error: {where} cannot be read or written ({error.strerror or error})")
+        return 2
 
 
 @contextmanager
@@ -252,6 +266,24 @@ def _compact(options: argparse.Namespace) -> None:
         print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
 
 
+def _path(text: str) -> Path:
+    """Return a path given on the command line."""
+    return Path(_name(text))
+
+
+def _name(text: str) -> str:
+    """Return a path or name given on the command line, if it can be one."""
+    try:
+        if not text.strip():
+            raise ValueError("it is empty")
+        os.path.lexists(text)
+        Path(text).exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no path ({reason})") from None
+    return text
+
+
 def _version() -> str:
     try:
         return metadata.version("fedspzo")
@@ -270,11 +302,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(function=_demo)
     run = commands.add_parser("run", help="fine-tune as a config file says")
     run.set_defaults(function=_run_or_resume)
-    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
-    run.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
+    run.add_argument("config", type=_path, nargs="?", metavar="CONFIG.toml")
+    run.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in a folder")
     run.add_argument("--overwrite", action="store_true", help="replace an earlier run's folder")
     for command in (demo, run):
-        command.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
+        command.add_argument("--output", type=_path, metavar="DIR", help="folder for the results")
         command.add_argument("--seed", type=int, metavar="N", help="in place of the config's")
         command.add_argument(
             "--rounds",
@@ -286,26 +318,28 @@ def _parser() -> argparse.ArgumentParser:
 
     replay = commands.add_parser("replay", help="rebuild the weights of a round from a journal")
     replay.set_defaults(function=_replay)
-    replay.add_argument("base", metavar="BASE", help="folder, hub id, .safetensors file, or demo")
-    replay.add_argument("journal", type=Path, metavar="JOURNAL")
-    replay.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    replay.add_argument(
+        "base", type=_name, metavar="BASE", help="folder, hub id, .safetensors file, or demo"
+    )
+    replay.add_argument("journal", type=_path, metavar="JOURNAL")
+    replay.add_argument("-o", "--output", type=_path, metavar="DIR", required=True)
     replay.add_argument("--round", type=int, metavar="N", help="in place of the last one")
     replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
     verify = commands.add_parser("verify", help="whether a folder holds a journal's weights")
     verify.set_defaults(function=_verify)
-    verify.add_argument("folder", type=Path, metavar="FOLDER")
-    verify.add_argument("journal", type=Path, metavar="JOURNAL")
+    verify.add_argument("folder", type=_path, metavar="FOLDER")
+    verify.add_argument("journal", type=_path, metavar="JOURNAL")
     verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
     journal = commands.add_parser("journal", help="look into a journal, or make it shorter")
     verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a journal for people")
     show.set_defaults(function=_show)
-    show.add_argument("journal", type=Path, metavar="JOURNAL")
+    show.add_argument("journal", type=_path, metavar="JOURNAL")
     show.add_argument("--round", type=int, metavar="N", help="one round in full")
     compact = verbs.add_parser("compact", help="leave out the reports, and merge the records")
     compact.set_defaults(function=_compact)
-    compact.add_argument("journal", type=Path, metavar="JOURNAL")
-    compact.add_argument("-o", "--output", type=Path, metavar="NEW", required=True)
+    compact.add_argument("journal", type=_path, metavar="JOURNAL")
+    compact.add_argument("-o", "--output", type=_path, metavar="NEW", required=True)
     compact.add_argument(
         "--after", type=int, metavar="N", help="start from the weights after N rounds"
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedspzo import estimators
@@ -25,7 +26,7 @@ from fedspzo.privacy import Mechanism
 from . import models
 from .best_round import best_round, out_of_patience
 from .config import Config, evaluation_interval
-from .data import Splits
+from .data import Example, Splits
 from .measures import Measured
 from .pretrained import Recipe
 from .replay import advance
@@ -72,6 +73,7 @@ class Experiment:
     Args:
         config: the run's configuration.
         splits: the examples.
+        model: the base model.
         task: encodes the examples, and computes the loss.
         recipe: the options with which the model was loaded.
         folder: the folder of the results.
@@ -86,6 +88,7 @@ class Experiment:
         self,
         config: Config,
         splits: Splits,
+        model: nn.Module,
         task: Task,
         recipe: Recipe,
         folder: RunFolder,
@@ -100,11 +103,11 @@ class Experiment:
         self.recipe = recipe
         self.folder = folder
         self.quiet = quiet
-        self.test = task.encode(splits.test)
-        self.validation = task.encode(splits.validation) if splits.validation else None
+        self.test = self._encode(model, splits.test)
+        self.validation = self._encode(model, splits.validation) if splits.validation else None
         # language modelling is judged by its loss, of which accuracy is a coarse picture
         self.by_loss = config.task.type == "lm"
-        train = task.encode(splits.train)
+        train = self._encode(model, splits.train)
         with self._naming("[federation]"):
             self.clients = _deal(train, config)
         with self._naming("[privacy]"):
@@ -112,15 +115,20 @@ class Experiment:
                 for own in self.clients:
                     Mechanism(config.privacy, len(own))  # raises ValueError if delta does not fit
 
+    def _encode(self, model: nn.Module, examples: list[Example]) -> list[Encoded]:
+        return models.encode(self.config.model.name, self.task, model, examples)
+
     def cut(self, model: nn.Module, optimizer: OptimizerConfig) -> Blocks:
         """Cut the model into the blocks of `optimizer`. A joint estimator has a single block.
 
         Raises:
             InputError: the model cannot be cut there, or a setting does not fit the blocks.
         """
+        batch = self.task.collate(self.clients[0][:1])
+        with models.working(self.config.model.name, "forward pass"), torch.no_grad():
+            self.task.loss(model, batch)
         if estimators.find(optimizer.estimator).joint:
             return Blocks.single(model)
-        batch = self.task.collate(self.clients[0][:1])
         device = next(model.parameters()).device
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with self._naming("[optimizer]"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +11,13 @@ import torch
 from torch import nn
 
 from fedspzo.blocks.output_rows import has_linear_output, untie_rows
-from fedspzo.errors import InputError
+from fedspzo.errors import InputError, explained
 
 from .config import Config
-from .data import Splits
+from .data import Example, Splits
 from .head_labels import head_names
 from .pretrained import Recipe, Source, load_from
-from .tasks import HeadClassification, LanguageModelling, PromptClassification, Task
+from .tasks import Encoded, HeadClassification, LanguageModelling, PromptClassification, Task
 
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
@@ -47,18 +49,50 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
     model, tokenizer = load_from(source, recipe)
     check_finite(name, model)
     model.to(device)
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"[model] name is {name!r}, whose tokenizer has {len(tokenizer)} tokens but whose "
-            f"model has {rows}; name a model saved with its own tokenizer"
-        )
-    longest = _longest(config, model, tokenizer)
-    task = _task(config, tokenizer, longest, recipe.labels, names)
-    if isinstance(task, PromptClassification) and has_linear_output(model):
-        recipe = replace(recipe, rows=tuple(task.words.tolist()))
-        untie_rows(model, recipe.rows)
+    with working(name, "tokenizer"):
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise InputError(
+                f"[model] name is {name!r}, whose tokenizer has {len(tokenizer)} tokens but whose "
+                f"model has {rows}; name a model saved with its own tokenizer"
+            )
+        longest = _longest(config, model, tokenizer)
+        task = _task(config, tokenizer, longest, recipe.labels, names)
+        if isinstance(task, PromptClassification) and has_linear_output(model):
+            recipe = replace(recipe, rows=tuple(task.words.tolist()))
+            untie_rows(model, recipe.rows)
     return model, task, recipe
+
+
+def working(name: str, part: str) -> AbstractContextManager[None]:
+    """Return a context in which any exception says that a part of the model does not work.
+
+    Args:
+        name: the model.
+        part: "tokenizer", or another part.
+    """
+    return explained(
+        f"[model] name is {name!r}, whose {part} does not work",
+        "name a model whose config.json, weights and tokenizer were saved together",
+    )
+
+
+def encode(name: str, task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Encoded]:
+    """Encode examples, and check that the model has an embedding for each token.
+
+    Raises:
+        InputError: the tokenizer fails, or gives a token that the model has not.
+    """
+    with working(name, "tokenizer"):
+        encoded = task.encode(examples)
+        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        largest = max(max(example.ids, default=0) for example in encoded)
+        if largest >= rows:
+            raise InputError(
+                f"[model] name is {name!r}, whose tokenizer gives the token {largest} but whose"
+                f" model has {rows}; name a model saved with its own tokenizer"
+            )
+    return encoded
 
 
 def check_finite(name: str, model: nn.Module) -> None:
@@ -84,9 +118,24 @@ def _device(config: Config) -> str:
 
 def _longest(config: Config, model: Any, tokenizer: Any) -> int:
     """Return the most tokens of an example: [data] max_length, or the model's limit if smaller."""
-    limits = [config.data.max_length, tokenizer.model_max_length]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return int(min(limits if positions is None else [*limits, positions]))
+    limits = [config.data.max_length]
+    for where, key, limit in (
+        ("tokenizer_config.json", "model_max_length", tokenizer.model_max_length),
+        ("config.json", "max_position_embeddings", _positions(model)),
+    ):
+        if limit is None:
+            continue
+        if not isinstance(limit, int | float) or not limit >= 2:
+            raise InputError(
+                f"[model] name is {config.model.name!r}: {key} in {where} is {repr(limit)[:60]};"
+                " correct it to the most tokens that the model can take, at least 2"
+            )
+        limits.append(int(min(limit, config.data.max_length)))
+    return min(limits)
+
+
+def _positions(model: Any) -> object:
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _task(

@@ -32,6 +32,7 @@ from fedspzo.errors import InputError, one_line
 
 from .config import DEMO, Config, ModelConfig
 from .data import Splits
+from .weight_files import check_weight_files
 
 Kind = Literal["causal", "masked", "classification"]
 
@@ -128,9 +129,10 @@ class Source:
     def head(self) -> tuple[str, ...]:
         """Return the labels of the model's classification head. Empty: it has no such head."""
         config = self.config()
-        if not any(name.endswith(_HEADED) for name in config.architectures or []):
-            return ()
-        return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+        with self.explained():
+            if not any(name.endswith(_HEADED) for name in config.architectures or []):
+                return ()
+            return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -165,6 +167,9 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
 def load_from(source: Source, recipe: Recipe) -> tuple[Any, Any]:
     """Load a model as `pretrained` does, from a place that was found."""
     name = source.name
+    if Path(source.place).is_dir():
+        itemsize = getattr(torch, recipe.dtype).itemsize
+        check_weight_files(Path(source.place), source.config(), itemsize)
     with source.explained():
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
         model = _from_pretrained(source, recipe)

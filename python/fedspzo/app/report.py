@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from .console import PlainConsole
 
 Row = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ class ProgressReport:
         self.first: int | None = None
         self.lines = 0
         self.seen: dict[str, Any] = {}
-        console = Console(stderr=True)
+        console = PlainConsole(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal and not quiet:
             self.bar = Progress(
@@ -154,7 +155,7 @@ def print_table(summary: Row, title: str) -> None:
             )
     fedavg = human_bytes(summary["fedavg_bytes"])
     table.add_row("FedAvg would send", "", "", "", "", fedavg, fedavg)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def print_classes(summary: Row) -> None:
@@ -179,7 +180,7 @@ def print_classes(summary: Row) -> None:
         if one is not None:
             shares = [f"{one[key]:.1%}" for key in ("precision", "recall", "f1")]
             table.add_row(escape(label), *shares, *map(str, row))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:

@@ -64,7 +64,7 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         # A small model's operations are too short for several threads: they gain little on a free
         # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
-    experiment = Experiment(config, splits, task, recipe, folder, about, quiet=quiet)
+    experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     folder.create()
     folder.write(CONFIG, to_toml(config))

@@ -18,8 +18,8 @@ from fedspzo.errors import InputError, one_line
 from fedspzo.journal.header import Header
 
 from .config import is_hub_id
+from .weight_files import INDEX, WEIGHTS
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that a copy of a model needs besides its weights."""
 
