@@ -168,24 +168,24 @@ def _train(
     options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
 ) -> int:
     """Train, and return the exit code."""
-    from .data import check_repeated, read_splits
+    from .data import check_clients, check_repeated, read_splits
     from .removal import check_removal
     from .resume import check_same_run
 
     splits = read_splits(config.data, config.task, config.federation.seed)
     check_repeated(config.data, splits)
-    clients = config.federation.clients
-    if clients > len(splits.train):
-        raise InputError(
-            f"{config.path}: [federation] clients is {clients}, but '{config.data.train}' has "
-            f"{len(splits.train)} examples; give each client one at least"
-        )
+    check_clients(config, splits)
     check_removal(folder, config)
     if folder.resumes:
         check_same_run(folder, config, splits, resolved=resolved)
     level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
     logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
+        for key, count in splits.skipped.items():
+            if count:
+                path = config.data.files[key]
+                line = f"{count} rows of '{path}' have no text or no label, and are skipped"
+                print(f"fedspzo: {line}", file=sys.stderr)
         if splits.repeated:
             print(
                 f"fedspzo: {splits.repeated} of the {len(splits.test)} texts in"

@@ -115,13 +115,18 @@ class DataConfig:
     """The section [data].
 
     Attributes:
-        train: a JSONL or CSV file with the training examples.
+        train: a JSONL or CSV file with the training examples; or a folder with such a file for each
+            client.
         test: a file with the held-out examples.
         validation: a file with examples by which the best round is chosen; or the share of the
             training examples that are set aside for this, of each label, by the run's seed. Default
             None: the last round counts.
         text: name of the field with the text. Default "text".
         label: name of the field with the label. Default "label".
+        client: name of the field with the name of the client that has a training example. Default
+            None: the examples are dealt, unless `train` is a folder.
+        on_bad_row: "refuse" (default): a row without text or label is an error. "skip": it is left
+            out, and counted.
         max_length: tokens to which an example is cut, at least 2. Default 128.
         max_repeated: largest share of the test texts that may also be training texts. Default 0.1.
 
@@ -135,13 +140,22 @@ class DataConfig:
     validation: Path | float | None = None
     text: str = "text"
     label: str = "label"
+    client: str | None = None
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
     max_length: int = 128
     max_repeated: float = 0.1
 
     def __post_init__(self) -> None:
         used: dict[Path, str] = {}
+        if self.client is not None and self.train.is_dir():
+            raise ValueError(
+                f"client is {self.client!r}, but train is a folder with a file for each client;"
+                " remove client"
+            )
         for name, path in self.files.items():
-            if path.suffix not in SUFFIXES:
+            if name == "train" and path.is_dir():
+                continue
+            if path.suffix.lower() not in SUFFIXES:
                 raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
             if not path.is_file():
                 raise ValueError(f"{name} is '{path}', which is no file; correct the path")
@@ -158,6 +172,11 @@ class DataConfig:
             raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
         if not 0 <= self.max_repeated <= 1:
             raise ValueError(f"max_repeated is {self.max_repeated}; give a share from 0 to 1")
+
+    @property
+    def owned(self) -> bool:
+        """Each training example is a certain client's, so that they are not dealt."""
+        return self.client is not None or self.train.is_dir()
 
     @property
     def files(self) -> dict[str, Path]:
@@ -266,6 +285,11 @@ class Config:
             )
         if self.privacy is not None and self.optimizer.lr == "auto":
             raise ValueError(f"[optimizer] {NOT_PRIVATE}")
+        if self.data.owned and self.federation.partition != "iid":
+            raise ValueError(
+                f"[federation] partition is {self.federation.partition!r}, but [data] says which"
+                " client has which examples; remove partition"
+            )
         for name in ("keep", "patience"):
             if self.data.validation is None and getattr(self.output, name) not in (None, "last"):
                 raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,11 +27,12 @@ from fedspzo.privacy import Mechanism
 from . import models
 from .best_round import best_round, out_of_patience
 from .config import Config, evaluation_interval
-from .data import Example, Splits
+from .data import Splits
+from .examples import Example
 from .measures import Measured
 from .pretrained import Recipe
 from .replay import advance
-from .report import ProgressReport
+from .report import ProgressReport, partition_lines
 from .run_folder import JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder
 from .tasks import Encoded, Task
 
@@ -107,9 +109,16 @@ class Experiment:
         self.validation = self._encode(model, splits.validation) if splits.validation else None
         # language modelling is judged by its loss, of which accuracy is a coarse picture
         self.by_loss = config.task.type == "lm"
-        train = self._encode(model, splits.train)
-        with self._naming("[federation]"):
-            self.clients = _deal(train, config)
+        if splits.owners:
+            self.clients = [
+                self._encode(model, [one for one in splits.train if one.client == owner])
+                for owner in splits.owners
+            ]
+        else:
+            train = self._encode(model, splits.train)
+            with self._naming("[federation]"):
+                self.clients = _deal(train, config)
+        self.owners = splits.owners or tuple(map(str, range(len(self.clients))))
         with self._naming("[privacy]"):
             if config.privacy is not None:
                 for own in self.clients:
@@ -135,6 +144,13 @@ class Experiment:
             blocks = split(model, optimizer.at, example=inputs)
             spzo(blocks, optimizer)  # raises ValueError if a setting does not fit the blocks
         return blocks
+
+    def print_partition(self) -> None:
+        """Print how many examples of which labels each client has, to stderr."""
+        classes = self.task.classes or ("",)
+        counts = [Counter(classes[example.label] for example in own) for own in self.clients]
+        for line in partition_lines(counts, self.owners):
+            print(f"fedspzo: {line}", file=sys.stderr)
 
     def train_fedspzo(self, blocks: Blocks) -> Trained:
         """Train a model with FedSPZO, in place."""

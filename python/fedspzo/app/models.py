@@ -14,7 +14,8 @@ from fedspzo.blocks.output_rows import has_linear_output, untie_rows
 from fedspzo.errors import InputError, explained
 
 from .config import Config
-from .data import Example, Splits
+from .data import Splits
+from .examples import Example
 from .head_labels import head_names
 from .pretrained import Recipe, Source, load_from
 from .tasks import Encoded, HeadClassification, LanguageModelling, PromptClassification, Task

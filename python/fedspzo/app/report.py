@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 
 LINES = 10
 MOST_CLASSES = 6
+MOST_CLIENTS = 16
 OURS, MEZO, FEDAVG = "#1f5fa8", "#d1731c", "#8a8a8a"
 
 
@@ -181,6 +182,26 @@ def print_classes(summary: Row) -> None:
             shares = [f"{one[key]:.1%}" for key in ("precision", "recall", "f1")]
             table.add_row(escape(label), *shares, *map(str, row))
     PlainConsole().print(table)
+
+
+def partition_lines(clients: Sequence[Mapping[str, int]], names: Sequence[str]) -> Iterator[str]:
+    """Yield lines about the examples of each client, or of all together if there are many.
+
+    Args:
+        clients: for each client, its number of examples by label.
+        names: the clients' names.
+    """
+    sizes = [sum(counts.values()) for counts in clients]
+    few = sum(size == max(counts.values()) for size, counts in zip(sizes, clients, strict=True))
+    line = f"{len(clients)} clients with {min(sizes)} to {max(sizes)} examples"
+    if few and len({label for counts in clients for label in counts}) > 1:
+        line += f", {few} of them with one label alone"
+    yield line
+    if len(clients) <= MOST_CLIENTS:
+        for name, size, counts in zip(names, sizes, clients, strict=True):
+            shares = sorted(counts.items(), key=lambda pair: -pair[1])[:MOST_CLASSES]
+            labels = ", ".join(f"{count} {label}" for label, count in shares)
+            yield f"  client {name}: {size} examples" + (f" ({labels})" if any(counts) else "")
 
 
 def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:

@@ -16,8 +16,9 @@ from fedspzo.blocks.output_rows import merge_rows
 
 from . import models
 from .config import Config, to_toml
-from .data import Example, Splits
+from .data import Splits
 from .ending import fault
+from .examples import Example
 from .experiment import Experiment, Row, Trained
 from .measures import Measured, by_class
 from .model_files import check_same_files, model_files
@@ -67,6 +68,8 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     folder.create()
+    if not quiet:
+        experiment.print_partition()
     folder.write(CONFIG, to_toml(config))
 
     trained = experiment.train_fedspzo(blocks)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.errors import InputError
 
-from .data import Example
+from .examples import Example
 from .measures import Measured
 from .prompt_head import head_at
 
