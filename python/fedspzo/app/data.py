@@ -13,10 +13,11 @@ from pathlib import Path
 from fedspzo.errors import InputError
 
 from . import examples
-from .config import SUFFIXES, Config, DataConfig, TaskConfig
+from .config import Config
 from .examples import Example, Reading, listing
 from .model_files import content_hash
 from .rows import content
+from .sections import SUFFIXES, DataConfig, TaskConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedspzo.errors import InputError
 
-from .config import DEMO
+from .sections import DEMO
 
 _DECIDES = re.compile(
     r"config\.json|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt"

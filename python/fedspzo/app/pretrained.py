@@ -30,8 +30,9 @@ from fedspzo.blocks.output_rows import untie_rows
 from fedspzo.checks import LIMIT_32, LIMIT_64, check_choice, check_text, check_whole
 from fedspzo.errors import InputError, one_line
 
-from .config import DEMO, Config, ModelConfig
+from .config import Config
 from .data import Splits
+from .sections import DEMO, ModelConfig
 from .weight_files import check_weight_files
 
 Kind = Literal["causal", "masked", "classification"]

@@ -9,8 +9,9 @@ from typing import Any
 from fedspzo.errors import InputError
 from fedspzo.journal.reader import JournalReader
 
-from .config import DEMO, Config
+from .config import Config
 from .run_folder import CONFIG, JOURNAL, METRICS, WRITTEN, RunFolder
+from .sections import DEMO
 
 
 def check_removal(folder: RunFolder, config: Config) -> None:
