@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fuzzing import fuzz
 from hypothesis import strategies as st
-from odd_json import ODD, check_line, places, planted
+from odd_json import ODD, check_line, odd, places, planted, text
 from tiny_run import write_run
 
 from fedspzo import __main__ as command
@@ -27,6 +28,7 @@ from fedspzo.app.cli import main
 from fedspzo.app.data import read_splits
 from fedspzo.app.experiment import Experiment
 from fedspzo.app.run_folder import RunFolder
+from fedspzo.app.weight_files import check_weight_files
 from fedspzo.errors import InputError
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -125,6 +127,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda net: huge(net / "model.safetensors"),
         "GB of memory; name a smaller model",
     ),
+    "weights of more than a number can say": (
+        lambda net: header(net / "model.safetensors", {"w": {"shape": [2**62] * 20}}),
+        "GB of memory; name a smaller model",
+    ),
     "weights that are cut off": (
         lambda net: os.truncate(net / "model.safetensors", 5000),
         "",
@@ -183,8 +189,8 @@ def test_any_value_in_any_place_of_a_models_files(
         scratch.mkdir()
         write_run(scratch)
     path = scratch / "net" / name
-    text = path.read_text()
-    document = json.loads(text)
+    before = path.read_text()
+    document = json.loads(before)
     every = [(), *places(document)]
     path.write_text(json.dumps(planted(document, every[number % len(every)], new)))
     try:
@@ -192,7 +198,33 @@ def test_any_value_in_any_place_of_a_models_files(
     except InputError as error:
         check_line(error)
     finally:
-        path.write_text(text)
+        path.write_text(before)
+
+
+headers = (
+    st.fixed_dictionaries(
+        {}, optional={"w": odd, "__metadata__": odd, "v": st.fixed_dictionaries({"shape": odd})}
+    )
+    | odd
+)
+
+
+@fuzz(300, st.tuples(st.booleans(), st.binary(max_size=30) | headers.map(text)))
+def test_weight_files_of_anything(value: tuple[bool, bytes], scratch: Path) -> None:
+    index, content = value
+    folder = scratch / "weights"
+    folder.mkdir(exist_ok=True)
+    config = SimpleNamespace(num_hidden_layers=2)
+    for path in folder.iterdir():
+        path.unlink()
+    if index:
+        (folder / INDEX).write_bytes(content)
+    else:
+        header(folder / "model.safetensors", content)
+    try:
+        check_weight_files(folder, config, 4)
+    except InputError as error:
+        check_line(error)
 
 
 # --- the command line ---

@@ -40,8 +40,8 @@ def check_weight_files(folder: Path, config: Any, itemsize: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise InputError(
-            f"[model] name: the weights in '{folder}' take {needed / 1e9:,.0f} GB, this machine has"
-            f" {memory / 1e9:,.0f} GB of memory; name a smaller model, or a dtype of fewer bytes"
+            f"[model] name: the weights in '{folder}' take {needed // 10**9:,} GB, this machine has"
+            f" {memory // 10**9:,} GB of memory; name a smaller model, or a dtype of fewer bytes"
         )
 
 
