@@ -117,15 +117,12 @@ class Source:
         transformers.logging.disable_progress_bar()
         return cls(name, place, not Path(place).is_dir() and _hub_is_out_of_reach(place))
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of every `from_pretrained`. By default transformers would ask the user."""
-        return {"local_files_only": self.offline, "trust_remote_code": False}
-
     def config(self) -> Any:
         """Read the model's config."""
         with self.explained():
-            return AutoConfig.from_pretrained(self.place, **self.options)
+            return AutoConfig.from_pretrained(
+                self.place, local_files_only=self.offline, trust_remote_code=False
+            )
 
     def head(self) -> tuple[str, ...]:
         """Return the labels of the model's classification head. Empty: it has no such head."""
@@ -172,7 +169,9 @@ def load_from(source: Source, recipe: Recipe) -> tuple[Any, Any]:
         itemsize = getattr(torch, recipe.dtype).itemsize
         check_weight_files(Path(source.place), source.config(), itemsize)
     with source.explained():
-        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.place, local_files_only=source.offline, trust_remote_code=False
+        )
         model = _from_pretrained(source, recipe)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
@@ -216,7 +215,8 @@ def _hub_is_out_of_reach(name: str) -> bool:
 
 def _from_pretrained(source: Source, recipe: Recipe) -> Any:
     options = {
-        **source.options,
+        "local_files_only": source.offline,
+        "trust_remote_code": False,  # by default transformers would ask the user
         "dtype": getattr(torch, recipe.dtype),
         "use_safetensors": True,
         "output_loading_info": True,
