@@ -294,6 +294,21 @@ def test_a_run_that_an_older_release_began_goes_on(here: Path) -> None:
     assert same_end()
 
 
+def test_a_run_that_loaded_its_model_in_another_way_does_not_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So it is with an older release's classifier, whose head was relabelled."""
+    path = OUT / "journal.fspz"
+    reader = JournalReader(path)
+    model = {**reader.header["model"], "labels": ["bad", "good"]}
+    entries = [(entry.kind, entry.body) for entry in reader]
+    path.unlink()
+    write_whole(path, {**reader.header, "model": model}, entries)
+    for command in (RUN, ["run", "--resume", "out", "--quiet"]):
+        refused(command, capsys, "loaded the model with {'labels': ['bad', 'good']}", "--overwrite")
+    assert main([*RUN, "--overwrite", "--rounds", "1"]) == 0
+
+
 def test_damage_is_named_and_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = OUT / "journal.fspz"
     data = bytearray(path.read_bytes())

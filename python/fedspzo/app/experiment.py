@@ -300,12 +300,28 @@ class Experiment:
         )
 
     def _journal(self, name: str) -> RunJournal:
-        return RunJournal(
+        """Open a journal. Raise InputError if its run loaded the model in another way."""
+        journal = RunJournal(
             self.folder.path / name,
             source=self.config.model.name,
             model=asdict(self.recipe),
             about=self.about,
         )
+        known = journal.header.model if journal.optimizer is not None else None
+        if known is not None and Recipe.from_json(known) != self.recipe:
+            journal.close()
+            mine = asdict(self.recipe)
+            theirs = {
+                key: value
+                for key, value in known.items()
+                if mine.get(key) != (tuple(value) if isinstance(value, list) else value)
+            }
+            raise InputError(
+                f"{journal.path}: its run loaded the model with {theirs}, which is not how it loads"
+                " here; resume it on the release that began it, add --overwrite to start anew, or"
+                " name another folder with --output"
+            )
+        return journal
 
     @contextmanager
     def _naming(self, section: str) -> Iterator[None]:

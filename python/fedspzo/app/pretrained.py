@@ -5,7 +5,7 @@ Weights are read from safetensors files alone. Nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -73,6 +73,16 @@ class Recipe:
             check_whole("rows", token, 0, LIMIT_32 - 1)
         for label in self.labels:
             check_text("label", label)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe in a journal's header.
+
+        Raises:
+            ValueError, TypeError: it is none of this release.
+        """
+        lists = {name: tuple(values.get(name, ())) for name in ("labels", "rows")}
+        return cls(**{**values, **lists})
 
     @classmethod
     def of(cls, config: Config, splits: Splits) -> Recipe:

@@ -70,8 +70,7 @@ def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
     try:
-        lists = {name: tuple(recipe.get(name, ())) for name in ("labels", "rows")}
-        known = Recipe(**{**recipe, **lists})
+        known = Recipe.from_json(recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the journal's header does not say how its model is loaded ({one_line(error)}); give"
