@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks, split
 from fedspzo.errors import InputError, one_line
-from fedspzo.federated import OptimizerConfig, RoundResult, dirichlet, iid
+from fedspzo.federated import OptimizerConfig, RoundResult
 from fedspzo.federated import run as run_federation
 from fedspzo.federated.client import spzo
 from fedspzo.federated.journal.reader import DecodedJournal
@@ -26,17 +26,17 @@ from fedspzo.privacy import Mechanism
 
 from . import models
 from .best_round import best_round, out_of_patience
+from .clients import deal
 from .config import Config, evaluation_interval
 from .data import Splits
 from .examples import Example
 from .measures import Measured
+from .metrics import Row, as_row
 from .pretrained import Recipe
 from .replay import advance
 from .report import ProgressReport, partition_lines
 from .run_folder import JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder
 from .tasks import Encoded, Task
-
-Row = dict[str, Any]
 
 COPIES = 32_000_000
 """Number of parameters, over all clients, up to which each client has a copy of the model.
@@ -109,15 +109,8 @@ class Experiment:
         self.validation = self._encode(model, splits.validation) if splits.validation else None
         # language modelling is judged by its loss, of which accuracy is a coarse picture
         self.by_loss = config.task.type == "lm"
-        if splits.owners:
-            self.clients = [
-                self._encode(model, [one for one in splits.train if one.client == owner])
-                for owner in splits.owners
-            ]
-        else:
-            train = self._encode(model, splits.train)
-            with self._naming("[federation]"):
-                self.clients = _deal(train, config)
+        with self._naming("[federation]"):
+            self.clients = deal(config, splits, partial(self._encode, model))
         self.owners = splits.owners or tuple(map(str, range(len(self.clients))))
         with self._naming("[privacy]"):
             if config.privacy is not None:
@@ -328,43 +321,10 @@ class Experiment:
         """Turn a ValueError into an InputError that names the file and the section."""
         try:
             yield
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"{self.config.path}: {section} {one_line(error)}") from None
-
-
-def _deal(train: list[Encoded], config: Config) -> list[list[Encoded]]:
-    """Deal the examples to the clients, as [federation] says."""
-    federation = config.federation
-    if federation.partition == "dirichlet":
-        labels = [example.label for example in train]
-        parts = dirichlet(labels, federation.clients, federation.alpha, federation.seed)
-    else:
-        parts = iid(len(train), federation.clients, federation.seed)
-    return [[train[index] for index in part] for part in parts]
-
-
-def as_row(result: RoundResult) -> Row:
-    """Return a round's line of metrics.jsonl.
-
-    `loss` and `accuracy` are held-out values, and None between evaluations. Numbers that are not
-    finite become None, as JSON cannot hold them.
-    """
-    row = asdict(result)
-    row["train_loss"] = row.pop("loss")
-    row["loss"] = row.pop("eval_loss")
-    row["clients"] = list(result.clients)
-    if result.lr is None:
-        del row["lr"]
-    if result.epsilons is None:
-        del row["epsilons"]
-    else:
-        row["epsilons"] = [
-            epsilon if math.isfinite(epsilon) else None for epsilon in result.epsilons
-        ]
-    for key, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            row[key] = None
-    return row
 
 
 def _number(value: float | None) -> float:

@@ -19,8 +19,9 @@ from .config import Config, to_toml
 from .data import Splits
 from .ending import fault
 from .examples import Example
-from .experiment import Experiment, Row, Trained
+from .experiment import Experiment, Trained
 from .measures import Measured, by_class
+from .metrics import Row
 from .model_files import check_same_files, model_files
 from .report import figure_png, print_classes, print_table
 from .resume import identity
