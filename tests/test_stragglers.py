@@ -66,6 +66,22 @@ def test_a_report_that_is_ready_too_late_is_not_used() -> None:
     assert "no answer within" in fault.reason
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [OptimizerConfig(lr="auto", perturbations=(1, 2)), OptimizerConfig(lr=1e-2)],
+    ids=["rates", "perturbations"],
+)
+def test_a_straggler_is_left_out_of_the_steps_before_the_first_round(
+    settings: OptimizerConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    straggler_first = data()[::-1]
+    limited = replace(FEDERATION, timeout=0.1)
+    result = run(toy(), Straggling(), straggler_first, limited, settings)
+    assert "before round 0: client 0: TimeoutError: no answer within 0.1 s" in caplog.text
+    assert [fault.client for fault in result.final.rejected] == [0]
+    assert result.final.loss is not None
+
+
 def test_without_a_limit_a_straggler_is_waited_for() -> None:
     task = Straggling(seconds=0.01)
     result = run(toy(), task, data(), FEDERATION, OPTIMIZER)

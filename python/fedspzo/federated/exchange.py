@@ -62,7 +62,7 @@ class InProcess:
         """
         asked = self.clients[client]
         task = asked.task
-        watch = _Watch(task, self.timeout)
+        watch = Watch(task, self.timeout)
         try:
             asked.task = watch
             report = asked.handle(Plan.decode(plan), weights)
@@ -72,32 +72,45 @@ class InProcess:
         return [report.encode()]
 
 
-class _Watch:
-    """Passes calls on to a client's task until the time is up, and then raises TimeoutError."""
+class Watch:
+    """Passes calls on to a client's task until the time is up, and then raises TimeoutError.
 
-    def __init__(self, task: Task, timeout: float | None) -> None:
+    Args:
+        task: the task.
+        timeout: the time in seconds, from now on. None: no limit.
+        each_batch: the time starts again with each batch. Default False.
+    """
+
+    def __init__(self, task: Task, timeout: float | None, *, each_batch: bool = False) -> None:
         self.task = task
         self.timeout = timeout
+        self.each_batch = each_batch
         self._started = time.monotonic()
 
     def check(self) -> None:
+        """Raise TimeoutError if the time is up."""
         if self.timeout is not None and time.monotonic() - self._started > self.timeout:
             raise TimeoutError(f"no answer within {self.timeout:g} s")
 
     def collate(self, examples: list[Any]) -> Any:
+        """Return the task's batch."""
+        if self.each_batch:
+            self._started = time.monotonic()
         return self.task.collate(examples)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the task's loss, if there is time."""
         self.check()
         return self.task.loss(model, batch)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the task's losses, if there is time."""
         self.check()
         return cast(PrivateTask, self.task).losses(model, batch)
 
 
 @dataclass
-class _Answers:
+class Answers:
     """Collects a round's answers.
 
     Attributes:
@@ -114,9 +127,10 @@ class _Answers:
     downloads: list[int] = field(default_factory=list)
     down: int = 0
     up: int = 0
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
-    def reject(self, client: int, reason: str, cause: Exception | None = None) -> None:
+    def reject(self, client: int, reason: str, cause: BaseException | None = None) -> None:
+        """Add a client that failed, with the reason and the exception."""
         self.rejected.append(Rejection(client, reason))
         self.cause = cause or self.cause
 
@@ -153,7 +167,7 @@ def play(
     asked, retries = server.sample(), server.federation.retries
     lr = server.optimizer.learning_rates  # `aggregate` may change it
     reports: Sequence[Report] = ()
-    answers = _Answers()
+    answers = Answers()
     for attempt in range(retries + 1):
         have = {report.client for report in reports}
         answers.reports = list(reports)
@@ -183,7 +197,7 @@ def play(
     )
 
 
-def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers) -> None:
+def _ask(server: Server, link: Link, client: int, since: int, answers: Answers) -> None:
     """Send a client its plan, and add the result to the answers.
 
     Args:
@@ -194,21 +208,35 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers)
         answers: collects the answers.
     """
     plan = server.plan(client, since=since)
-    sent = plan.encode()
-    answers.down += len(sent)
     weights = _Counted(server.download() if plan.download else ())
-    arrived: list[bytes] = []
-    try:
-        arrived.extend(link.exchange(client, sent, weights))
-    except Exception as error:  # one client's failure must not stop the round
-        answers.reject(client, f"{type(error).__name__}: {error}", error)
-    if plan.download and (arrived or weights.bytes == server.download_bytes):
+    before = len(answers.reports)
+    send(link, plan, weights, answers)
+    answered = len(answers.reports) > before
+    if plan.download and (answered or weights.bytes == server.download_bytes):
         logger.info("round %d: client %d downloads the weights", server.round, client)
         answers.downloads.append(client)
         # a client of this process may share the weights, and then takes no message
         answers.down += server.download_bytes
     else:
         answers.down += weights.bytes
+
+
+def send(link: Link, plan: Plan, weights: Iterable[bytes], answers: Answers) -> None:
+    """Send a client a plan, and add what comes back to the answers.
+
+    Args:
+        link: carries the messages.
+        plan: the client's plan.
+        weights: the messages of a download, if the plan has one.
+        answers: collects the answers.
+    """
+    client, sent = plan.client, plan.encode()
+    answers.down += len(sent)
+    arrived: list[bytes] = []
+    try:
+        arrived.extend(link.exchange(client, sent, weights))
+    except Exception as error:  # one client's failure must not stop the round
+        answers.reject(client, f"{type(error).__name__}: {error}", error)
     for data in arrived:
         answers.up += len(data)
         try:

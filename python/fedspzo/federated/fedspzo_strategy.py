@@ -17,9 +17,8 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import NOT_PRIVATE, Privacy
 
-from .client import Client, resolve
 from .exchange import InProcess, Link, play
-from .found_rates import find
+from .first_steps import begin
 from .server import Server
 from .strategy import Played, Reply, Setup, Strategy
 
@@ -45,6 +44,7 @@ class FedSPZO(Strategy):
         ValueError: arguments do not fit together; the message names them.
         JournalError: the journal is of another run.
         DigestError: the journal's records do not lead to the digests that it holds.
+        QuorumError: no client can take the steps before the first round.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class FedSPZO(Strategy):
         base = Replica(setup.blocks)
         server = None if journal is None else _resume(base, setup, journal, privacy)
         clients = setup.clients([base.copy() for _ in range(replicas)], privacy)
-        if server is None:
-            server = _begin(base, setup, clients)
-            if journal is not None:
-                journal.begin(server, privacy)
         direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
+        if server is None:
+            server, self.spent = begin(base, clients, setup.federation, setup.optimizer, self._link)
+            if journal is not None:
+                journal.begin(server, privacy, self.spent)
+        elif journal is not None:
+            self.spent = journal.spent
         self._server, self._clients, self._journal = server, clients, journal
         self._one_a_copy = clients[:replicas]
         self._known: dict[int, int] = {}  # the round whose weights each client holds
@@ -164,14 +166,6 @@ class FedSPZO(Strategy):
             except Exception as error:  # it fails in the round again, and is named there
                 logger.warning("client %d: %s: %s", number, type(error).__name__, error)
         self._past = ()
-
-
-def _begin(base: Replica, setup: Setup, clients: list[Client]) -> Server:
-    """Create the server of a new run. Measure what its settings leave open."""
-    federation = setup.federation
-    settings = resolve(setup.optimizer, clients, batch_size=federation.batch_size)
-    found = find(settings, clients, federation) if settings.lr == "auto" else None
-    return Server(base, federation, settings, found)
 
 
 def _resume(

@@ -102,7 +102,7 @@ def _run(
     The other arguments are those of `run`.
     """
     federation = setup.federation
-    totals = Totals(strategy.trainable_bytes)
+    totals = Totals(strategy.trainable_bytes, strategy.spent)
     results: list[RoundResult] = []
 
     def finish(done: Played | None) -> bool:

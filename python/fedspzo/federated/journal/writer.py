@@ -17,11 +17,14 @@ from fedspzo.privacy import Privacy
 
 from . import round_codec
 from .merged_rounds import MergedRounds
-from .reader import DecodedJournal, found_rates
-from .rounds import EvaluationResult, Round
+from .reader import DecodedJournal, found_rates, spent
+from .rounds import EvaluationResult, Round, Spent
 
 if TYPE_CHECKING:
     from fedspzo.federated.server import Server
+
+
+NOTHING = Spent()
 
 
 class RunJournal(Closing):
@@ -99,20 +102,27 @@ class RunJournal(Closing):
         """The number of rounds with which the run on disk began. None: the run is new."""
         return None if self.optimizer is None or not self._settings else self._settings[0].rounds
 
+    @property
+    def spent(self) -> Spent:
+        """The costs of the steps before the first round of the run on disk."""
+        return spent(self.header)
+
     def found_rates(self) -> FoundRates | None:
         """Restore the policy of lr = "auto" before the first round on disk. None: fixed rates."""
         return None if self._settings is None else found_rates(self.header, *self._settings)
 
-    def begin(self, server: Server, privacy: Privacy | None = None) -> None:
+    def begin(self, server: Server, privacy: Privacy | None = None, spent: Spent = NOTHING) -> None:
         """Write the header of a new run.
 
         Args:
             server: the run's server, at its base weights.
             privacy: the run's privacy settings. Default None: not private.
+            spent: the costs of the steps before the first round. Default: none.
         """
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
+            **({} if spent == NOTHING else {"spent": asdict(spent)}),
             **({} if server.found is None else {"auto": server.found.to_dict()}),
             "federation": server.federation.to_dict(),
             "optimizer": asdict(server.optimizer),
