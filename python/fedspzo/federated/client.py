@@ -297,6 +297,19 @@ def spzo(
     )
 
 
+def measures(settings: OptimizerConfig) -> bool:
+    """Tell whether `resolve` takes a step, to choose `perturbations` or `newton`."""
+    joint = estimators.find(settings.estimator).joint
+    return not joint and (settings.perturbations is None or _chooses_newton(settings))
+
+
+def _chooses_newton(settings: OptimizerConfig) -> bool:
+    counts = settings.perturbations
+    fits = not isinstance(counts, tuple) or can_take_newton_steps(counts[-1], share=0.0)
+    may = settings.lr == "auto" and issubclass(estimators.find(settings.estimator), Anchored)
+    return settings.newton is None and may and fits
+
+
 def resolve(
     settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int
 ) -> OptimizerConfig:
@@ -323,12 +336,9 @@ def resolve(
         )
     optimizer = spzo(client.replica.blocks, settings)
     counts, newton = settings.perturbations, settings.newton
-    may = settings.lr == "auto" and issubclass(kind, Anchored)
-    if isinstance(counts, tuple):
-        may = may and can_take_newton_steps(counts[-1], share=0.0)
-    if newton is None and not may:
-        newton = False
-    if not kind.joint and (counts is None or newton is None):
+    if not _chooses_newton(settings):
+        newton = bool(newton)
+    if measures(settings):
         with client.replica.local_steps():
             batch = client.batch(0, 0, 0, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
