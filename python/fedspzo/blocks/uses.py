@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from itertools import takewhile
 
 from torch import nn
 
@@ -28,6 +29,9 @@ class Uses:
         self._model, self._told = type(model).__name__, False
         self._stack, self._trace = stack, trace
         self._every = dict(model.named_parameters(remove_duplicate=False))
+        self._tied: dict[object, list[str]] = {}
+        for name, parameter in self._every.items():
+            self._tied.setdefault(storage(parameter), []).append(name)
         self._inside = {name for layer in stack for name in self._names(layer.parameters())}
         order = {id(module): i for i, module in enumerate(model.modules())}
         first = order[id(stack[0])]
@@ -38,11 +42,13 @@ class Uses:
         }
 
     def before(self, cut: int) -> set[str]:
-        """Return the names of all parameters that block `cut` layers of the stack come after.
+        """Return the names of all parameters that belong before a cut.
 
-        They are those of these layers and those used before the last of them returns. A trace of
-        text does not use an image's encoder; parameters that a whole trace leaves unused count as
-        used before the stack.
+        They are those of the layers before it, and those used before the last of these returns.
+        Parameters that a whole trace leaves unused, as text does an image's encoder, count too.
+
+        Args:
+            cut: number of layers before the cut.
         """
         own = self._names(p for layer in self._stack[:cut] for p in layer.parameters())
         used = None if self._trace is None else self._trace.used_before(self._stack[cut - 1])
@@ -54,8 +60,9 @@ class Uses:
     def frozen(self) -> int:
         """Return the number of leading layers before which, and in which, nothing trains."""
         trains = self._names(p for _, p in trainable(self._every.items()))
-        counts = reversed(range(1, len(self._stack) + 1))
-        return next((count for count in counts if not trains & self.before(count)), 0)
+        counts = range(1, len(self._stack) + 1)
+        # from the first on: a trace that fails on the way does not show what later layers use
+        return sum(1 for _ in takewhile(lambda count: not trains & self.before(count), counts))
 
     def _warn(self) -> None:
         if self._trace is not None and not self._told:
@@ -74,5 +81,4 @@ class Uses:
 
     def _names(self, parameters: Iterable[nn.Parameter]) -> set[str]:
         """Return all names of some parameters, also those of others that are tied to them."""
-        wanted = {storage(p) for p in parameters}
-        return {name for name, p in self._every.items() if storage(p) in wanted}
+        return {name for p in parameters for name in self._tied[storage(p)]}
