@@ -210,3 +210,23 @@ def test_a_federation_trains_a_head_after_a_frozen_body():
     # 16 evaluations a step cost little more than the one that runs the layers
     assert result.final.forwards < 3 * 2 * 2 * 4
     assert len({done.digest for done in result.rounds}) == 1 + 3
+
+
+def test_another_input_runs_what_is_frozen():
+    """A closure that generates text, which changes with the weights of either block."""
+    losses = []
+    for cut in (split, lambda model: unreplayed(split(model))):
+        model = frozen_before(2)
+        ids = torch.arange(8).reshape(2, 4) + 3
+
+        def loss(model: nn.Module = model, ids: Tensor = ids) -> Tensor:
+            settings = {"do_sample": False, "max_new_tokens": 4, "pad_token_id": 0}
+            mask = torch.ones_like(ids)
+            tokens = model.generate(ids, attention_mask=mask, use_cache=False, **settings)
+            return tokens[:, 4:].float().sum() + model(ids, labels=ids).loss
+
+        optimizer = SPZO(cut(model), estimator="anchored", perturbations=(2, 3), eps=0.3)
+        optimizer.step(loss)
+        losses.append(optimizer.last_step.losses)
+    assert losses[0] == losses[1]
+    assert len({round(value) for value in losses[0]}) > 2  # other tokens

@@ -95,6 +95,22 @@ def test_micro_batches_are_one_step_that_counts_every_label_alike(tmp_path, buil
     assert abs(means - logged(parts, "loss")[0]) > 1e-4
 
 
+def test_a_micro_batch_without_labels_does_not_count(tmp_path):
+    """Of a loss that is a mean; a causal model predicts no row's first label."""
+    labels = torch.full((2, 4), -100)
+    few = labels.clone()
+    few[:, -1] = 1
+    many = torch.ones(2, 4, dtype=torch.long)
+    batches = [{"labels": labels}, {"labels": few}, {"labels": many}]
+    assert trainer(tmp_path, bert())._micro_batch_shares(batches, None) == [0, 0.2, 0.8]
+    causal = trainer(tmp_path)
+    if not hasattr(causal, "_loss_shifts_labels"):
+        pytest.skip("this transformers counts the first labels too")
+    causal.model_accepts_loss_kwargs = False
+    assert causal._micro_batch_shares(batches, None) == [0, 0.25, 0.75]
+    assert causal._micro_batch_shares(batches[:1] * 2, None) == [0.5, 0.5]
+
+
 def test_micro_batches_are_one_step_of_the_optimizer(tmp_path):
     made = trainer(tmp_path, gradient_accumulation_steps=3, num_train_epochs=2, max_steps=-1)
     made.train()  # 8 batches an epoch: steps of 3, 3 and 2
