@@ -8,7 +8,7 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults fuzz lint format hooks bench sass real sentences minilm info clean
+.PHONY: demo check test faults sweep fuzz lint format hooks bench sass real sentences minilm info clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -18,7 +18,7 @@ info: .venv/installed
 
 # The quick tests, while you work: under a minute on two cores.
 check: .venv/tools
-	$(PYTEST) -m "not (slow or statistics or fuzz or faults)"
+	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep)"
 
 # Every test; CI runs this.
 test: .venv/tools
@@ -27,6 +27,10 @@ test: .venv/tools
 # kill -9 at over 200 points of a run, and on to the same bits. `make test` has a short form.
 faults: .venv/tools
 	$(BIN)/pytest tests/test_faults.py -m faults -s
+
+# Where every class of transformers with a head is cut: writes docs/models.md.
+sweep: .venv/tools
+	$(BIN)/pytest tests/test_family_sweep.py -m sweep -s
 
 # Twenty times the random input of `make test`, new each time.
 fuzz: .venv/tools

@@ -60,8 +60,11 @@ HEADER = Header(
                 for trace in (None, 3.0)
             ],
         },
+        "spent": {"forwards": 20.5, "bytes_down": 300, "bytes_up": 160},
         "config": "[federation]\nclients = 3\n",
+        "path": "run.toml",
         "data": {"train": DIGEST, "test": DIGEST},
+        "files": {"config.json": DIGEST, "tokenizer.json": DIGEST},
     },
 ).to_json()
 

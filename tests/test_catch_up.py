@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,41 @@ def test_a_run_says_who_downloads_and_counts_the_bytes(
     assert run(toy(), ToyTask(), data, federation, OPTIMIZER, replicas=12).final.digest == (
         result.final.digest
     )
+
+
+@pytest.mark.parametrize("taken", [0, 2, None])
+def test_a_client_that_is_not_reached_has_downloaded_nothing(taken: int | None) -> None:
+    """Without an answer, a download is what was taken of it: nothing, two messages, or all."""
+    federation = replace(FEDERATION, clients=12, participation=0.1, rounds=60, quorum=0.1)
+    federation = replace(federation, local_steps=1, participation=0.25, seed=5)
+    sent: list[int] = []
+    whole: list[int] = []
+
+    class Lossy:
+        def __init__(self, link):
+            self.link = link
+
+        def exchange(self, client, plan, weights):
+            asked = Plan.decode(plan)
+            sent.append(len(plan))
+            if asked.download and client % 2:
+                messages = list(islice(weights, taken))
+                sent.append(sum(map(len, messages)))
+                if taken is None:
+                    whole.append(client)
+                raise ConnectionResetError("reset")
+            messages = list(weights)
+            sent.append(sum(map(len, messages)))
+            whole.extend([client] if asked.download else [])
+            return self.link.exchange(client, plan, messages)
+
+    result = run(toy(), ToyTask(), toy_data([4] * 12), federation, OPTIMIZER, link=Lossy)
+    assert result.final.bytes_down == sum(sent)
+    named = [client for done in result.rounds for client in done.downloads]
+    assert sorted(named) == sorted(whole)
+    lost = [fault for done in result.rounds for fault in done.rejected]
+    assert lost
+    assert all(fault.client % 2 for fault in lost)
 
 
 @pytest.mark.parametrize(("client", "since"), [(4, 0), (-1, 0), (0, 3), (0, -1)])

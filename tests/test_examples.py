@@ -59,6 +59,44 @@ def test_an_accelerate_loop_learns_the_same_bits_in_two_processes():
     assert holders["0"] == holders["1"]
 
 
+def test_a_trainer_learns_and_resumes_bit_for_bit(tmp_path):
+    script = EXAMPLES / "trainer" / "train.py"
+    whole = python(script, "--epochs", 2, "--output", tmp_path / "whole")
+    (before,), (after,) = numbers(whole, "before"), numbers(whole, "after")
+    assert after < before - 0.3
+    (tmp_path / "part").mkdir()
+    (tmp_path / "whole" / "checkpoint-25").rename(tmp_path / "part" / "checkpoint-25")
+    resumed = python(script, "--epochs", 2, "--output", tmp_path / "part", "--resume")
+    assert numbers(resumed, "after") == [after]
+
+
+def test_trls_trainer_trains_adapters(tmp_path):
+    output = python(EXAMPLES / "sft_trainer" / "train.py", "--epochs", 1, "--output", tmp_path)
+    assert numbers(output, "loss after")[0] < numbers(output, "loss before")[0] - 0.5
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if "lora_B" in name)
+
+
+def test_a_lightning_module_learns_and_resumes_bit_for_bit(tmp_path):
+    script = EXAMPLES / "lightning" / "train.py"
+    whole = python(script, "--epochs", 2, "--output", tmp_path)
+    (before,), (after,) = numbers(whole, "before"), numbers(whole, "after")
+    assert after < before - 0.5
+    resumed = python(script, "--epochs", 2, "--resume", tmp_path / "epoch=0.ckpt")
+    assert numbers(resumed, "after") == [after]
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_processes_that_exchange_losses_hold_the_same_bits(shard):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    output = python(*launcher, EXAMPLES / "data_parallel" / "train.py", "--epochs", 1, *shard)
+    before, after = numbers(output, "before"), numbers(output, "after")
+    assert max(after) < min(before) - 0.3
+    holders = dict(re.findall(r"process (\d):.* holds (\w+)", output))
+    assert holders.keys() == {"0", "1"}
+    assert holders["0"] == holders["1"]
+
+
 def test_a_peft_loop_trains_the_adapters(tmp_path):
     output = python(EXAMPLES / "peft_lora" / "train.py", "--epochs", 1, "--output", tmp_path)
     assert numbers(output, "after")[0] < numbers(output, "before")[0] - 0.03
@@ -66,3 +104,12 @@ def test_a_peft_loop_trains_the_adapters(tmp_path):
     assert saved
     # B begins at zero: wherever it is not, its layer was trained, in either block
     assert all(tensor.abs().sum() > 0 for tensor in saved.values())
+
+
+def test_a_reward_of_generated_text_beats_the_start():
+    output = python(EXAMPLES / "generated_reward" / "train.py")
+    (before,), (after,) = (numbers(output, f"exact match {when}") for when in ("before", "after"))
+    assert before < 0.8
+    assert after > before + 0.02
+    wrong = numbers(output, "wrong answers")
+    assert wrong[-1] < wrong[0]

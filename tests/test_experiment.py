@@ -358,6 +358,31 @@ def test_the_demo_runs_its_config_again_and_again(
     assert {"mezo_accuracy", "zero_shot_accuracy", "accuracy"} <= set(summary)
 
 
+def test_clients_with_examples_of_their_own(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(task=PROMPT)
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["who"] = "ann" if number < 7 else "bob"
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(path.read_text().replace("[data]", '[data]\nclient = "who"'))
+    assert main(["run", str(path), "--rounds", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "clients is 3, but" in error
+    assert "examples of 2 clients ('ann', 'bob'); set clients = 2" in error
+    path.write_text(path.read_text().replace("clients = 3", "clients = 2"))
+    assert main(["run", str(path), "--rounds", "1"]) == 0
+    shown = capsys.readouterr().err
+    assert "fedspzo: 2 clients with 5 to 7 examples\n" in shown
+    assert "fedspzo:   client ann: 7 examples (5 good, 2 bad)\n" in shown
+    assert main(["journal", "show", "runs/mine/journal.fspz", "--round", "1"]) == 0
+    assert "client 0: 7 examples" in capsys.readouterr().out
+    lm = path.read_text().replace(PROMPT, 'type = "lm"')
+    path.write_text(lm.replace("[federation]", '[federation]\npartition = "dirichlet"'))
+    assert main(["run", str(path)]) == 2
+
+
 def test_a_gpu_that_is_not_there_is_named(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

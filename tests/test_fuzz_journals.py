@@ -15,6 +15,8 @@ from odd_json import ODD, check_line, odd, places, planted, text
 from fedspzo.app import config
 from fedspzo.app import resume as resuming
 from fedspzo.app import show as journal_view
+from fedspzo.app.data import Splits
+from fedspzo.app.removal import check_removal
 from fedspzo.app.run_folder import JOURNAL, RunFolder
 from fedspzo.errors import InputError
 from fedspzo.federated.journal import compaction
@@ -23,6 +25,8 @@ from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.journal.reader import JournalError
 
 WHOLE = journal(text(HEADER), BODIES)
+
+SPLITS = Splits([], [], (), hashes={"train": "0" * 32, "test": "0" * 32})
 
 SHORT = journal(text(HEADER), COMPACTED)
 
@@ -36,7 +40,9 @@ def read_journal(content: bytes, scratch: Path) -> None:
         lambda: list(journal_view.lines(path)),
         lambda: list(journal_view.lines(path, round=1)),
         lambda: compaction.compact(path, scratch / "short.fspz"),
-        lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch)),
+        lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch), SPLITS),
+        lambda: check_removal(RunFolder(scratch, overwrite=True), run_config(scratch)),
+        lambda: resuming.rounds_done(RunFolder(scratch)),
     )
     for read in readers:
         try:

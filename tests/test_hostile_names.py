@@ -16,7 +16,7 @@ from fuzzing import damaged, fuzz
 from odd_json import odd, places, planted, text
 from safetensors.torch import save, save_file
 
-from fedspzo.app import models, replay, weights
+from fedspzo.app import pretrained, replay, weights
 from fedspzo.app import show as journal_view
 from fedspzo.app.run_folder import JOURNAL
 from fedspzo.errors import InputError
@@ -156,13 +156,14 @@ RECIPES = [
     *({"kind": value} for value in (None, "../x", {}, "seq2seq")),
     *({"labels": value} for value in (None, 5, [1], ["\ud800"], [[]])),
     *({"seed": value} for value in (None, -1, 10**30, "0", 0.5)),
+    *({"new_head": value} for value in (None, 1, "true")),
     {"more": 1},
 ]
 
 
 @pytest.mark.parametrize("changes", RECIPES, ids=str)
 def test_a_recipe_of_anything_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert models.Recipe  # imported: what is opened below is not
+    assert pretrained.Recipe  # imported: what is opened below is not
     (tmp_path / "net").mkdir()
     header = Header.from_json({**HEADER, "model": {**HEADER["model"], **changes}})
     with files_touched() as touched, pytest.raises(InputError, match="how its model is loaded"):

@@ -13,6 +13,7 @@ from federated_toys import ToyTask, toy, toy_data
 from found_rates_toys import FEDERATION, clients_of, federate
 
 from fedspzo import SPZO, split
+from fedspzo.blocks.cost_shares import measure
 from fedspzo.federated import Client, OptimizerConfig, Plan, run
 from fedspzo.federated.client import resolve
 from fedspzo.federated.journal.reader import JournalReader
@@ -99,7 +100,12 @@ def test_found_rates_take_newton_steps_where_they_are_cheap(monkeypatch: pytest.
     clients = clients_of([5, 5])
     found = {}
     for share in (0.01, 0.5):
-        monkeypatch.setattr("fedspzo.optim.spzo.measure", lambda *_, s=share: (s,))
+
+        def measured(replay, blocks, evaluate, *others, share=share):
+            measure(replay, blocks, evaluate, *others)
+            return (share,)
+
+        monkeypatch.setattr("fedspzo.optim.closure_checks.measure", measured)
         for counts in (None, (1, 8), (1, 2), (1, 33)):
             settings = OptimizerConfig(lr="auto", perturbations=counts)
             used = resolve(settings, clients, batch_size=4)

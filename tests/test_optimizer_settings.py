@@ -43,7 +43,10 @@ def test_defaults_follow_the_dtype():
         ([nn.Parameter(torch.ones(1), requires_grad=False)], {}, ValueError, "requires_grad=True"),
         ([torch.ones(1, dtype=torch.float64, requires_grad=True)], {}, TypeError, "torch.float64"),
         (["text"], {}, TypeError, "parameter '0' is a str; pass"),
-        ([PARAMETER], {"lr": 0.0}, ValueError, "lr is 0.0; pass a finite number above 0"),
+        ([PARAMETER], {"lr": -1e-3}, ValueError, "lr is -0.001; pass a finite number of 0 or more"),
+        ([PARAMETER], {"eps": 0.0}, ValueError, "eps is 0.0; pass a finite number above 0"),
+        ([PARAMETER], {"no_decay": "bias"}, ValueError, "no_decay is 'bias'; pass a sequence of"),
+        ([PARAMETER], {"no_decay": (1,)}, ValueError, r"no_decay is \(1,\); pass a sequence of"),
         ([PARAMETER], {"lr": math.nan}, ValueError, "lr is nan; pass"),
         (
             [PARAMETER],

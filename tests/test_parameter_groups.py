@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_bare_parameters_are_one_block():
-    model = llama()
+    model = llama().eval()
     for params in (model.parameters(), model.named_parameters(), [{"params": model.parameters()}]):
         optimizer = SPZO(params, 1e-2, evaluation="layerwise")
         before = weights(model)
@@ -28,7 +28,7 @@ def test_bare_parameters_are_one_block():
 
 
 def test_bare_groups_have_options_of_their_own():
-    model = llama()
+    model = llama().eval()
     first, second = split(model, at=-1).param_groups()
     groups = [{**first, "lr": 1e-2}, {**second, "lr": 3e-2, "eps": 2e-3}]
     optimizer = SPZO(groups)  # mezo: both groups along the same directions
@@ -43,7 +43,7 @@ def test_bare_groups_have_options_of_their_own():
 
 
 def test_frozen_parameters_stay_and_do_not_shift_the_others():
-    model = llama()
+    model = llama().eval()
     model.model.embed_tokens.weight.requires_grad_(False)
     before = weights(model)
     optimizer = SPZO(model.parameters(), 1e-2)

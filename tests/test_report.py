@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from fedspzo.app.report import ProgressReport, figure_png, human_bytes, print_table
+from fedspzo.app.report import (
+    ProgressReport,
+    figure_png,
+    human_bytes,
+    partition_lines,
+    print_classes,
+    print_table,
+)
 from fedspzo.app.run_folder import RunFolder
 from fedspzo.errors import InputError
 from fedspzo.files import write_atomic
@@ -156,3 +163,57 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "sub").create()
+
+
+def test_the_table_shows_skipped_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    mezo = {f"mezo_{key}": SUMMARY[key] for key in ("loss", "forwards", "bytes_up", "bytes_down")}
+    both = {**SUMMARY, **mezo, "mezo_accuracy": 0.7, "skipped": 1234, "mezo_skipped": 77}
+    print_table(both, "mine")
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("skipped", "1,234", "77"))
+
+
+def test_progress_does_not_repeat_an_old_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReport("FedSPZO", 2) as progress:
+        progress.update(row(0, train_loss=None))
+        progress.update(row(1, train_loss=0.25))
+        progress.update(row(2, train_loss=None, skipped=6))
+    lines = capsys.readouterr().err.splitlines()
+    assert "loss 0.250" in lines[1]
+    assert "loss" not in lines[2]
+    assert "6 steps skipped" in lines[2]
+
+
+def test_the_partition_is_told_client_by_client_if_there_are_few() -> None:
+    clients = [{"good": 3, "bad": 12}, {"bad": 5}]
+    assert list(partition_lines(clients, ["ann", "bob"])) == [
+        "2 clients with 5 to 15 examples, 1 of them with one label alone",
+        "  client ann: 15 examples (12 bad, 3 good)",
+        "  client bob: 5 examples (5 bad)",
+    ]
+    assert list(partition_lines(clients * 20, [str(n) for n in range(40)])) == [
+        "40 clients with 5 to 15 examples, 20 of them with one label alone"
+    ]
+    assert list(partition_lines([{"": 4}, {"": 2}], ["0", "1"])) == [
+        "2 clients with 2 to 4 examples",
+        "  client 0: 4 examples",
+        "  client 1: 2 examples",
+    ]
+
+
+def test_a_confusion_matrix_is_printed_if_it_is_small(capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "examples": 4}
+    labels = ["[good]", "bad"]
+    summary = {
+        "macro_f1": 0.625,
+        "classes": dict.fromkeys(labels, one),
+        "confusion": {"labels": labels, "rows": [[31, 32], [33, 34]]},
+    }
+    print_classes(summary)
+    shown = capsys.readouterr().out
+    for part in ("macro F1 62.5%", "[good]", "as [good]", "50.0%", "25.0%", "33.3%", "32", "33"):
+        assert part in shown
+    many = {"labels": list("abcdefgh"), "rows": [[0] * 8] * 8}
+    print_classes({**summary, "confusion": many})
+    print_classes({"accuracy": 0.5})
+    assert capsys.readouterr().out == ""

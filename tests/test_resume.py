@@ -15,10 +15,13 @@ import pytest
 import torch
 from tiny_run import write_run
 
+from fedspzo.app import models
 from fedspzo.app.cli import main
 from fedspzo.app.run_folder import RunFolder
 from fedspzo.federated.exchange import InProcess
 from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.journal.reader import JournalReader
+from fedspzo.journal.writer import write_whole
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +112,9 @@ def test_a_run_that_finds_its_rates_goes_on_and_repeats(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Path("run.toml").read_text().replace("lr = 1e-3\n", 'lr = "auto"\n', 1)
-    Path("auto.toml").write_text(config)
+    # on texts like those it learns from, or its loss would rise, and the run would end badly
+    Path("alike.csv").write_text("text,label\na fine film film,good\na dull film film,bad\n")
+    Path("auto.toml").write_text(config.replace("test.csv", "alike.csv"))
     run = ["run", "auto.toml", "--quiet", "--output"]
     assert main([*run, "whole"]) == 0
     with monkeypatch.context() as patch:
@@ -195,6 +200,115 @@ def test_other_data_do_not_go_on(here: Path, capsys: pytest.CaptureFixture[str])
     Path("train.jsonl").write_text(text.replace("dull", "bad"))
     refused(RUN, capsys, "train.jsonl: has changed since the unfinished run in 'out' began")
     refused(["run", "--resume", "out"], capsys, "train.jsonl: has changed")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("tokenizer.json", '"awful"', '"dreadful"'),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+    ],
+)
+def test_another_tokenizer_or_config_does_not_go_on(
+    here: Path, name: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("net", name)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    try:
+        for command in (RUN, ["run", "--resume", "out", "--quiet"]):
+            refused(command, capsys, f"{name} has changed since the unfinished run in 'out' began")
+    finally:
+        path.write_text(text)
+    assert main(RUN) == 0
+
+
+def test_a_model_that_changes_while_it_loads_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load, path = models.load, Path("net/tokenizer.json")
+    text = path.read_text()
+
+    def edited(*arguments: Any) -> Any:
+        path.write_text(text + " ")
+        return load(*arguments)
+
+    monkeypatch.setattr(models, "load", edited)
+    try:
+        refused(["run", "run.toml", "--quiet", "--output", "new"], capsys, "tokenizer.json has")
+    finally:
+        path.write_text(text)
+    assert not Path("new").exists()
+
+
+def test_mezo_starts_from_the_same_weights(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load, loads = models.load, []
+
+    def other(*arguments: Any) -> Any:
+        model, *more = load(*arguments)
+        loads.append(model)
+        if len(loads) == 2:
+            with torch.no_grad():
+                next(model.parameters()).add_(1)
+        return model, *more
+
+    monkeypatch.setattr(models, "load", other)
+    refused(RUN, capsys, "whose weights have changed since the run began")
+
+
+def test_data_are_hashed_as_they_were_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("train.jsonl").read_text()
+    load = models.load
+
+    def edited(*arguments: Any) -> Any:
+        Path("train.jsonl").write_text(text + text)
+        return load(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "load", edited)
+        patch.setattr("fedspzo.app.run_folder.RunFolder.append", stop_at(1))
+        assert main([*RUN, "--overwrite"]) == 130
+    refused(RUN, capsys, "train.jsonl: has changed since the unfinished run in 'out' began")
+    Path("train.jsonl").write_text(text)
+    assert main(RUN) == 0
+    assert same_end()
+
+
+def test_a_run_that_an_older_release_began_goes_on(here: Path) -> None:
+    path = OUT / "journal.fspz"
+    reader = JournalReader(path)
+    run = {**reader.header["run"]}
+    for name in ("files", "path"):
+        del run[name]
+    run["config"] = "".join(
+        line for line in run["config"].splitlines(keepends=True) if "max_repeated" not in line
+    )
+    assert run["config"] != reader.header["run"]["config"]
+    entries = [(entry.kind, entry.body) for entry in reader]
+    path.unlink()
+    write_whole(path, {**reader.header, "run": run}, entries)
+    assert main(RUN) == 0
+    assert same_end()
+
+
+def test_a_run_that_loaded_its_model_in_another_way_does_not_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So it is with an older release's classifier, whose head was relabelled."""
+    path = OUT / "journal.fspz"
+    reader = JournalReader(path)
+    model = {**reader.header["model"], "labels": ["bad", "good"]}
+    entries = [(entry.kind, entry.body) for entry in reader]
+    path.unlink()
+    write_whole(path, {**reader.header, "model": model}, entries)
+    for command in (RUN, ["run", "--resume", "out", "--quiet"]):
+        refused(command, capsys, "loaded the model with {'labels': ['bad', 'good']}", "--overwrite")
+    assert main([*RUN, "--overwrite", "--rounds", "1"]) == 0
 
 
 def test_damage_is_named_and_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

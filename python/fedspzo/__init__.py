@@ -15,6 +15,7 @@ from .lazy import lazy_names
 if TYPE_CHECKING:
     from .blocks import Blocks, merge_rows, split, untie_rows
     from .estimators import StepReport
+    from .evaluation.accumulation import accumulate
     from .optim import SPZO
     from .privacy import Mechanism, Privacy
 
@@ -25,6 +26,7 @@ __all__ = [
     "Privacy",
     "StepReport",
     "__version__",
+    "accumulate",
     "merge_rows",
     "split",
     "untie_rows",
@@ -40,6 +42,7 @@ __getattr__ = lazy_names(
         "Privacy": ".privacy",
         "SPZO": ".optim",
         "StepReport": ".estimators",
+        "accumulate": ".evaluation.accumulation",
         "merge_rows": ".blocks",
         "split": ".blocks",
         "untie_rows": ".blocks",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Reports a fault in the user's input, in one line: the fault, its place and the remedy.
@@ -20,3 +23,24 @@ class InputError(ValueError):
 def one_line(error: object) -> str:
     """Return an error's message in one line: runs of blanks and line breaks become one blank."""
     return " ".join(str(error).split())
+
+
+@contextmanager
+def explained(fault: str, remedy: str) -> Iterator[None]:
+    """Turn any exception of the `with` block but an InputError into an InputError of one line.
+
+    For code that works on a user's files, of which each value may be wrong.
+
+    Args:
+        fault: the beginning of the line, before the exception's name and message.
+        remedy: the end of the line.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if len(reason) > 200:
+            reason = reason[:200].rstrip() + " ..."
+        raise InputError(f"{fault} ({reason}); {remedy}") from error

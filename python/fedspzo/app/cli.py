@@ -1,7 +1,8 @@
 """The command line: demo, run, replay, verify, journal show and compact, info.
 
 A config is checked before torch is imported. Exit codes: 0, done; 1, `verify` found other weights;
-2, wrong input (one line on stderr); 3, too few clients answered; 130, interrupted.
+2, wrong input (one line on stderr); 3, too few clients answered; 4, the run ended badly; 130,
+interrupted.
 """
 
 from __future__ import annotations
@@ -10,21 +11,32 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from fedspzo.errors import InputError
 from fedspzo.federated.rejections import QuorumError
 
 from . import config as configuration
+from .streams import discard, print_any_text, say
 
 if TYPE_CHECKING:
     from .config import Config
     from .run_folder import RunFolder
 
+OURS = tuple(
+    str(Path(spec.origin).parent)
+    for spec in map(find_spec, ("fedspzo", "fedspzo_kernels"))
+    if spec is not None and spec.origin is not None
+)
+"""The folders of our own code."""
 DEMO_CONFIG = Path(str(files("fedspzo.demo"))) / "config.toml"
 
 
@@ -41,22 +53,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the arguments after the program's name. Default None: those of the process.
     """
+    print_any_text()
     try:
         options = _parser().parse_args(arguments)
-        return int(options.function(options) or 0)
+        with plain_warnings(quiet=getattr(options, "quiet", False)):
+            code = int(options.function(options) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except InputError as error:
-        print(f"fedspzo: error: {error}", file=sys.stderr)
+        say(f"fedspzo: error: {error}")
         return 2
     except QuorumError as error:
-        print(f"fedspzo: error: {error}; all rounds before it are kept", file=sys.stderr)
+        say(f"fedspzo: error: {error}; all rounds before it are kept")
         return 3
     except KeyboardInterrupt:
-        print("fedspzo: interrupted", file=sys.stderr)
+        say("fedspzo: interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of our output has closed it; without this Python reports that again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has closed it
+        discard(sys.stdout)
         return 141
+    except OSError as error:
+        discard(sys.stdout)
+        where = "the output" if error.filename is None else f"'{error.filename}'"
+        say(f"fedspzo: error: {where} cannot be read or written ({error.strerror or error})")
+        return 2
+
+
+@contextmanager
+def plain_warnings(*, quiet: bool) -> Iterator[None]:
+    """Print a warning of ours as one line, and none of the libraries', within a context.
+
+    A step that was skipped is counted in the progress and in the table, so it is not printed.
+
+    Args:
+        quiet: print none.
+    """
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not quiet and filename.startswith(OURS):
+            print(f"fedspzo: {str(message).removeprefix('fedspzo: ')}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="step .* was skipped")
+        warnings.showwarning = show
+        yield
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -65,68 +113,93 @@ def _info(options: argparse.Namespace) -> None:
     print_info()
 
 
-def _demo(options: argparse.Namespace) -> None:
-    _run(options, DEMO_CONFIG, overwrite=True)
+def _demo(options: argparse.Namespace) -> int:
+    return _run(options, DEMO_CONFIG, overwrite=True)
 
 
-def _run_or_resume(options: argparse.Namespace) -> None:
+def _run_or_resume(options: argparse.Namespace) -> int:
     if options.resume is not None:
-        _resume(options)
-    elif options.config is None:
+        return _resume(options)
+    if options.config is None:
         raise InputError("name a CONFIG.toml, or a run's folder after --resume")
-    else:
-        _run(options, options.config, overwrite=options.overwrite)
+    return _run(options, options.config, overwrite=options.overwrite)
 
 
-def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> None:
+def _run(options: argparse.Namespace, path: Path, *, overwrite: bool) -> int:
     from .run_folder import RunFolder
 
     config = configuration.load(path).with_overrides(
         output=options.output, seed=options.seed, rounds=options.rounds
     )
     with RunFolder(config.output_dir, overwrite=overwrite) as folder:
-        _train(options, config, folder)
+        return _train(options, config, folder)
 
 
-def _resume(options: argparse.Namespace) -> None:
+def _resume(options: argparse.Namespace) -> int:
+    from .resume import rounds_done
     from .run_folder import CONFIG, RunFolder
 
     path: Path = options.resume
-    for name in ("config", "output", "seed", "rounds", "overwrite"):
+    for name in ("config", "output", "seed", "overwrite"):
         value = getattr(options, name)
         if value is not None and value is not False:
             raise InputError(f"{name} is given with --resume, which goes on as begun; leave it out")
     with RunFolder(path, resume=True) as folder:
-        if folder.finished:
-            print(f"fedspzo: the run in '{path}' is finished", file=sys.stderr)
-            return
+        if folder.finished and options.rounds is None:
+            line = f"the run in '{path}' is finished; --rounds N extends it to N rounds"
+            print(f"fedspzo: {line}", file=sys.stderr)
+            return 0
         config = configuration.load(path / CONFIG).with_overrides(output=path)
-        _train(options, config, folder, resolved=True)
+        if options.rounds is not None:
+            done = rounds_done(folder)
+            if options.rounds < done or (folder.finished and options.rounds == done):
+                raise InputError(
+                    f"--rounds is {options.rounds}, but the run in '{path}' has {done} rounds"
+                    " already; give more"
+                )
+            config = config.with_overrides(rounds=options.rounds)
+            if folder.finished:  # patience may have ended it, and would again
+                config = replace(config, output=replace(config.output, patience=None))
+                folder.extend()
+        return _train(options, config, folder, resolved=True)
 
 
 def _train(
     options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
-) -> None:
-    from .data import read_splits
+) -> int:
+    """Train, and return the exit code."""
+    from .data import check_clients, check_repeated, read_splits
+    from .removal import check_removal
     from .resume import check_same_run
 
-    splits = read_splits(config.data, config.task)
-    clients = config.federation.clients
-    if clients > len(splits.train):
-        raise InputError(
-            f"{config.path}: [federation] clients is {clients}, but '{config.data.train}' has "
-            f"{len(splits.train)} examples; give each client one at least"
-        )
+    splits = read_splits(config.data, config.task, config.federation.seed)
+    check_repeated(config.data, splits)
+    check_clients(config, splits)
+    check_removal(folder, config)
     if folder.resumes:
-        check_same_run(folder, config, resolved=resolved)
+        check_same_run(folder, config, splits, resolved=resolved)
     level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
     logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
+        for key, count in splits.skipped.items():
+            if count:
+                path = config.data.files[key]
+                line = f"{count} rows of '{path}' have no text or no label, and are skipped"
+                print(f"fedspzo: {line}", file=sys.stderr)
+        if splits.repeated:
+            print(
+                f"fedspzo: {splits.repeated} of the {len(splits.test)} texts in"
+                f" '{config.data.test}' are also in '{config.data.train}'",
+                file=sys.stderr,
+            )
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
     from .run import run  # Brings torch and transformers.
 
-    run(config, splits, folder, quiet=options.quiet)
+    bad = run(config, splits, folder, quiet=options.quiet).get("fault")
+    if bad is not None:
+        print(f"fedspzo: error: {bad}", file=sys.stderr)
+    return 0 if bad is None else 4
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -193,6 +266,24 @@ def _compact(options: argparse.Namespace) -> None:
         print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
 
 
+def _path(text: str) -> Path:
+    """Return a path given on the command line."""
+    return Path(_name(text))
+
+
+def _name(text: str) -> str:
+    """Return a path or name given on the command line, if it can be one."""
+    try:
+        if not text.strip():
+            raise ValueError("it is empty")
+        os.path.lexists(text)
+        Path(text).exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no path ({reason})") from None
+    return text
+
+
 def _version() -> str:
     try:
         return metadata.version("fedspzo")
@@ -211,37 +302,44 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(function=_demo)
     run = commands.add_parser("run", help="fine-tune as a config file says")
     run.set_defaults(function=_run_or_resume)
-    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
-    run.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
+    run.add_argument("config", type=_path, nargs="?", metavar="CONFIG.toml")
+    run.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in a folder")
     run.add_argument("--overwrite", action="store_true", help="replace an earlier run's folder")
     for command in (demo, run):
-        command.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
+        command.add_argument("--output", type=_path, metavar="DIR", help="folder for the results")
         command.add_argument("--seed", type=int, metavar="N", help="in place of the config's")
-        command.add_argument("--rounds", type=int, metavar="N", help="in place of the config's")
+        command.add_argument(
+            "--rounds",
+            type=int,
+            metavar="N",
+            help="in place of the config's; extends with --resume",
+        )
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
     replay = commands.add_parser("replay", help="rebuild the weights of a round from a journal")
     replay.set_defaults(function=_replay)
-    replay.add_argument("base", metavar="BASE", help="folder, hub id, .safetensors file, or demo")
-    replay.add_argument("journal", type=Path, metavar="JOURNAL")
-    replay.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    replay.add_argument(
+        "base", type=_name, metavar="BASE", help="folder, hub id, .safetensors file, or demo"
+    )
+    replay.add_argument("journal", type=_path, metavar="JOURNAL")
+    replay.add_argument("-o", "--output", type=_path, metavar="DIR", required=True)
     replay.add_argument("--round", type=int, metavar="N", help="in place of the last one")
     replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
     verify = commands.add_parser("verify", help="whether a folder holds a journal's weights")
     verify.set_defaults(function=_verify)
-    verify.add_argument("folder", type=Path, metavar="FOLDER")
-    verify.add_argument("journal", type=Path, metavar="JOURNAL")
+    verify.add_argument("folder", type=_path, metavar="FOLDER")
+    verify.add_argument("journal", type=_path, metavar="JOURNAL")
     verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
     journal = commands.add_parser("journal", help="look into a journal, or make it shorter")
     verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a journal for people")
     show.set_defaults(function=_show)
-    show.add_argument("journal", type=Path, metavar="JOURNAL")
+    show.add_argument("journal", type=_path, metavar="JOURNAL")
     show.add_argument("--round", type=int, metavar="N", help="one round in full")
     compact = verbs.add_parser("compact", help="leave out the reports, and merge the records")
     compact.set_defaults(function=_compact)
-    compact.add_argument("journal", type=Path, metavar="JOURNAL")
-    compact.add_argument("-o", "--output", type=Path, metavar="NEW", required=True)
+    compact.add_argument("journal", type=_path, metavar="JOURNAL")
+    compact.add_argument("-o", "--output", type=_path, metavar="NEW", required=True)
     compact.add_argument(
         "--after", type=int, metavar="N", help="start from the weights after N rounds"
     )

@@ -9,182 +9,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
+from .sections import (
+    DEMO,
+    DataConfig,
+    MezoConfig,
+    ModelConfig,
+    OutputConfig,
+    TaskConfig,
+)
 from .toml import build, check_keys, dump_value, read_toml, to_path
-
-DEMO = "demo"
-SUFFIXES = (".jsonl", ".csv")
-_PLACEHOLDER = re.compile(r"\{(\w*)\}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The section [model].
-
-    Attributes:
-        name: a hub id, a local folder, or "demo" for the packaged model.
-        dtype: dtype of the weights. Default "float32".
-        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
-    """
-
-    name: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """The section [task].
-
-    Attributes:
-        type: "prompt" classifies by the word that a language model predicts after the template, or
-            at its {mask}. "classification" classifies by a head on the model. "lm" predicts each
-            next token.
-        template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
-        verbalizers: the word for each label. Only "prompt" has them, two or more.
-
-    Raises:
-        ValueError: the verbalizers or the template do not fit; the message names the remedy.
-    """
-
-    type: Literal["prompt", "classification", "lm"]
-    template: str = "{text} It was"
-    verbalizers: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.type != "prompt":
-            if self.verbalizers:
-                raise ValueError(
-                    f"verbalizers is given, but type = {self.type!r} has no use for it; "
-                    "remove it or set type = 'prompt'"
-                )
-            return
-        if len(self.verbalizers) < 2:
-            raise ValueError(
-                f"verbalizers has {len(self.verbalizers)} entries; give one word for each of two "
-                "or more labels in [task.verbalizers]"
-            )
-        for label, word in self.verbalizers.items():
-            if not word.strip():
-                raise ValueError(f"verbalizers.{label} is {word!r}; give it a word")
-        check_template(self.template)
-
-    @property
-    def masked(self) -> bool:
-        """True if the template needs a masked language model."""
-        return "{mask}" in self.template
-
-
-def check_template(template: str) -> None:
-    """Raise ValueError unless `template` has exactly one {text} and at most one {mask}."""
-    names = _PLACEHOLDER.findall(template)
-    for name in names:
-        if name not in ("text", "mask"):
-            raise ValueError(
-                f"template is {template!r}; {{{name}}} is not known, use {{text}} and {{mask}}"
-            )
-    if names.count("text") != 1 or names.count("mask") > 1:
-        raise ValueError(
-            f"template is {template!r}; it needs {{text}} exactly once and {{mask}} at most once"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The section [data].
-
-    Attributes:
-        train: a JSONL or CSV file with the training examples.
-        test: a file with the held-out examples.
-        text: name of the field with the text. Default "text".
-        label: name of the field with the label. Default "label".
-        max_length: tokens to which an example is cut, at least 2. Default 128.
-
-    Raises:
-        ValueError: a file is missing, has another suffix, or serves twice; or `max_length` is below
-            2.
-    """
-
-    train: Path
-    test: Path
-    text: str = "text"
-    label: str = "label"
-    max_length: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("train", "test"):
-            path: Path = getattr(self, name)
-            if path.suffix not in SUFFIXES:
-                raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
-            if not path.is_file():
-                raise ValueError(f"{name} is '{path}', which is no file; correct the path")
-        if self.train.resolve() == self.test.resolve():
-            raise ValueError(
-                f"test is '{self.test}', the same file as train; give examples never trained on"
-            )
-        if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputConfig:
-    """The section [output].
-
-    Attributes:
-        dir: folder for the results. Default None: runs/NAME.
-        evaluate_every: number of rounds from one evaluation to the next, at least 1. Default None:
-            `evaluation_interval`, for about twenty evaluations in a run.
-
-    Raises:
-        ValueError: `evaluate_every` is below 1.
-    """
-
-    dir: Path | None = None
-    evaluate_every: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every is {self.evaluate_every}; give at least 1 round")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MezoConfig:
-    """The section [mezo]: a comparison run of MeZO, from the same start at the same computation.
-
-    Attributes:
-        lr: learning rate.
-        eps: scale of the perturbations. Default None: by dtype.
-        perturbations: number of directions in a step. Default 1.
-        sides: "one" or "two". Default "two", as published (arXiv 2305.17333).
-    """
-
-    lr: float
-    eps: float | None = None
-    perturbations: int = 1
-    sides: Literal["one", "two"] = "two"
-
-    def __post_init__(self) -> None:
-        self.optimizer()
-
-    @property
-    def forwards_per_step(self) -> int:
-        """Number of full forward passes in a step: 2 P if two-sided, P + 1 if one-sided."""
-        return 2 * self.perturbations if self.sides == "two" else self.perturbations + 1
-
-    def optimizer(self) -> OptimizerConfig:
-        """Return the comparison run's settings of the step."""
-        return OptimizerConfig(
-            estimator="mezo",
-            lr=self.lr,
-            eps=self.eps,
-            perturbations=self.perturbations,
-            sides=self.sides,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +61,17 @@ class Config:
         public = public_setting(self.optimizer.lr, self.optimizer.newton)
         if self.privacy is not None and public:
             raise ValueError(f"[optimizer] {public}")
+        if self.data.owned and self.federation.partition != "iid":
+            raise ValueError(
+                f"[federation] partition is {self.federation.partition!r}, but [data] says which"
+                " client has which examples; remove partition"
+            )
+        for name in ("keep", "patience"):
+            if self.data.validation is None and getattr(self.output, name) not in (None, "last"):
+                raise ValueError(
+                    f"[output] {name} is {getattr(self.output, name)!r}, but no examples are set"
+                    " aside to choose by; give [data] validation a file, or a share of train"
+                )
         if self.privacy is not None and self.mezo is not None:
             raise ValueError(
                 "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
@@ -232,6 +82,11 @@ class Config:
     def output_dir(self) -> Path:
         """The folder of the results: [output] dir, or runs/NAME in the current folder."""
         return self.output.dir if self.output.dir is not None else Path("runs") / self.name
+
+    @property
+    def keeps_best(self) -> bool:
+        """The weights of the best round are saved, in place of the last one's."""
+        return self.data.validation is not None and self.output.keep != "last"
 
     def with_overrides(
         self, *, output: Path | None = None, seed: int | None = None, rounds: int | None = None

@@ -6,10 +6,11 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import fedspzo_kernels
+
+from .console import PlainConsole
 
 PACKAGES = ("fedspzo", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rich")
 
@@ -23,7 +24,7 @@ def _version(package: str) -> str:
 
 def print_info() -> None:
     """Print the tables to stdout."""
-    console = Console()
+    console = PlainConsole()
     kernels: dict[str, Any] = fedspzo_kernels.info()
     versions = Table("package", "version", title="versions", title_justify="left")
     versions.add_row("Python", platform.python_version())

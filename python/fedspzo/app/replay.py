@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from fedspzo.errors import InputError
 from fedspzo.federated.journal.reader import DecodedJournal
@@ -75,8 +76,35 @@ def replay(
             f"'{base}': has weights with digest {now}, the journal starts from {log.header.base}"
             f" (source: {log.header.source!r}{after}); give the base model of '{journal}'"
         )
-    groups = log.header.groups(found.named)
-    expected: str | None = now
+    now, checked = advance(found.named, log, round, on_round=on_round, terms=terms)
+    return Replayed(found, round, now, checked=checked)
+
+
+def advance(
+    named: Mapping[str, Tensor],
+    log: DecodedJournal,
+    round: int,
+    *,
+    on_round: Callable[[int], None] | None = None,
+    terms: int = TERMS_A_PASS,
+) -> tuple[str, bool]:
+    """Bring the weights that a journal starts from to those of a round, in place.
+
+    Args:
+        named: the model's parameters by name.
+        log: the journal.
+        round: number of rounds.
+        on_round: called with the number of rounds done, after each pass over the weights.
+        terms: number of a block's terms that one pass applies.
+
+    Returns:
+        The digest of the weights, and whether the journal has it to compare with.
+
+    Raises:
+        InputError: the weights have another digest than the journal says.
+    """
+    groups = log.header.groups(named)
+    expected: str | None = log.header.base
 
     def records() -> Iterator[Record]:
         nonlocal expected
@@ -90,13 +118,13 @@ def replay(
         apply(record, groups)
         if on_round is not None:
             on_round(record.round + 1)
-    now = digest(found.named.items())
+    now = digest(named.items())
     if expected not in (None, now):
         raise InputError(
-            f"{journal}: round {round} replays to weights with digest {now}, not {expected} as it"
-            " says; use the release that wrote it"
+            f"{log.reader.path}: round {round} replays to weights with digest {now}, not {expected}"
+            " as it says; use the release that wrote it"
         )
-    return Replayed(found, round, now, checked=expected is not None)
+    return now, expected is not None
 
 
 def save(replayed: Replayed, output: Path) -> None:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from .console import PlainConsole
 
 Row = Mapping[str, Any]
 
 LINES = 10
+MOST_CLASSES = 6
+MOST_CLIENTS = 16
 OURS, MEZO, FEDAVG = "#1f5fa8", "#d1731c", "#8a8a8a"
 
 
@@ -41,7 +46,7 @@ class ProgressReport:
         self.first: int | None = None
         self.lines = 0
         self.seen: dict[str, Any] = {}
-        console = Console(stderr=True)
+        console = PlainConsole(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal and not quiet:
             self.bar = Progress(
@@ -70,7 +75,13 @@ class ProgressReport:
             self.bar.stop()
 
     def update(self, row: Row) -> None:
-        """Show a round's row. A value that it lacks is shown as it was."""
+        """Show a round's row.
+
+        The accuracy stays as it was where a round was not evaluated. A training loss that a row has
+        none of is not shown, as an old one would look like this round's.
+        """
+        if row.get("train_loss") is None:
+            self.seen.pop("train_loss", None)
         self.seen.update({key: value for key, value in row.items() if value is not None})
         done = int(row["round"])
         if self.first is None:
@@ -96,6 +107,8 @@ class ProgressReport:
         for key, form in (("train_loss", "loss {:.3f}"), ("accuracy", "accuracy {:.1%}")):
             if key in self.seen:
                 parts.append(form.format(self.seen[key]))
+        if self.seen.get("skipped"):
+            parts.append(f"{self.seen['skipped']} steps skipped")
         for key, sign in (("bytes_up", "up"), ("bytes_down", "down")):
             if key in self.seen:
                 parts.append(f"{sign} {human_bytes(self.seen[key])}")
@@ -118,29 +131,77 @@ def print_table(summary: Row, title: str) -> None:
         summary: the last line of metrics.jsonl.
         title: the table's title.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     table.add_column("")
-    for heading in ("accuracy", "loss", "forwards", "bytes up", "bytes down"):
-        table.add_column(heading, justify="right")
+    for heading in ("accuracy", "loss", "forwards", "skipped", "bytes up", "bytes down"):
+        table.add_column(heading, justify="right", no_wrap=True)
 
     def line(name: str, prefix: str, *costs: str) -> None:
         loss = summary[prefix + "loss"]
         shown = "not finite" if loss is None else f"{loss:.3f}"
         table.add_row(name, f"{summary[prefix + 'accuracy']:.1%}", shown, *costs)
 
-    line("before", "zero_shot_", "0", "0 B", "0 B")
+    line("before", "zero_shot_", "0", "0", "0 B", "0 B")
     for name, prefix in (("FedSPZO", ""), ("MeZO", "mezo_")):
         if prefix + "accuracy" in summary:
             line(
                 name,
                 prefix,
                 f"{summary[prefix + 'forwards']:,.0f}",
+                f"{summary.get(prefix + 'skipped', 0):,}",
                 human_bytes(summary[prefix + "bytes_up"]),
                 human_bytes(summary[prefix + "bytes_down"]),
             )
     fedavg = human_bytes(summary["fedavg_bytes"])
-    table.add_row("FedAvg would send", "", "", "", fedavg, fedavg)
-    Console().print(table)
+    table.add_row("FedAvg would send", "", "", "", "", fedavg, fedavg)
+    PlainConsole().print(table)
+
+
+def print_classes(summary: Row) -> None:
+    """Print a table to stdout with each class's measures and its row of the confusion matrix.
+
+    A summary without classes, or with more than `MOST_CLASSES`, has none.
+
+    Args:
+        summary: the last line of metrics.jsonl.
+    """
+    confusion = summary.get("confusion")
+    if confusion is None or len(confusion["labels"]) > MOST_CLASSES:
+        return
+    title = f"on the test examples, macro F1 {summary['macro_f1']:.1%}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for heading in ("class", "precision", "recall", "F1"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for label in confusion["labels"]:
+        table.add_column(f"as {escape(label)}", justify="right")
+    for label, row in zip(confusion["labels"], confusion["rows"], strict=True):
+        one = summary["classes"].get(label)
+        if one is not None:
+            shares = [f"{one[key]:.1%}" for key in ("precision", "recall", "f1")]
+            table.add_row(escape(label), *shares, *map(str, row))
+    PlainConsole().print(table)
+
+
+def partition_lines(clients: Sequence[Mapping[str, int]], names: Sequence[str]) -> Iterator[str]:
+    """Yield lines about the examples of each client, or of all together if there are many.
+
+    Args:
+        clients: for each client, its number of examples by label.
+        names: the clients' names.
+    """
+    sizes = [sum(counts.values()) for counts in clients]
+    few = sum(size == max(counts.values()) for size, counts in zip(sizes, clients, strict=True))
+    line = f"{len(clients)} clients with {min(sizes)} to {max(sizes)} examples"
+    if few and len({label for counts in clients for label in counts}) > 1:
+        line += f", {few} of them with one label alone"
+    yield line
+    if len(clients) <= MOST_CLIENTS:
+        for name, size, counts in zip(names, sizes, clients, strict=True):
+            shares = sorted(counts.items(), key=lambda pair: -pair[1])[:MOST_CLASSES]
+            labels = ", ".join(f"{count} {label}" for label, count in shares)
+            yield f"  client {name}: {size} examples" + (f" ({labels})" if any(counts) else "")
 
 
 def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from fedspzo.errors import InputError
-from fedspzo.journal.reader import COMPACTED, ROUNDS, JournalError, JournalReader
+from fedspzo.journal.reader import COMPACTED, ROUND, ROUNDS, JournalError, JournalReader
 
-from .config import Config, to_toml
+from .config import SECTIONS, Config, to_toml
+from .data import Splits
+from .model_files import check_same_files
 from .run_folder import JOURNAL, RunFolder
 
 _IGNORED = {("output", "dir")}
+_EXTENDED = {("federation", "rounds"), ("output", "patience")}
+"""Settings that change where a run is extended."""
+_DEFAULTS = {
+    (name, field.name): field.default
+    for name, (section, _) in SECTIONS.items()
+    for field in fields(section)
+    if field.default is not MISSING
+}
+"""Values of the keys that a run of an older release did not know."""
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """Return the entries of a journal's header that identify a run: its config and data hashes."""
-    data = {"train": config.data.train, "test": config.data.test}
+def identity(config: Config, splits: Splits, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entries of a journal's header that identify a run.
+
+    Args:
+        config: the run's config.
+        splits: its data, with the hashes of what was read.
+        files: the hashes of the model's config and tokenizer (`model_files`).
+    """
     return {
         "config": to_toml(config),
-        "data": {name: _hash(path) for name, path in data.items()},
+        "path": str(config.path.resolve()),
+        "data": dict(splits.hashes),
+        "files": dict(files),
     }
 
 
-def check_same_run(folder: RunFolder, config: Config, *, resolved: bool = False) -> None:
+def check_same_run(
+    folder: RunFolder, config: Config, splits: Splits, *, resolved: bool = False
+) -> None:
     """Raise InputError unless `config` is that of the unfinished run in `folder`.
 
     Args:
         folder: the run's folder.
         config: the config that was asked for.
-        resolved: `config` was read from the run's folder, where measured settings are filled in.
-            They are not compared then. Default False.
+        splits: its data, with the hashes of what was read.
+        resolved: `config` was read from the run's folder, where measured settings are filled in,
+            and which may be extended. These are not compared then. Default False.
 
     Raises:
         InputError: a setting or a file differs; the message names both values and the remedy. Or
@@ -46,6 +67,7 @@ def check_same_run(folder: RunFolder, config: Config, *, resolved: bool = False)
     try:
         run = journal.header["run"]
         there, data = _sections(run["config"]), dict(run["data"])
+        files = dict(run.get("files", {}))  # journals of older releases do not have it
     except (KeyError, TypeError, ValueError, RecursionError):
         raise JournalError(
             f"{path}: is not of 'fedspzo run'; name another folder with --output"
@@ -53,19 +75,28 @@ def check_same_run(folder: RunFolder, config: Config, *, resolved: bool = False)
     remedy = f"the unfinished run in '{folder.path}'"
     here = _sections(to_toml(config))
     for section, key in _keys(there) + _keys(here):
-        theirs, mine = (table.get(section, {}).get(key) for table in (there, here))
-        filled_in = resolved and section == "optimizer"
+        theirs, mine = (
+            table.get(section, {}).get(key, _DEFAULTS.get((section, key)))
+            for table in (there, here)
+        )
+        filled_in = resolved and (section == "optimizer" or (section, key) in _EXTENDED)
         if theirs != mine and not filled_in and (section, key) not in _IGNORED:
             raise InputError(
                 f"{config.path}: [{section}] {key} is {mine!r}, but {theirs!r} in {remedy}; give"
                 " that, add --overwrite to start anew, or name another folder with --output"
             )
-    for file, name in ((config.data.train, "train"), (config.data.test, "test")):
-        if _hash(file) != data.get(name):
+    again = "restore it, add --overwrite to start anew, or name another folder with --output"
+    for name, known in splits.hashes.items():
+        if known != data.get(name):
             raise InputError(
-                f"{file}: has changed since {remedy} began; restore it, add"
-                " --overwrite to start anew, or name another folder with --output"
+                f"{getattr(config.data, name)}: has changed since {remedy} began; {again}"
             )
+    check_same_files(config.model.name, files, f"{remedy} began", again)
+
+
+def rounds_done(folder: RunFolder) -> int:
+    """Count the rounds in a run's journal. Raise JournalError if it is damaged."""
+    return sum(entry.kind == ROUND for entry in JournalReader(folder.path / JOURNAL))
 
 
 def _sections(toml: object) -> dict[str, dict[str, Any]]:
@@ -79,7 +110,3 @@ def _sections(toml: object) -> dict[str, dict[str, Any]]:
 
 def _keys(document: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [(section, key) for section, table in document.items() for key in table]
-
-
-def _hash(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -24,6 +24,8 @@ METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", 
 MEZO_METRICS = "mezo.jsonl"
 JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
 LOCK = ".lock"
+WRITTEN = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
+"""All that a run writes, and removes of an earlier one."""
 
 
 class RunFolder(Closing):
@@ -39,6 +41,7 @@ class RunFolder(Closing):
     Attributes:
         finished: True if the folder holds a finished run.
         resumes: True if it holds an unfinished run, which goes on.
+        extended: True if it holds a finished run, which goes on to more rounds.
 
     Raises:
         InputError: another process writes to the folder; it holds a finished run and `overwrite` is
@@ -49,6 +52,7 @@ class RunFolder(Closing):
         self.path = path
         self.overwrite = overwrite
         self.resume = resume
+        self.extended = False
         self._lock: int | None = None
         if path.exists() and not path.is_dir():
             raise InputError(f"output '{path}' is no folder; name another with --output")
@@ -65,7 +69,7 @@ class RunFolder(Closing):
         names = (METRICS, JOURNAL, CONFIG, FIGURE, MODEL)
         found = [name for name in names if (path / name).exists()]
         begun = JOURNAL in found
-        self.finished = self._has_summary()
+        self.finished = self._has_summary() and not self.extended
         self.resumes = begun and not self.finished and not self.overwrite
         if self.resume:
             if not begun:
@@ -112,6 +116,11 @@ class RunFolder(Closing):
                 os.close(handle)
                 raise
             self._lock = handle
+
+    def extend(self) -> None:
+        """Let a finished run go on, to more rounds."""
+        self.extended = self.resumes = True
+        self.finished = False
 
     def create(self) -> None:
         """Create the folder, and take its lock.
@@ -169,8 +178,7 @@ class RunFolder(Closing):
 
     def _remove_temporary(self) -> None:
         """Remove the temporary files of a process that was killed."""
-        names = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
-        for left in (left for name in names for left in self.path.glob(f".{name}.*")):
+        for left in (left for name in WRITTEN for left in self.path.glob(f".{name}.*")):
             if left.is_dir():
                 shutil.rmtree(left)
             else:

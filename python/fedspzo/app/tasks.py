@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.errors import InputError
 
-from .data import Example
+from .examples import Example
+from .measures import Measured
 from .prompt_head import head_at
 
 EVALUATION_BATCH = 32
@@ -95,22 +96,39 @@ class Task(ABC):
         """Return each example's loss, the mean over its predictions, in nats: float32 (B,)."""
         return F.cross_entropy(*self.scores(model, batch), reduction="none")
 
-    @torch.no_grad()
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels in the order of the class numbers. It is empty without classes."""
+        return ()
+
     def evaluate(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
         """Return the mean "loss" (nats) and "accuracy" (0 to 1) over all predictions.
 
         Dropout is off.
         """
+        measured = self.measure(model, examples)
+        return {"loss": measured.loss, "accuracy": measured.accuracy}
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, examples: Sequence[Encoded]) -> Measured:
+        """Measure the model's predictions, with dropout off."""
         ordered = sorted(examples, key=lambda example: len(example.ids))
         total = correct = count = 0.0
+        size = len(self.classes)
+        pairs = torch.zeros(size * size, dtype=torch.int64)
         with evaluating(model):
             for start in range(0, len(ordered), EVALUATION_BATCH):
                 batch = self.collate(ordered[start : start + EVALUATION_BATCH])
                 logits, labels = self.scores(model, batch)
+                chosen = logits.argmax(-1)
                 total += F.cross_entropy(logits, labels, reduction="sum").item()
-                correct += (logits.argmax(-1) == labels).sum().item()
+                correct += (chosen == labels).sum().item()
                 count += len(labels)
-        return {"loss": total / count, "accuracy": correct / count}
+                if size:
+                    both = (labels * size + chosen).cpu()
+                    pairs += torch.bincount(both, minlength=size * size)
+        rows = tuple(map(tuple, pairs.reshape(size, size).tolist())) if size else None
+        return Measured(loss=total / count, accuracy=correct / count, confusion=rows)
 
     def _logits(self, model: nn.Module, batch: Batch, **extra: Any) -> tuple[Tensor, Batch]:
         """Return the model's logits, and the batch on the model's device."""
@@ -162,6 +180,11 @@ class PromptClassification(Task):
                 f"[data] max_length is {max_length}, but the template alone takes "
                 f"{len(self._prompt(''))} tokens; raise max_length or shorten the template"
             )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels of the verbalizers."""
+        return tuple(self.labels)
 
     def _words(self, verbalizers: Mapping[str, str]) -> Tensor:
         # A word's token depends on the text before it ("▁great", "Ġgreat", "great"). So the word is
@@ -232,11 +255,25 @@ class HeadClassification(Task):
         tokenizer: a Hugging Face tokenizer.
         labels: the labels, in the order of the head's outputs.
         max_length: number of tokens to which a text is cut.
+        names: the head's label for each label of the data. Default None: they are the same.
     """
 
-    def __init__(self, tokenizer: Any, labels: Sequence[str], max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        labels: Sequence[str],
+        max_length: int,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(tokenizer, max_length)
-        self.labels = {label: number for number, label in enumerate(labels)}
+        self._outputs = tuple(labels)
+        names = {label: label for label in labels} if names is None else names
+        self.labels = {label: labels.index(name) for label, name in names.items()}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels of the head's outputs."""
+        return self._outputs
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return the texts as token ids, cut to `max_length`."""

@@ -157,7 +157,7 @@ _WANTED = {
     str: "a text in quotes",
     Path: "a path in quotes",
     tuple: "a list, [1, 2]",
-    dict: 'a table of words, label = "word"',
+    dict: 'a table of texts, label = "word"',
 }
 
 

@@ -18,8 +18,8 @@ from fedspzo.errors import InputError, one_line
 from fedspzo.journal.header import Header
 
 from .config import is_hub_id
+from .weight_files import INDEX, WEIGHTS
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that a copy of a model needs besides its weights."""
 
@@ -65,13 +65,12 @@ def load(name: str, header: Header) -> Weights:
 def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
     from fedspzo.blocks.output_rows import merge_rows
 
-    from .models import Recipe, pretrained
+    from .pretrained import Recipe, pretrained
 
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
     try:
-        lists = {name: tuple(recipe.get(name, ())) for name in ("labels", "rows")}
-        known = Recipe(**{**recipe, **lists})
+        known = Recipe.from_json(recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the journal's header does not say how its model is loaded ({one_line(error)}); give"

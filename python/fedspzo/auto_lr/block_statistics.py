@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedspzo.blocks.shards import whole
+
 LEARNING_TURNS = 8
 """Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
 far."""
@@ -96,7 +98,7 @@ class BlockStatistics:
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:
     """Return the root mean square of all elements of `tensors`; 0 if there are none."""
-    parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
+    parts = (part for tensor in tensors for part in whole(tensor).reshape(-1).split(PART))
     total = sum(float(part.float().square().sum()) for part in parts)
     return math.sqrt(total / max(1, sum(tensor.numel() for tensor in tensors)))
 

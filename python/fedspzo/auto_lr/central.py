@@ -63,6 +63,8 @@ class CentralPolicy:
         takes_turns: blocks take turns, the last one takes Newton steps, and too long a step is
             clipped. False: every step moves all blocks along their gradients, as a federation's
             rounds do. Default True.
+        after_frozen: frozen layers come before the first block. If it is the only one, it learns
+            like a last block. Default False.
         factor: product of all halvings of the rates so far.
         lost_steps: number of steps in a row whose losses were not finite.
         blocks: the statistics of each block; empty before the first step.
@@ -72,6 +74,7 @@ class CentralPolicy:
 
     last_leads: bool = True
     takes_turns: bool = True
+    after_frozen: bool = False
     factor: float = 1.0
     lost_steps: int = 0
     blocks: list[BlockStatistics] = field(default_factory=list)
@@ -94,7 +97,9 @@ class CentralPolicy:
 
     @property
     def _settings(self) -> RateSettings:
-        return RateSettings(last_leads=self.last_leads, decay=_decay)
+        return RateSettings(
+            last_leads=self.last_leads, decay=_decay, after_frozen=self.after_frozen
+        )
 
     def measure(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Measure each block's weights before the first step moves them; later calls do nothing.

@@ -70,6 +70,7 @@ class RateSettings:
     Attributes:
         last_leads: the blocks are those of a network, whose last one leads the others. False: they
             are just groups, each bounded like an only block.
+        after_frozen: an only block comes after frozen layers, and is bounded like a last one.
         decay: returns the factor of a rate, given the share STEADY_TURNS / turns in (0, 1].
         clients: effective number of clients over whose directions an update is the mean.
         local_steps: number of steps whose sum an update is.
@@ -77,6 +78,7 @@ class RateSettings:
 
     last_leads: bool
     decay: Callable[[float], float]
+    after_frozen: bool = False
     clients: float = 1.0
     local_steps: int = 1
 
@@ -142,7 +144,7 @@ _LAST = _Role(SIZE_LAST, worth=False, falls=False)
 
 
 def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_Role]:
-    if not settings.last_leads or len(blocks) == 1:
+    if not settings.last_leads or (len(blocks) == 1 and not settings.after_frozen):
         return [_ONLY] * len(blocks)
     return [*[_LED] * (len(blocks) - 1), _LAST]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from fedspzo.blocks.evaluation_mode import evaluating
-from fedspzo.federated import Client, Played, Reply, Setup, Strategy, sample
+from fedspzo.federated import Client, Played, Rejection, Reply, Setup, Strategy, sample
 from fedspzo.federated.coefficients import shares
+from fedspzo.federated.rejections import NO_FINITE_LOSS
 from fedspzo.journal.replica import Replica
 
 STEP_FORWARDS = 3.0
@@ -58,6 +59,10 @@ class FedAvg(Strategy):
                 replies.append(self._train(client, round))
                 for total, weight, old in zip(change, self._weights, start, strict=True):
                     total.add_(weight.detach() - old, alpha=share[client.client])
+        lost = [reply.client for reply in replies if reply.loss is None]
+        if 0 < len(lost) < len(clients):  # they changed nothing, and the others' shares add up to 1
+            kept = 1 - sum(share[client] for client in lost)
+            change = [total / kept for total in change]
         for total, weight in zip(change, self._weights, strict=True):
             weight.detach().add_(total.to(weight.dtype))
         self._replica.round += 1
@@ -68,6 +73,7 @@ class FedAvg(Strategy):
             bytes_up=self.trainable_bytes * len(clients),
             digest=self._replica.digest(),
             seconds=clock(),
+            rejected=tuple(Rejection(client, NO_FINITE_LOSS) for client in lost),
         )
 
     def _train(self, client: Client, round: int) -> Reply:

@@ -10,10 +10,20 @@ import numpy as np
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.checks import check_whole
-from fedspzo.federated import Client, DigestError, Played, Reply, Setup, Strategy, sample
+from fedspzo.federated import (
+    Client,
+    DigestError,
+    Played,
+    Rejection,
+    Reply,
+    Setup,
+    Strategy,
+    sample,
+)
 from fedspzo.federated.client import resolve, spzo
 from fedspzo.federated.coefficients import shares
 from fedspzo.federated.found_rates import find
+from fedspzo.federated.rejections import NO_FINITE_LOSS
 from fedspzo.journal.records import Record
 
 from . import mezo
@@ -89,6 +99,9 @@ class FedKSeed(Strategy):
             down += len(sent)
             up += len(answer)
         sizes = {client.client: len(client.examples) for client in clients}
+        lost = [client for client, report in reports.items() if report.loss is None]
+        if len(lost) < len(clients):  # they changed nothing, and the others' shares add up to 1
+            sizes = {client: size for client, size in sizes.items() if client not in lost}
         self._server.aggregate(reports, shares(sizes, self._federation.weighting))
         self._weights.move_to(self._server.coefficients)
         self._digest = self._weights.replica.digest()
@@ -108,6 +121,7 @@ class FedKSeed(Strategy):
             bytes_up=up,
             digest=self._digest,
             seconds=clock(),
+            rejected=tuple(Rejection(client, NO_FINITE_LOSS) for client in lost),
         )
 
     def _train(self, client: Client, sent: bytes) -> bytes:
@@ -190,10 +204,11 @@ class PoolServer:
 
         Args:
             reports: the reports by client.
-            share: each client's share of the update.
+            share: the share of the update of each client that has one.
         """
-        for client, report in reports.items():
+        for client, weight in share.items():
+            report = reports[client]
             member, value = report.gradients["member"], report.gradients["value"].astype(float)
-            np.add.at(self.gradients, member, share[client] * value)
+            np.add.at(self.gradients, member, weight * value)
             np.add.at(self._magnitudes, member, np.abs(value))
             np.add.at(self._reports, member, 1)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .evaluation_mode import evaluating
-from .layer_stack import find_cuts
+from .activation_replay import ActivationReplay
+from .layer_stack import At, find_cuts, modules_to_trace
 from .output_rows import untie_rows
 from .parameters import Named, storage, trainable
-from .touched import Touched
-
-At = int | str | Sequence[int | str]
+from .shards import gathering_modules, reshard
+from .side_modules import modules_beside
+from .trace import trace
+from .uses import Uses
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +25,21 @@ class Blocks:
     Attributes:
         model: the module itself (inside DistributedDataParallel or torch.compile's wrapper).
         layers: the layers before the last cut, in order; they are captured and replayed. Empty
-            for one block.
+            if there is nothing to replay.
         groups: for each block, the (name, parameter) pairs that train, each storage once.
         starts: for each block but the first, the number of `layers` that its evaluations replay.
+        frozen: number of leading `layers` before which, and in which, nothing trains. They run once
+            a step, and every other evaluation replays them.
+        beside: modules outside the layers, such as an encoder, that run before a cut. With each is
+            the number of the last block that it has parameters of; 0 if none of them trains.
     """
 
     model: nn.Module
     layers: tuple[nn.Module, ...]
     groups: tuple[Named, ...]
     starts: tuple[int, ...] = ()
+    frozen: int = 0
+    beside: tuple[tuple[nn.Module, int], ...] = ()
 
     @classmethod
     def single(cls, model: nn.Module) -> Blocks:
@@ -45,15 +49,33 @@ class Blocks:
             ValueError: no parameter of the model requires a gradient.
         """
         model = unwrap(model)
+        reshard(gathering_modules(model))
         blocks = cls(model, (), (trainable(model.named_parameters()),))
         if not blocks.groups[0]:
             raise ValueError("model has no parameter with requires_grad=True; unfreeze some")
         return blocks
 
+    def replay(self, *, joint: bool = False) -> ActivationReplay:
+        """Return what captures and replays the activations before the cuts.
+
+        Args:
+            joint: all blocks move together, so that only what is frozen is replayed.
+        """
+        if not joint:
+            return ActivationReplay(self.layers, self.starts, self.frozen, self.beside)
+        frozen = [(module, block) for module, block in self.beside if self.frozen and not block]
+        return ActivationReplay(self.layers[: self.frozen], (), self.frozen, frozen)
+
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the blocks as torch param groups: named parameters, and `block` 1, 2 and so on."""
+        """Return the blocks as torch param groups: named parameters, and `block` 1, 2 and so on.
+
+        Each name gives the parameter that the model has there now: fully_shard replaces them.
+        """
+        reshard(gathering_modules(self.model))
+        now = dict(self.model.named_parameters(remove_duplicate=False))
         return [
-            {"params": list(named), "block": number} for number, named in enumerate(self.groups, 1)
+            {"params": [(name, now.get(name, p)) for name, p in named], "block": number}
+            for number, named in enumerate(self.groups, 1)
         ]
 
 
@@ -70,9 +92,13 @@ def split(
     there (embeddings, also those tied to the head), and so on. The last block holds the rest
     (final norm, head).
 
-    To see which parameters are used before a cut, the model is run up to the last cut: on
-    `example`, or on a few made-up tokens if it is a Hugging Face model of `input_ids`. For other
-    models the order of registration decides, and `SPZO` checks it in its first step.
+    The layer stack is the model's largest list of layers, the decoder's of an encoder-decoder, the
+    text's beside an image's, and of several others the one that runs last. To see what runs and
+    which parameters are used before a cut, the model is run once: on `example`, or on a few tokens,
+    an image or a sound made up for a Hugging Face model. For other models the order of registration
+    decides, and `SPZO` checks it in its first step.
+
+    What is frozen before the first parameter that trains is in no block. It runs once a step.
 
     Args:
         model: a model with a layer stack. Freeze what must not train before you split it.
@@ -90,26 +116,34 @@ def split(
 
     Raises:
         TypeError: `at` is neither an int nor a string nor a sequence of them.
-        ValueError: there is no layer stack or there are several, `at` is out of range or order,
-            or a block has no trainable parameter; the message tells what to pass.
+        ValueError: there is no layer stack, or there are several and no `example`; `at` is out of
+            range or order; or a block has no trainable parameter. The message tells what to pass.
     """
     model = unwrap(model)
+    reshard(gathering_modules(model))
     if rows is not None:
         untie_rows(model, rows)
-    stack, cuts = find_cuts(model, at)
-    before = _used_before(model, stack, cuts, example)
-    if at == "auto":
+    record = trace(model, modules_to_trace(model, at), example)
+    stack, cuts = find_cuts(model, at, record)
+    uses = Uses(model, stack, record)
+    before = [uses.before(cut) for cut in cuts]
+    if at == "auto" and len(cuts) > 1:
         head = _grouped(model, before)[-1]
         kept = slice(1, None) if any(p.dim() > 1 for _, p in head) else slice(1)
         before, cuts = before[kept], cuts[kept]
     groups = _grouped(model, before)
+    frozen = uses.frozen()
+    if frozen:  # training begins after these layers, and block 1 with it
+        first = next((number for number, group in enumerate(groups) if group), 0)
+        groups, cuts = groups[first:], cuts[first:]
     for number, group in enumerate(groups, 1):
         if not group:
             raise ValueError(
                 f"block {number} of the cut at={at!r} has no parameter with requires_grad=True;"
                 " unfreeze some, cut elsewhere, or pass Blocks.single(model) for one block"
             )
-    return Blocks(model, stack[: cuts[-1]], groups, cuts)
+    layers = stack[: max((frozen, *cuts))]
+    return Blocks(model, layers, groups, cuts, frozen, modules_beside(model, stack, groups))
 
 
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:
@@ -149,87 +183,3 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
-
-
-def _used_before(
-    model: nn.Module,
-    stack: tuple[nn.Module, ...],
-    cuts: tuple[int, ...],
-    example: Mapping[str, Any] | None,
-) -> list[set[str]]:
-    """Return for every cut the names of all parameters that the model uses before it."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    if example is None:
-        example = _made_up(model)
-    touched = None
-    if example is not None:
-        touched = _run_to(model, [stack[cut - 1] for cut in cuts], example)
-    if touched is None:
-        touched = [_registered_before(model, stack[0], set(every))] * len(cuts)
-    used = []
-    for cut, names in zip(cuts, touched, strict=True):
-        owned = {id(p) for layer in stack[:cut] for p in layer.parameters()}
-        used.append(names | {name for name, p in every.items() if id(p) in owned})
-    return used
-
-
-class _Reached(Exception):
-    """Ends a forward pass that has come to the last cut."""
-
-
-def _run_to(
-    model: nn.Module, ends: Sequence[nn.Module], example: Mapping[str, Any]
-) -> list[set[str]] | None:
-    """Run the model, and return the names of the parameters used until each of `ends` returns.
-
-    Returns None, with a warning, if the model does not run to the last of them.
-    """
-
-    def stop(*_: Any) -> None:
-        raise _Reached
-
-    every = dict(model.named_parameters(remove_duplicate=False))
-    touched = [Touched(every, until=end) for end in ends]
-    problem = "never came to the cut"
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(model))
-            stack.enter_context(torch.no_grad())
-            for record in touched:
-                stack.enter_context(record)
-            stack.callback(ends[-1].register_forward_hook(stop).remove)
-            model(**example)
-    except _Reached:
-        return [record.names for record in touched]
-    except Exception as error:
-        # foreign model code may fail in any way on made-up input; registration decides then
-        problem = f"failed: {error}"
-    warnings.warn(
-        f"a forward pass of {type(model).__name__} {problem}; its blocks follow the order of"
-        " registration. Pass example=BATCH to follow the order of execution",
-        stacklevel=4,
-    )
-    return None
-
-
-def _made_up(model: nn.Module) -> dict[str, Tensor] | None:
-    """Make up a few tokens for a Hugging Face model of `input_ids`; None for another model."""
-    config = getattr(model, "config", None)
-    if config is None or getattr(model, "main_input_name", None) != "input_ids":
-        return None
-    device = next(model.parameters()).device
-    token = getattr(config, "vocab_size", 2) // 2  # special tokens are at the ends
-    ids = torch.full((1, 4), token, device=device)
-    if getattr(config, "is_encoder_decoder", False):
-        return {"input_ids": ids, "decoder_input_ids": ids}
-    return {"input_ids": ids}
-
-
-def _registered_before(model: nn.Module, layer: nn.Module, names: set[str]) -> set[str]:
-    """Return the names of the parameters that are registered before a layer."""
-    order = {id(module): i for i, module in enumerate(model.modules())}
-    return {
-        name
-        for name in names
-        if order[id(model.get_submodule(name.rpartition(".")[0]))] < order[id(layer)]
-    }

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .shards import is_sharded
+
 
 class OutputRows(nn.Module):
     """An output layer whose logits for some tokens come from rows that train.
@@ -72,13 +74,17 @@ def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
 
     Raises:
         TypeError: the model has no linear output layer.
-        ValueError: a token is out of the vocabulary or named twice.
+        ValueError: a token is out of the vocabulary or named twice, or the layer is sharded.
     """
     base = _output_layer(model)
     if type(base) is not nn.Linear:
         raise TypeError(
             f"rows: {type(model).__name__} has {type(base).__name__} as its output layer; pass a"
             " model with a linear one, or leave rows out"
+        )
+    if is_sharded(base.weight):
+        raise ValueError(
+            "rows: the output layer is sharded; call split(model, rows=...) before fully_shard"
         )
     chosen = [int(token) for token in tokens]
     known = all(0 <= token < len(base.weight) for token in chosen)

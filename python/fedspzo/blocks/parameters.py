@@ -7,14 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .shards import local
+
 Named = tuple[tuple[str, nn.Parameter], ...]
 
 
 def storage(tensor: Tensor) -> tuple[Any, ...]:
     """Return a key of a tensor's memory: equal for tied tensors, else different."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
+    part = local(tensor)
+    if part.device.type == "meta" or part.numel() == 0:
         return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.shape)
+    return (part.device, part.data_ptr(), part.shape)
 
 
 def trainable(named: Iterable[tuple[str, nn.Parameter]]) -> Named:

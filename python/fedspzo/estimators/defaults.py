@@ -6,6 +6,10 @@ This module imports nothing heavy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Estimator
 
 FIRST_PERTURBATIONS, MOST_PERTURBATIONS = 3, 32
 """Number of directions of block 1, and the largest number of a later block. P1 directions cost
@@ -57,8 +61,40 @@ def default_lr_scales(directions: Sequence[int]) -> tuple[float, ...]:
     return (1.0, *(count / first for count in later))
 
 
+def every_share(shares: Sequence[float] | None, blocks: int) -> tuple[float, ...]:
+    """Return every block's cost share: block 1's is 1 unless it is among those given.
+
+    Args:
+        shares: as `known_shares` returned them. None or none: all are 1.
+        blocks: number of blocks.
+    """
+    if not shares:
+        return (1.0,) * blocks
+    return (1.0,) * (blocks - len(shares)) + tuple(shares)
+
+
+def default_perturbations(
+    estimator: type[Estimator], shares: Sequence[float], blocks: int, first: int, most: int
+) -> tuple[int, ...]:
+    """Choose each block's number of perturbations.
+
+    An estimator's rule takes an evaluation of block 1 to cost a pass. If what stands before block
+    1 is frozen, the costs are shares of such an evaluation, C_b / C_1, and the number that is left
+    open is first / sqrt(C_1), rounded, at most `most`.
+
+    Args:
+        estimator: the estimator's class.
+        shares: as `known_shares` returned them.
+        blocks: number of blocks.
+        first, most: as `Estimator.default_perturbations` takes them.
+    """
+    own, *later = every_share(shares, blocks)
+    first = first if own == 1.0 else min(most, round(first * own**-0.5))
+    return estimator.default_perturbations([share / own for share in later], first, most)
+
+
 def known_shares(
-    given: Sequence[float] | None, blocks: int, *, replayed: bool
+    given: Sequence[float] | None, blocks: int, *, replayed: bool, frozen: bool = False
 ) -> tuple[float, ...] | None:
     """Return the cost shares if they are known, else None: they are then to be measured.
 
@@ -66,12 +102,14 @@ def known_shares(
         given: the shares that the user passed, or None.
         blocks: number of blocks.
         replayed: layers are replayed. Else every evaluation is a full one, and all shares are 1.
+        frozen: what is frozen may be replayed for block 1. Its share may then come first.
 
     Raises:
         ValueError: there is not one share in (0, 1] for each block but the first.
     """
     if given is not None:
-        if len(given) != blocks - 1 or not all(0 < share <= 1 for share in given):
+        fits = blocks - 1 <= len(given) <= blocks - (not frozen)
+        if not fits or not all(0 < share <= 1 for share in given):
             raise ValueError(
                 f"cost_shares is {given!r}; pass a number in (0, 1] for each block but the first"
             )

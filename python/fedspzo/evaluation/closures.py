@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,11 @@ from fedspzo.estimators.points import Point
 from fedspzo.privacy import Mechanism
 
 Closure = Callable[[], Tensor | float]
+
+_REMEDY = (
+    "remove it. With Lightning set automatic_optimization = False, and call"
+    " self.optimizers().step(closure) in training_step (examples/lightning)"
+)
 
 
 def private_gradients(
@@ -35,14 +40,31 @@ def private_gradients(
 
 
 @contextmanager
-def backward_explained() -> Iterator[None]:
-    """Add a note to the error of a closure that calls `loss.backward()`, as others' closures do."""
+def backward_refused(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Explain the error of a closure that calls `loss.backward()`, and raise one where none came.
+
+    A closure may turn gradients on for itself, as those of Lightning's automatic optimization do.
+
+    Args:
+        parameters: the trained parameters. They get their `grad` back.
+
+    Raises:
+        RuntimeError: the closure has computed gradients.
+    """
+    before = [(parameter, parameter.grad) for parameter in parameters]
     try:
         yield
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            error.add_note("SPZO's closure returns the loss and calls no backward(): remove it")
+            error.add_note(f"SPZO's closure returns the loss and calls no backward(): {_REMEDY}")
         raise
+    computed = [parameter for parameter, grad in before if parameter.grad is not grad]
+    if any(parameter.grad is not None for parameter in computed):
+        for parameter, grad in before:
+            parameter.grad = grad
+        raise RuntimeError(
+            f"the closure called backward(), but SPZO's closure only returns the loss: {_REMEDY}"
+        )
 
 
 def read_losses(loss: object, *, single: bool) -> Tensor:

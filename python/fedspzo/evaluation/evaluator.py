@@ -21,8 +21,8 @@ class Evaluator:
         seeds: for each block, the seeds of its directions.
         eps: for each block, the distance of a move by 1 along a direction.
         replay: an entered activation replay.
-        shares: for each block but the first, the cost of an evaluation that replays the blocks
-            before it, in full forward passes.
+        shares: for each block, the cost of an evaluation that replays what stands before it, in
+            full forward passes.
         evaluate: returns the loss at the weights as the blocks were last moved: a scalar, or with
             privacy one loss an example, (B,).
 
@@ -72,11 +72,11 @@ class Evaluator:
         same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:
             self._replay.replay(same)
-            self.forwards += self._shares[same - 1]
+            share = self._shares[same]
         else:
+            share = self._shares[0] if self._replay.keeps_frozen else 1.0
             self._replay.capture()
-            self.forwards += 1.0
             self._captured = point
-        loss = self._evaluate()
-        self._replay.check()
+        loss = self._replay.evaluated(self._evaluate)
+        self.forwards += share + (1 - share) * self._replay.rerun()
         return loss

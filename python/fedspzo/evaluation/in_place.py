@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 import fedspzo_kernels
+from fedspzo.blocks.shards import first_index, local
 from fedspzo.choices import Rounding
 
 key_of = cache(fedspzo_kernels.parameter_key)
@@ -33,16 +34,22 @@ class InPlaceBlock:
     move begins there, and the way back is exact to the bit.
 
     Args:
-        group: (name, tensor) pairs; the tensors are changed in place.
+        group: (name, tensor) pairs; the tensors are changed in place. Of one that is sharded, each
+            process changes its own part.
         snapshot: keep a copy of the tensors, on their devices.
     """
 
     def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
-        self._tensors = [tensor for _, tensor in group]
+        parts = [(name, local(t), first_index(t)) for name, t in group]
+        parts = [part for part in parts if part[1].numel()]
+        self._names = [name for name, _, _ in parts]
+        self._tensors = [tensor for _, tensor, _ in parts]
         self._terms: dict[int, float] = {}
         self._snapshot = [t.detach().clone() for t in self._tensors] if snapshot else None
         self._perturber = fedspzo_kernels.Perturber(
-            self._snapshot or self._tensors, [key_of(name) for name, _ in group]
+            self._snapshot or self._tensors,
+            [key_of(name) for name in self._names],
+            offsets=[first for _, _, first in parts],
         )
 
     def move(
@@ -85,11 +92,17 @@ class InPlaceBlock:
             self._copy_back()
         self._terms = dict(target)
 
-    def decay(self, factor: float) -> None:
-        """Return to the step's start, and multiply the weights there by `factor`."""
+    def decay(self, factor: float, spared: Sequence[str] = ()) -> None:
+        """Return to the step's start, and multiply the weights there by `factor`.
+
+        Args:
+            factor: the factor.
+            spared: parts of names. A parameter whose name has one of them is not multiplied.
+        """
         self.move({})
-        for tensor in self._tensors:
-            tensor.mul_(factor)
+        for name, tensor in zip(self._names, self._tensors, strict=True):
+            if not any(part in name for part in spared):
+                tensor.mul_(factor)
 
     def settle(self) -> None:
         """Keep the weights as they are now: the next step starts there."""

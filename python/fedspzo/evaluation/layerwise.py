@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedspzo.blocks.evaluation_mode import eager
 from fedspzo.blocks.layer_stack import find_stack
 from fedspzo.blocks.parameters import storage
+from fedspzo.blocks.shards import is_sharded
 from fedspzo.blocks.touched import Touched
 
 from .scratch_buffer import ScratchBuffer, footprint
@@ -27,6 +28,8 @@ Named = Sequence[tuple[str, Tensor]]
 
 MIN_SCRATCH_BYTES = 1 << 20
 """The smallest default of the scratch buffer, in bytes: smaller parts cost more than they save."""
+
+_WITHOUT_MODEL = "came without their model (pass Blocks.single(model))"
 
 
 class Layerwise:
@@ -57,8 +60,11 @@ class Layerwise:
         Yields:
             The blocks, each of which can be moved.
         """
-        if self._model is None and self._stray is None:
-            self._found({name for group in groups for name, _ in group})
+        every = [pair for group in groups for pair in group]
+        sharded = any(is_sharded(tensor) for _, tensor in every)
+        if self._stray is None and (sharded or self._model is None):
+            why = "are sharded" if sharded else _WITHOUT_MODEL
+            self._found({name for name, _ in every}, why)
         self._groups, self._blocks = groups, []
         try:
             for group in groups:
@@ -88,7 +94,7 @@ class Layerwise:
                 loss = evaluate()
         finally:
             self._scratch.aside = nullcontext
-        self._found(stray.names)
+        self._found(stray.names, "are used past their modules' own places for them")
         if not stray.names:
             return loss
         self._take_away()
@@ -98,14 +104,9 @@ class Layerwise:
         again()
         return evaluate()
 
-    def _found(self, names: set[str]) -> None:
+    def _found(self, names: set[str], why: str) -> None:
         self._stray = names
         if names:
-            why = (
-                "came without their model (pass Blocks.single(model))"
-                if self._model is None
-                else "are used past their modules' own places for them"
-            )
             first = ", ".join(repr(name) for name in sorted(names)[:8])
             rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
             warnings.warn(
@@ -182,6 +183,6 @@ def _stack(model: nn.Module | None) -> Sequence[nn.Module]:
     if model is None:
         return ()
     try:
-        return find_stack(model)
+        return find_stack(model).layers
     except ValueError:  # the model has no stack
         return (model,)

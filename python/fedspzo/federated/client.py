@@ -17,6 +17,7 @@ from fedspzo.estimators.defaults import (
     FEDERATED_FIRST,
     FEDERATED_MOST,
     can_take_newton_steps,
+    default_perturbations,
     newton_perturbations,
 )
 from fedspzo.evaluation.closures import Closure
@@ -296,6 +297,19 @@ def spzo(
     )
 
 
+def measures(settings: OptimizerConfig) -> bool:
+    """Tell whether `resolve` takes a step, to choose `perturbations` or `newton`."""
+    joint = estimators.find(settings.estimator).joint
+    return not joint and (settings.perturbations is None or _chooses_newton(settings))
+
+
+def _chooses_newton(settings: OptimizerConfig) -> bool:
+    counts = settings.perturbations
+    fits = not isinstance(counts, tuple) or can_take_newton_steps(counts[-1], share=0.0)
+    may = settings.lr == "auto" and issubclass(estimators.find(settings.estimator), Anchored)
+    return settings.newton is None and may and fits
+
+
 def resolve(
     settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int
 ) -> OptimizerConfig:
@@ -309,24 +323,30 @@ def resolve(
         settings: the settings as the user gave them.
         clients: all clients; the first one's model and examples are used.
         batch_size: number of examples in a step.
+
+    Raises:
+        ValueError: the model is one block, and the estimator is for several.
     """
     kind = estimators.find(settings.estimator)
     client = clients[0]
+    if len(client.replica.blocks.groups) == 1 and not kind.joint:
+        raise ValueError(
+            f"estimator is {settings.estimator!r}, but the model is one block; pass"
+            " estimator='mezo', and perturbations=N for N directions"
+        )
     optimizer = spzo(client.replica.blocks, settings)
     counts, newton = settings.perturbations, settings.newton
-    may = settings.lr == "auto" and issubclass(kind, Anchored)
-    if isinstance(counts, tuple):
-        may = may and can_take_newton_steps(counts[-1], share=0.0)
-    if newton is None and not may:
-        newton = False
-    if not kind.joint and (counts is None or newton is None):
+    if not _chooses_newton(settings):
+        newton = bool(newton)
+    if measures(settings):
         with client.replica.local_steps():
             batch = client.batch(0, 0, 0, batch_size)
             optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
         shares = optimizer.cost_shares
         assert shares is not None  # the step has measured them
         if counts is None:
-            counts = kind.default_perturbations(shares, FEDERATED_FIRST, FEDERATED_MOST)
+            blocks = len(optimizer.param_groups)
+            counts = default_perturbations(kind, shares, blocks, FEDERATED_FIRST, FEDERATED_MOST)
             if newton is not False:
                 counts = (*counts[:-1], newton_perturbations(shares[-1]) or counts[-1])
         if newton is None:

@@ -29,7 +29,8 @@ def aggregate(
     """Clip and aggregate a round's reports. Return the coefficients of its terms.
 
     With per-client seeds each client has coefficients of its own; with shared seeds there is one
-    entry for all. A step that a client skipped counts as zeros of that client.
+    entry for all. A step that a client skipped counts as zeros of that client. A client that
+    skipped all steps has no share, and the others' shares add up to 1.
 
     Args:
         reports: the accepted reports, ascending by client; of the run's shape.
@@ -40,6 +41,7 @@ def aggregate(
         ValueError: a coefficient overflows float32, or the aggregation rule returned a value of
             another type, shape or dtype, or one that is not finite.
     """
+    reports = [report for report in reports if report.gradients.steps] or reports
     values, taken = _table(reports, federation, optimizer)
     values = clip(values, taken, optimizer.directions, federation.clip)
     share = weights(reports, federation.counting)
@@ -57,6 +59,7 @@ def weighted_mean(
 ) -> Entries:
     """Return the coefficients that `aggregate` gives for the rule "mean" where nothing is clipped.
 
+    Here a client that skipped all steps has a share. Journals hold the coefficients of such rounds.
     They are products, quotients and sums, which have the same bits on every machine. So a journal
     leaves out the coefficients that equal these. The memory needed is that of the reports. The
     arguments are those of `aggregate`.

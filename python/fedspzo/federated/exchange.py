@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
+from torch import Tensor, nn
 
 from fedspzo.federated.journal.rounds import Round
 from fedspzo.federated.protocol.messages import Plan, Report
 
-from .client import Client
+from .client import Client, PrivateTask, Task
 from .rejections import QuorumError, Rejection
 from .server import Server
 
@@ -40,24 +42,81 @@ class Link(Protocol):
 
 
 class InProcess:
-    """Calls clients that are objects of this process. This is the default link."""
+    """Calls clients that are objects of this process. This is the default link.
 
-    def __init__(self, clients: Sequence[Client]) -> None:
+    Args:
+        clients: the clients, by id.
+        timeout: seconds that a client may take. The time is looked at before each evaluation of the
+            loss, and when the report is ready. Default None: no limit.
+    """
+
+    def __init__(self, clients: Sequence[Client], timeout: float | None = None) -> None:
         self.clients = clients
+        self.timeout = timeout
 
     def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """Let the client handle the plan, and return its report."""
-        return [self.clients[client].handle(Plan.decode(plan), weights).encode()]
+        """Let the client handle the plan, and return its report.
+
+        Raises:
+            TimeoutError: the client took too long. Its weights are the global ones again.
+        """
+        asked = self.clients[client]
+        task = asked.task
+        watch = Watch(task, self.timeout)
+        try:
+            asked.task = watch
+            report = asked.handle(Plan.decode(plan), weights)
+        finally:
+            asked.task = task
+        watch.check()
+        return [report.encode()]
+
+
+class Watch:
+    """Passes calls on to a client's task until the time is up, and then raises TimeoutError.
+
+    Args:
+        task: the task.
+        timeout: the time in seconds, from now on. None: no limit.
+        each_batch: the time starts again with each batch. Default False.
+    """
+
+    def __init__(self, task: Task, timeout: float | None, *, each_batch: bool = False) -> None:
+        self.task = task
+        self.timeout = timeout
+        self.each_batch = each_batch
+        self._started = time.monotonic()
+
+    def check(self) -> None:
+        """Raise TimeoutError if the time is up."""
+        if self.timeout is not None and time.monotonic() - self._started > self.timeout:
+            raise TimeoutError(f"no answer within {self.timeout:g} s")
+
+    def collate(self, examples: list[Any]) -> Any:
+        """Return the task's batch."""
+        if self.each_batch:
+            self._started = time.monotonic()
+        return self.task.collate(examples)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the task's loss, if there is time."""
+        self.check()
+        return self.task.loss(model, batch)
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the task's losses, if there is time."""
+        self.check()
+        return cast(PrivateTask, self.task).losses(model, batch)
 
 
 @dataclass
-class _Answers:
+class Answers:
     """Collects a round's answers.
 
     Attributes:
         reports: the reports that could be decoded.
         rejected: the clients that failed, and the messages that could not be decoded.
-        downloads: the clients that were sent the weights.
+        downloads: the clients that were sent all of the weights.
         down: bytes sent to clients.
         up: bytes received from them.
         cause: the latest exception, if there was one.
@@ -68,11 +127,25 @@ class _Answers:
     downloads: list[int] = field(default_factory=list)
     down: int = 0
     up: int = 0
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
-    def reject(self, client: int, reason: str, cause: Exception | None = None) -> None:
+    def reject(self, client: int, reason: str, cause: BaseException | None = None) -> None:
+        """Add a client that failed, with the reason and the exception."""
         self.rejected.append(Rejection(client, reason))
         self.cause = cause or self.cause
+
+
+class _Counted:
+    """Passes messages on, and counts the bytes of those that were taken."""
+
+    def __init__(self, messages: Iterable[bytes]) -> None:
+        self.bytes = 0
+        self._messages = messages
+
+    def __iter__(self) -> Iterator[bytes]:
+        for message in self._messages:
+            self.bytes += len(message)
+            yield message
 
 
 def play(
@@ -94,7 +167,7 @@ def play(
     asked, retries = server.sample(), server.federation.retries
     lr = server.optimizer.learning_rates  # `aggregate` may change it
     reports: Sequence[Report] = ()
-    answers = _Answers()
+    answers = Answers()
     for attempt in range(retries + 1):
         have = {report.client for report in reports}
         answers.reports = list(reports)
@@ -124,7 +197,7 @@ def play(
     )
 
 
-def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers) -> None:
+def _ask(server: Server, link: Link, client: int, since: int, answers: Answers) -> None:
     """Send a client its plan, and add the result to the answers.
 
     Args:
@@ -135,15 +208,33 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: _Answers)
         answers: collects the answers.
     """
     plan = server.plan(client, since=since)
-    sent = plan.encode()
-    answers.down += len(sent)
-    if plan.download:
+    weights = _Counted(server.download() if plan.download else ())
+    before = len(answers.reports)
+    send(link, plan, weights, answers)
+    answered = len(answers.reports) > before
+    if plan.download and (answered or weights.bytes == server.download_bytes):
         logger.info("round %d: client %d downloads the weights", server.round, client)
         answers.downloads.append(client)
+        # a client of this process may share the weights, and then takes no message
         answers.down += server.download_bytes
+    else:
+        answers.down += weights.bytes
+
+
+def send(link: Link, plan: Plan, weights: Iterable[bytes], answers: Answers) -> None:
+    """Send a client a plan, and add what comes back to the answers.
+
+    Args:
+        link: carries the messages.
+        plan: the client's plan.
+        weights: the messages of a download, if the plan has one.
+        answers: collects the answers.
+    """
+    client, sent = plan.client, plan.encode()
+    answers.down += len(sent)
     arrived: list[bytes] = []
     try:
-        arrived.extend(link.exchange(client, sent, server.download() if plan.download else ()))
+        arrived.extend(link.exchange(client, sent, weights))
     except Exception as error:  # one client's failure must not stop the round
         answers.reject(client, f"{type(error).__name__}: {error}", error)
     for data in arrived:

@@ -6,6 +6,7 @@ their updates are scalars along seeded directions too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,11 +17,12 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Privacy, public_setting
 
-from .client import Client, resolve
 from .exchange import InProcess, Link, play
-from .found_rates import find
+from .first_steps import begin
 from .server import Server
 from .strategy import Played, Reply, Setup, Strategy
+
+logger = logging.getLogger(__name__)
 
 
 class FedSPZO(Strategy):
@@ -42,6 +44,7 @@ class FedSPZO(Strategy):
         ValueError: arguments do not fit together; the message names them.
         JournalError: the journal is of another run.
         DigestError: the journal's records do not lead to the digests that it holds.
+        QuorumError: no client can take the steps before the first round.
     """
 
     def __init__(
@@ -60,12 +63,14 @@ class FedSPZO(Strategy):
         base = Replica(setup.blocks)
         server = None if journal is None else _resume(base, setup, journal, privacy)
         clients = setup.clients([base.copy() for _ in range(replicas)], privacy)
-        if server is None:
-            server = _begin(base, setup, clients)
-            if journal is not None:
-                journal.begin(server, privacy)
-        direct = InProcess(clients)
+        direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
+        if server is None:
+            server, self.spent = begin(base, clients, setup.federation, setup.optimizer, self._link)
+            if journal is not None:
+                journal.begin(server, privacy, self.spent)
+        elif journal is not None:
+            self.spent = journal.spent
         self._server, self._clients, self._journal = server, clients, journal
         self._one_a_copy = clients[:replicas]
         self._known: dict[int, int] = {}  # the round whose weights each client holds
@@ -157,16 +162,11 @@ class FedSPZO(Strategy):
                 first.setdefault(report.client, done.round)
         for number, round in first.items():
             plan = self._server.plan(number, since=self._server.round, train=False)
-            self._clients[number].warm_up(replace(plan, round=round))
+            try:
+                self._clients[number].warm_up(replace(plan, round=round))
+            except Exception as error:  # it fails in the round again, and is named there
+                logger.warning("client %d: %s: %s", number, type(error).__name__, error)
         self._past = ()
-
-
-def _begin(base: Replica, setup: Setup, clients: list[Client]) -> Server:
-    """Create the server of a new run. Measure what its settings leave open."""
-    federation = setup.federation
-    settings = resolve(setup.optimizer, clients, batch_size=federation.batch_size)
-    found = find(settings, clients, federation) if settings.lr == "auto" else None
-    return Server(base, federation, settings, found)
 
 
 def _resume(

@@ -24,6 +24,7 @@ from fedspzo.federated.protocol.messages import Report
 
 from .client import Client, spzo
 from .coefficients import weights
+from .rejections import ClientError
 from .settings import FederationConfig, OptimizerConfig, Weighting
 
 LEAST_FACTOR = 2.0**-64
@@ -41,12 +42,14 @@ class FoundRates:
         losses: monitors the rounds' losses.
         settings: say how noisy a round is, and how the rates decay.
         factor: product of the halvings so far. Default 1.
+        forwards: computation of the steps that found the rates, in full forward passes. Default 0.
     """
 
     blocks: list[BlockStatistics]
     losses: LossMonitor
     settings: RateSettings
     factor: float = 1.0
+    forwards: float = 0.0
 
     @property
     def lr(self) -> tuple[float, ...]:
@@ -172,6 +175,9 @@ def find(
         settings: the step's settings, resolved but for lr = "auto".
         clients: all clients; the first one's model is used.
         federation: the run's settings.
+
+    Raises:
+        ClientError: a step on a client's examples failed.
     """
     task, replica = clients[0].task, clients[0].replica
     optimizer = spzo(replica.blocks, settings)
@@ -182,13 +188,18 @@ def find(
     sizes = [len(client.examples) for client in clients]
     with replica.local_steps():
         for step, client in enumerate(probe_clients(sizes, federation.counting)):
-            batch = clients[client].batch(0, 0, step, federation.batch_size)
-            optimizer.step(partial(task.loss, replica.blocks.model, batch))
+            try:
+                batch = clients[client].batch(0, 0, step, federation.batch_size)
+                optimizer.step(partial(task.loss, replica.blocks.model, batch))
+            except Exception as error:
+                raise ClientError(clients[client].client, error) from error
     known = optimizer.auto
     rounds = _rate_settings(effective_clients(sizes, federation), federation)
     found = FoundRates(known.blocks, known.losses, rounds, known.factor)
     # restored from the header's values, so that a resumed run has exactly the same state
-    return _before_rounds(found.to_dict(), federation, settings.directions)
+    found = _before_rounds(found.to_dict(), federation, settings.directions)
+    found.forwards = optimizer.forwards
+    return found
 
 
 def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 REASON_BYTES = 200
 """Longest reason, in bytes of UTF-8. A longer one is cut."""
 
+NO_FINITE_LOSS = "none of its steps had a finite loss, so it has no share in the update"
+"""The reason for a client that skipped each step of a round."""
+
 _SHOWN = 6
 
 
@@ -33,6 +36,18 @@ class Rejection:
 
     def __str__(self) -> str:
         return f"client {self.client}: {self.reason}"
+
+
+class ClientError(RuntimeError):
+    """Raised where a step on a client's examples failed. Its cause is the client's exception.
+
+    Attributes:
+        client: the client's id.
+    """
+
+    def __init__(self, client: int, cause: Exception) -> None:
+        super().__init__(f"client {client}: {type(cause).__name__}: {cause}")
+        self.client = client
 
 
 class QuorumError(RuntimeError):

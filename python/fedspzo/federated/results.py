@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedspzo.federated.journal.rounds import Spent
 from fedspzo.journal.records import Record
 
 from .coefficients import shares
@@ -26,7 +27,8 @@ class RoundResult:
             0, if every step was skipped, and with privacy.
         eval_loss: the "loss" that `evaluate` returned. None if it was not called, or returned none.
         accuracy: the "accuracy" that `evaluate` returned, or None likewise.
-        forwards: computation of all clients, in full forward passes.
+        forwards: computation of all clients, in full forward passes, with the steps before the
+            first round.
         bytes_up: bytes of all reports.
         bytes_down: bytes of all plans and downloads.
         fedavg_bytes: bytes that FedAvg would have sent each way: the trainable weights, once for
@@ -98,6 +100,7 @@ class Totals:
 
     Args:
         trainable_bytes: bytes of the trainable weights.
+        spent: the costs of the steps before the first round.
 
     Attributes:
         forwards: computation of all clients, in full forward passes.
@@ -107,9 +110,9 @@ class Totals:
         skipped: number of skipped steps.
     """
 
-    def __init__(self, trainable_bytes: int) -> None:
-        self.forwards = 0.0
-        self.up = self.down = self.fedavg = self.skipped = 0
+    def __init__(self, trainable_bytes: int, spent: Spent) -> None:
+        self.forwards, self.up, self.down = spent.forwards, spent.bytes_up, spent.bytes_down
+        self.fedavg = self.skipped = 0
         self._start = time.perf_counter()
         self._trainable_bytes = trainable_bytes
 

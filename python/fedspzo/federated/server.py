@@ -19,7 +19,7 @@ from .coefficients import aggregate, coefficients
 from .found_rates import FoundRates
 from .participation import sample
 from .protocol import download
-from .rejections import QuorumError, Rejection
+from .rejections import NO_FINITE_LOSS, QuorumError, Rejection
 from .settings import FederationConfig, OptimizerConfig
 from .update_cache import UpdateCache
 
@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         update: the update that was added to the weights.
         reports: the reports that it was computed from, ascending by client.
-        rejected: the clients whose reports were not used, or did not come.
+        rejected: the clients whose reports were not used, or did not come, or had no finite loss.
     """
 
     update: Update
@@ -171,6 +171,11 @@ class Server:
         needed = self.federation.needed
         if len(accepted) < needed:
             raise QuorumError(self.round, accepted, refused, asked=len(planned), needed=needed)
+        refused += [
+            Rejection(report.client, NO_FINITE_LOSS)
+            for report in accepted
+            if not report.gradients.steps
+        ]
         update = Update(self.round, aggregate(accepted, self.federation, self.optimizer))
         self._apply(update, accepted)
         self.digest = self.replica.digest()

@@ -35,9 +35,10 @@ class OptimizerConfig:
     """Settings of a client's step, as `SPZO` takes them.
 
     Attributes:
-        lr: learning rate of block 1; block b then gets P_b / P1 times it, as it has P_b directions.
-            Or a tuple with one rate for each block. Or "auto": rates are found before the first
-            round, on the clients' examples, and adapted by the reports (`found_rates`).
+        lr: "auto" (default): rates are found before the first round, on the clients' examples, and
+            adapted by the reports (`found_rates`). Or the learning rate of block 1; block b then
+            gets P_b / P1 times it, as it has P_b directions. Or a tuple with one rate for each
+            block.
         estimator: name of the estimator of projected gradients (docs/estimators.md).
         sides: "one" or "two": one- or two-sided differences. None: by dtype, "one" for float32.
         perturbations: one number for each block; one int for a joint estimator, such as `mezo`.
@@ -58,7 +59,7 @@ class OptimizerConfig:
             remedy.
     """
 
-    lr: float | tuple[float, ...] | Literal["auto"] = 1e-4
+    lr: float | tuple[float, ...] | Literal["auto"] = "auto"
     estimator: str = "anchored"
     sides: Sides | None = None
     perturbations: int | tuple[int, ...] | None = None
@@ -172,6 +173,9 @@ class FederationConfig:
             (`clipping.clip`). The default spares all but absurdly large scalars.
         quorum: share of a round's clients that must report, in (0, 1]. At least one must.
         retries: number of times that silent clients are asked again before the run fails.
+        timeout: seconds within which a client has to answer, else the round goes on without it.
+            None (default): no limit. Which clients are late may differ from run to run, and so may
+            the weights; the journal has what happened.
         seed: the run's seed. All randomness of the run follows from it, except that of privacy.
 
     Raises:
@@ -193,6 +197,7 @@ class FederationConfig:
     clip: float = 100.0
     quorum: float = 0.5
     retries: int = 2
+    timeout: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -207,6 +212,8 @@ class FederationConfig:
             check_positive(name, share)
             if share > 1:
                 raise ValueError(f"{name} is {share!r}; give a share of at most 1")
+        if self.timeout is not None:
+            check_positive("timeout", self.timeout)
         check_positive("clip", self.clip)
         if self.clip < 1:
             raise ValueError(f"clip is {self.clip!r}; give at least 1, the usual size itself")

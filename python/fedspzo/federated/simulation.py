@@ -33,6 +33,7 @@ def run(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 1,
     on_round: Callable[[RoundResult], None] | None = None,
+    stop: Callable[[RoundResult], bool] | None = None,
     replicas: int = 1,
     journal: RunJournal | None = None,
     link: Callable[[Link], Link] | None = None,
@@ -52,6 +53,7 @@ def run(
         evaluate_every: number of rounds from one evaluation to the next. The model is also
             evaluated before the first round and after the last. Default 1.
         on_round: called with each result; the first one comes before training.
+        stop: called after `on_round`, with the same result. True ends the run after this round.
         replicas: number of copies of the model, which the clients share. More copies cost memory
             and give the same result. With `federation.clients` each client has its own. Default 1.
         journal: keeps each round on disk before the next one begins. If it has rounds, the run
@@ -84,7 +86,7 @@ def run(
             name = given[0] if given else "replicas"
             raise ValueError(f"{name} is given, but is FedSPZO's alone; leave it, or strategy, out")
         rounds = strategy(setup)
-    return _run(rounds, setup, evaluate, evaluate_every, on_round)
+    return _run(rounds, setup, evaluate, evaluate_every, on_round, stop)
 
 
 def _run(
@@ -93,16 +95,18 @@ def _run(
     evaluate: Evaluate | None,
     evaluate_every: int,
     on_round: Callable[[RoundResult], None] | None,
+    stop: Callable[[RoundResult], bool] | None,
 ) -> RunResult:
     """Run all rounds by a strategy. Report those of a resumed run's journal, then play the others.
 
     The other arguments are those of `run`.
     """
     federation = setup.federation
-    totals = Totals(strategy.trainable_bytes)
+    totals = Totals(strategy.trainable_bytes, strategy.spent)
     results: list[RoundResult] = []
 
-    def finish(done: Played | None) -> None:
+    def finish(done: Played | None) -> bool:
+        """Add a round's result. Return True if the run ends with it."""
         number = len(results)
         due = number % evaluate_every == 0 or number == federation.rounds
         measured = strategy.evaluations.get(number)
@@ -134,15 +138,18 @@ def _run(
         results.append(result)
         if on_round is not None:
             on_round(result)
+        return stop is not None and stop(result)
 
-    finish(None)
+    ended = finish(None)
     for done in strategy.past():
         totals.add(done)
-        finish(done)
+        ended = finish(done)
     if strategy.resumed:
         totals.go_on(results[-1].seconds)
     for number in range(strategy.resumed, federation.rounds):
+        if ended:
+            break
         done = strategy.play(number, lambda: totals.seconds)
         totals.add(done)
-        finish(done)
+        ended = finish(done)
     return RunResult(rounds=tuple(results), optimizer=strategy.optimizer, records=strategy.records)

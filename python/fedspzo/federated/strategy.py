@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedspzo.blocks.cut import Blocks
-from fedspzo.federated.journal.rounds import EvaluationResult
+from fedspzo.federated.journal.rounds import EvaluationResult, Spent
 from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Mechanism, Privacy
@@ -128,6 +128,7 @@ class Strategy(ABC):
         optimizer: the step's settings, as a next round would have them.
         base: digest of the weights before the first round.
         trainable_bytes: bytes of the trainable weights.
+        spent: the costs of the steps before the first round. Default: none.
         resumed: number of rounds that were done before the run was resumed. Default 0.
         evaluations: evaluations that were done before the run was resumed, by round.
     """
@@ -135,6 +136,7 @@ class Strategy(ABC):
     optimizer: OptimizerConfig
     base: str
     trainable_bytes: int
+    spent: Spent = Spent()
     resumed: int = 0
     evaluations: Mapping[int, EvaluationResult] = MappingProxyType({})
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedspzo.blocks.shards import whole
 from fedspzo.byte_reader import Reader
 from fedspzo_kernels import parameter_key, perturb_
 
@@ -197,8 +198,11 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """Return BLAKE2b-128 of a tensor's bits in row-major order, 16 bytes."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    """Return BLAKE2b-128 of a tensor's bits in row-major order, 16 bytes.
+
+    A sharded tensor is gathered, for which all processes have to call this together.
+    """
+    data = whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(data.numpy().data, digest_size=DIGEST_BYTES).digest()
 
 

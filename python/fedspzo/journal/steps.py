@@ -11,7 +11,7 @@ from fedspzo.estimators.step_report import StepReport, terms_of
 from fedspzo.files import Closing
 
 from .header import Header
-from .reader import TERMS
+from .reader import TERMS, JournalError
 from .records import Record, Terms, digest
 from .writer import JournalWriter
 
@@ -50,8 +50,15 @@ class StepJournal(Closing):
         """Add a step, which is on disk when this returns. Call it right after every step.
 
         Raises:
-            JournalError: the file cannot be written.
+            JournalError: the file cannot be written, or a parameter has been frozen since the
+                journal was begun, so that the step left it alone and a replay would move it.
         """
+        for name, parameter in (pair for group in self.blocks.groups for pair in group):
+            if not parameter.requires_grad:
+                raise JournalError(
+                    f"parameter {name!r} was frozen after the journal was begun, and a replay would"
+                    " move it; freeze what must not train, then split the model and begin a journal"
+                )
         record = step_record(report, self.steps)
         self.steps += 1
         due = self.digest_every and self.steps % self.digest_every == 0

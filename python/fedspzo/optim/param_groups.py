@@ -19,6 +19,7 @@ from fedspzo.estimators.defaults import (
     FIRST_PERTURBATIONS,
     MOST_PERTURBATIONS,
     default_lr_scales,
+    default_perturbations,
     newton_perturbations,
 )
 
@@ -28,8 +29,25 @@ Group = dict[str, Any]
 
 
 def named(group: Group) -> list[tuple[str, Tensor]]:
-    """Return a param group's (name, parameter) pairs."""
-    return list(zip(group["param_names"], group["params"], strict=True))
+    """Return the (name, parameter) pairs of a param group that train now: some may be frozen."""
+    pairs = zip(group["param_names"], group["params"], strict=True)
+    return [(name, parameter) for name, parameter in pairs if parameter.requires_grad]
+
+
+def check_not_meta(name: str, parameter: Tensor) -> None:
+    """Raise ValueError if a parameter is on the meta device, where it has no weights."""
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"parameter {name!r} is on meta, without weights, as accelerate's cpu_offload and disk"
+            " offload leave it between two forward passes; keep the whole model on devices (no"
+            " 'cpu' or 'disk' offload in device_map), in bfloat16 if memory is short"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor, an array or a numpy scalar as Python's numbers; else the value itself."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(found) if isinstance(found, list) else found
 
 
 def learning_rate(group: Group) -> float:
@@ -87,6 +105,19 @@ def as_groups(params: Blocks | Iterable[Any]) -> list[Group]:
     return [{"params": members}]
 
 
+def as_named(members: Iterable[Any], index: int) -> list[tuple[str, Any]]:
+    """Return (name, parameter) pairs. A parameter without a name is named by its index.
+
+    Args:
+        members: the group's parameters, or (name, parameter) pairs.
+        index: the first one's index.
+    """
+    return [
+        member if isinstance(member, tuple) else (str(i), member)
+        for i, member in enumerate(members, index)
+    ]
+
+
 def distribute_settings(
     groups: Sequence[Group],
     kind: type[Estimator],
@@ -137,19 +168,21 @@ def _distribute(groups: Sequence[Group], field: str, value: Any) -> None:
         group.setdefault(field, item)
 
 
-def check_joins(group: Group, others: Sequence[Group], kind: type[Estimator], *, cuts: int) -> None:
+def check_joins(
+    group: Group, others: Sequence[Group], kind: type[Estimator], *, blocks: int
+) -> None:
     """Check that a group can be added to others, and give it their perturbations if it has to.
 
     Args:
         group: the new group.
         others: the optimizer's groups so far.
         kind: the estimator's class.
-        cuts: number of cuts in the network whose blocks the groups are; 0: they are just groups.
+        blocks: number of blocks of the network that is replayed; 0: they are just groups.
 
     Raises:
         ValueError: the group cannot be added.
     """
-    if cuts and len(others) == cuts + 1:
+    if blocks and len(others) == blocks:
         raise ValueError(
             "a param group is added to a network's blocks, which it is no part of; unfreeze its"
             " parameters first, and split the model then"
@@ -175,16 +208,15 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
         TypeError, ValueError: an option or parameter is wrong; the message names it, its value and
             the remedy.
     """
-    pairs = [
-        member if isinstance(member, tuple) else (str(i), member)
-        for i, member in enumerate(group["params"], index)
-    ]
+    pairs = as_named(group["params"], index)
     for name, parameter in pairs:
         if not isinstance(parameter, Tensor) or parameter.dtype not in DTYPES:
             kind = getattr(parameter, "dtype", type(parameter).__name__)
             raise TypeError(
                 f"parameter {name!r} is a {kind}; pass float32, bfloat16 or float16 tensors"
             )
+    for name, parameter in pairs:
+        check_not_meta(name, parameter)
     kept = trainable(pairs)
     if not kept:
         raise ValueError("params holds nothing with requires_grad=True; pass or unfreeze some")
@@ -198,16 +230,29 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
         names.add(name)
 
     low = is_low({"params": [parameter for _, parameter in kept]})
-    defaults = {"lr": 1e-4, "lr_scale": 1.0, "perturbations": 1, "weight_decay": 0.0}
+    defaults = {
+        "lr": 1e-4,
+        "lr_scale": 1.0,
+        "perturbations": 1,
+        "weight_decay": 0.0,
+        "no_decay": (),
+    }
     group = {**defaults, "block": len(others) + 1, **group, "params": list(kept)}
     if group.get("eps") is None:
         group["eps"] = 5e-3 if low else 1e-3
     for field in ("lr", "eps", "weight_decay"):
-        value, zero = group[field], field == "weight_decay"
+        value = group[field] = plain(group[field])
+        zero = field != "eps"
         fits = isinstance(value, int | float) and 0 <= value < math.inf and (zero or value > 0)
         if not fits:
             remedy = "of 0 or more" if zero else "above 0"
             raise ValueError(f"{field} is {value!r}; pass a finite number {remedy}")
+    spared = group["no_decay"]
+    if isinstance(spared, str) or not all(isinstance(part, str) for part in spared):
+        raise ValueError(
+            f"no_decay is {spared!r}; pass a sequence of parts of names, such as ('bias', 'norm')"
+        )
+    group["no_decay"] = tuple(spared)
     if group["perturbations"] is not None:
         check_count(group["perturbations"], fewest=0)
     if low and group["weight_decay"]:
@@ -230,11 +275,13 @@ def fill_defaults(
     Args:
         groups: the optimizer's groups. A setting that is None is set, if it can be told.
         estimator: the estimator's class.
-        shares: for each block but the first, its cost share; None: not yet measured.
+        shares: as `known_shares` returned them; None: not yet measured.
         newton: the last block may take Newton steps.
     """
     if shares is not None:
-        defaults = estimator.default_perturbations(shares, FIRST_PERTURBATIONS, MOST_PERTURBATIONS)
+        defaults = default_perturbations(
+            estimator, shares, len(groups), FIRST_PERTURBATIONS, MOST_PERTURBATIONS
+        )
         if newton and shares:
             defaults = (*defaults[:-1], newton_perturbations(shares[-1]) or defaults[-1])
         for group, count in zip(groups, defaults, strict=True):

@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedspzo import estimators
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.blocks.activation_replay import ActivationReplay
-from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.cut import Blocks
-from fedspzo.blocks.evaluation_mode import evaluating
+from fedspzo.blocks.shards import check_shards
 from fedspzo.checks import check_whole
 from fedspzo.choices import EvaluationMode, Rounding, Sides
-from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
-from fedspzo.evaluation.closures import Closure, backward_explained, read_losses
+from fedspzo.evaluation.accumulation import refuse_accelerates
+from fedspzo.evaluation.closures import Closure
 from fedspzo.evaluation.in_place import InPlaceBlock
-from fedspzo.evaluation.layerwise import Layerwise, default_scratch
+from fedspzo.evaluation.layerwise import default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import Mechanism, public_setting
 from fedspzo.seeds import SEED_LIMIT, check_seed
 
+from .arguments import check_arguments, find_estimator
+from .evaluations import Evaluations
+from .first_order_loops import RefusesFirstOrderLoops
+from .held_parameters import HeldParameters
 from .param_groups import (
     as_groups,
+    as_named,
     check_joins,
     distribute_settings,
     fill_defaults,
     is_low,
     named,
+    plain,
     resolve,
     set_rates,
     use_rates,
 )
-from .state import STATE, checked_state
+from .state import STATE, checked_state, settings_of
 from .step import Step, make_update, may_take_newton_steps
+from .told import Told
 
 
-class SPZO(Optimizer):
+class SPZO(RefusesFirstOrderLoops, Optimizer):
     """Fine-tunes by zeroth-order steps: no backward pass, no gradients, no optimizer state.
 
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
@@ -58,7 +63,7 @@ class SPZO(Optimizer):
         params: a `Blocks` from `blocks.split(model)`. Or named parameters, parameters (addressed
             by their index) or param groups; these are trained without replay and without control
             of dropout (call `model.eval()` yourself). Parameters that are frozen now are left
-            alone, and tied weights are taken once.
+            alone, and so are those that you freeze later. Tied weights are taken once.
         lr: one learning rate (default 1e-4), or a tuple with one for each block, or "auto". One
             rate is block 1's, and block b gets `P_b / P1` times it, kept as its `lr_scale`, so
             that every direction counts alike. A group with an `lr` of its own has an `lr_scale`
@@ -66,9 +71,10 @@ class SPZO(Optimizer):
             "auto" finds a rate for each block from losses, and lowers it when training diverges,
             for one more forward pass in every eighth step. At first the last block moves alone,
             and the others may wait for their turns (`fedspzo.auto_lr.central`). In several
-            processes pass `cost_shares`, so that all decide alike.
-        estimator: "anchored" (default for several blocks), "balanced", "coupled", "mezo" (default
-            for one block), or one of your own (`estimators.register`).
+            processes pass `process_group` or `cost_shares`, so that all decide alike.
+        estimator: "anchored" (default for several blocks, and for one after frozen layers),
+            "balanced", "coupled", "mezo" (default for one block), or one of your own
+            (`estimators.register`).
         sides: "one" or "two". Default for "anchored" and "balanced": "one" in float32, "two" in
             bfloat16 and float16. Default for the others: "two".
         perturbations: a sequence with one number for each block, or one int for "mezo" (default
@@ -80,6 +86,8 @@ class SPZO(Optimizer):
             takes Newton steps.
         weight_decay: decoupled weight decay: weights are multiplied by `1 - lr * weight_decay` just
             before the update. Default 0. It needs float32, as lower precision would round it away.
+        no_decay: parts of names, such as ("bias", "norm"). A parameter whose name has one of them
+            does not decay, in whichever block it is. Default: all decay.
         seed: the seed of all directions, in [0, 2**64). Default 0.
         rounding: rounding of the update, "nearest" (default in float32) or "stochastic" (default
             in bfloat16 and float16).
@@ -91,7 +99,8 @@ class SPZO(Optimizer):
             largest module in the layer stack, at least 1 MiB. Larger weights, such as a head's or
             an embedding's, are perturbed some rows at a time.
         cost_shares: for each block but the first, the cost of an evaluation that replays the blocks
-            before it, as a share of a forward pass, in (0, 1]. Default: measured in the first step.
+            before it, as a share of a forward pass, in (0, 1]. Where frozen layers come before
+            block 1, block 1's share comes first. Default: measured in the first step.
         newton: the last block takes damped Newton steps along its directions, at its learning
             rate: no longer than a plain step, and shorter where the curvature is high
             (`fedspzo.auto_lr.newton`). They take 4 evaluations of the block a direction, and the
@@ -99,14 +108,19 @@ class SPZO(Optimizer):
             and the block has no weight decay.
         privacy: makes every step differentially private (docs/privacy.md). The closure then returns
             the losses of the examples that `privacy.sample` drew, (B,), in place of their mean.
+        process_group: averages the closure's losses over these processes, each of which has its own
+            share of the data, so that all take the same step. Default: none. Every one of them
+            builds the optimizer alike and calls `step` as often (docs/trainers.md).
 
     Attributes:
         last_step: the `StepReport` of the last step, or None.
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
+        process_group: the processes that take the same steps, or None.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
-            step's measurement, which evaluates once in full and once replayed from each cut, and
-            the evaluation that is repeated if layerwise evaluation falls back (docs/evaluation.md).
+            step's checks and the evaluation that is repeated if layerwise evaluation falls back
+            (docs/evaluation.md). A replayed evaluation in which some calls had another input, and
+            so ran in full, costs as much more.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it, its value and the remedy.
@@ -122,6 +136,7 @@ class SPZO(Optimizer):
         perturbations: int | Sequence[int | None] | None = None,
         eps: float | Sequence[float] | None = None,
         weight_decay: float = 0.0,
+        no_decay: Sequence[str] = (),
         seed: int = 0,
         rounding: Rounding | None = None,
         evaluation: EvaluationMode | None = None,
@@ -129,58 +144,58 @@ class SPZO(Optimizer):
         cost_shares: Sequence[float] | None = None,
         newton: bool | None = None,
         privacy: Mechanism | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if rounding not in (None, "nearest", "stochastic"):
-            raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
-        if evaluation not in (None, "in_place", "layerwise"):
-            raise ValueError(f"evaluation is {evaluation!r}; pass 'in_place' or 'layerwise'")
-        if scratch_bytes is not None and scratch_bytes < 1:
-            raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
-        if isinstance(lr, str) and lr != "auto":
-            raise ValueError(f"lr is {lr!r}; pass a number, one a block, or 'auto'")
-        if privacy is not None and (public := public_setting(lr, newton)):
-            raise ValueError(public)
+        check_arguments(
+            lr=lr,
+            rounding=rounding,
+            evaluation=evaluation,
+            scratch_bytes=scratch_bytes,
+            newton=newton,
+            privacy=privacy,
+            process_group=process_group,
+        )
+        lr, eps = plain(lr), plain(eps)
         blocks = params if isinstance(params, Blocks) else None
         groups = as_groups(params)
-        if estimator is None:
-            estimator = "anchored" if blocks and len(groups) > 1 else "mezo"
-        kind = estimators.find(estimator)
-        kind(sides=sides or "two", perturbations=(2,) * len(groups))  # raises if they do not fit
-        if newton and not issubclass(kind, Anchored):
-            raise ValueError(
-                f"newton is True, but estimator is {estimator!r}; pass estimator='anchored'"
-            )
+        kind = find_estimator(estimator, blocks, len(groups), sides, newton)
         distribute_settings(groups, kind, lr=lr, eps=eps, perturbations=perturbations)
 
-        self.auto = CentralPolicy(last_leads=blocks is not None) if isinstance(lr, str) else None
+        self.auto = None
+        if isinstance(lr, str):
+            frozen = blocks is not None and blocks.frozen > 0
+            self.auto = CentralPolicy(last_leads=blocks is not None, after_frozen=frozen)
         check_seed("seed", seed)
         self.seed, self.steps, self.skipped = seed, 0, 0
         self.forwards = 0.0
         self.last_step: StepReport | None = None
-        self.estimator = estimator
+        self.estimator = kind.name
         self.newton = newton
         self._kind = kind
         self.privacy = privacy
+        self.process_group = process_group
         self._model = blocks.model if blocks else None
-        self._replay = (
-            ActivationReplay(blocks.layers, blocks.starts)
-            if blocks and not kind.joint
-            else ActivationReplay(())
-        )
+        self._replay = blocks.replay(joint=kind.joint) if blocks else ActivationReplay(())
         self.cost_shares = known_shares(
-            cost_shares, len(groups), replayed=bool(self._replay.layers)
+            cost_shares,
+            len(groups),
+            replayed=bool(self._replay.layers),
+            frozen=self._replay.has_frozen,
         )
+        self._blocks = len(groups) if self._replay.layers else 0
         self._indexed = 0
-        super().__init__(groups, {"weight_decay": weight_decay})
+        self._held = HeldParameters(self._model)
+        self._evaluations = Evaluations(self._model, self._replay, process_group)
+        super().__init__(groups, {"weight_decay": weight_decay, "no_decay": no_decay})
 
         low = any(is_low(g) for g in self.param_groups)
         self.sides = sides or kind.default_sides(low)
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
         self.evaluation: EvaluationMode = evaluation or ("layerwise" if low else "in_place")
         self.scratch_bytes = scratch_bytes or default_scratch(
-            self._model, self._replay.layers, self._named()
+            self._model, self._replay.layers, [named(group) for group in self.param_groups]
         )
-        self._layerwise: Layerwise | None = None
+        self._told = Told()
         self._fill_defaults()
         self._next_step().estimator()  # raises if the perturbations do not fit
 
@@ -202,9 +217,12 @@ class SPZO(Optimizer):
                 " first step, or pass rates"
             )
         members = as_groups(param_group["params"])[0]["params"]
+        check_shards(self._model, as_named(members, self._indexed))
         group = {**self.defaults, **param_group, "params": members}
-        check_joins(group, self.param_groups, self._kind, cuts=len(self._replay.starts))
+        check_joins(group, self.param_groups, self._kind, blocks=self._blocks)
         super().add_param_group(resolve(group, self.param_groups, self._indexed))
+        self._evaluations.reshard()
+        self._held.settle(self.param_groups)
         self._indexed += len(members)
         if not self._replay.layers:
             self.cost_shares = known_shares(None, len(self.param_groups), replayed=False)
@@ -217,14 +235,15 @@ class SPZO(Optimizer):
             closure: returns the loss of one batch, a scalar. With `privacy` it returns one loss an
                 example, (B,), each of which depends on that example alone. It is called without
                 gradients and with the model in evaluation mode. Every call of a step must see the
-                same data; to accumulate over micro-batches, return their mean.
+                same data. For micro-batches see `fedspzo.accumulate`.
 
         Returns:
             The step's loss. `last_step` has the details, such as whether the step was skipped.
 
         Raises:
             ValueError: there is no closure.
-            RuntimeError: the model does not work as it was split. The first step finds this out.
+            RuntimeError: the model does not work as it was split, or the loss changes from call to
+                call. The first step finds this out.
             Exception: whatever the closure raises. The weights are put back: bit for bit if
                 evaluation is layerwise, otherwise to the rounding of in-place arithmetic.
         """
@@ -233,36 +252,31 @@ class SPZO(Optimizer):
                 "closure is None, but SPZO evaluates the loss several times a step; call"
                 " step(lambda: model(**batch).loss)"
             )
-        blocks = [InPlaceBlock(block, snapshot=False) for block in self._named()]
+        refuse_accelerates()
+        self._told.of_unused_rates(self.auto, self.param_groups)
+        self._evaluations.reshard()
+        self._held.check(self.param_groups)
+        if self.last_step is None:
+            self._evaluations.meet(self.param_groups, settings_of(self))
+        blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
-
-            def evaluate() -> Tensor:
-                # autocast keeps copies of the weights, and would not see them move
-                torch.clear_autocast_cache()
-                with interrupts.released(), backward_explained():
-                    return read_losses(closure(), single=self.privacy is None)
-
-            with evaluating(self._model), self._replay, self._unlearned_if_it_fails():
-                if self.cost_shares is None:
-                    later = [dict(named(group)) for group in self.param_groups[1:]]
-                    self.cost_shares = measure(self._replay, later, lambda: evaluate().sum())
-                    self.forwards += 1.0 + sum(self.cost_shares)
-                self._fill_defaults()
-                if self.evaluation == "in_place":
-                    report = self._next_step().estimate(blocks, evaluate)
-                else:
-                    report = self._estimate_layerwise(evaluate)
+            single = self.privacy is None
+            evaluations = self._evaluations.of(closure, interrupts, single=single)
+            with evaluations as evaluate, self._unlearned_if_it_fails():
+                report = self._estimate(blocks, evaluate)
             if self.auto is not None:
                 set_rates(self.param_groups, self.auto.rates)
             if not report.skipped:
                 make_update(report, blocks, self.param_groups, self.rounding)
             self.steps += 1
-            self.forwards += report.forwards
+            self.forwards += report.forwards + self._evaluations.spent
+            self._evaluations.spent = 0.0
             self.last_step = report
         if report.skipped:
-            self._count_skip(report)
+            self.skipped += 1
+            self._told.of_skip(report, self.skipped)
         return report.loss
 
     @contextmanager
@@ -275,18 +289,15 @@ class SPZO(Optimizer):
             self.auto = known
             raise
 
-    def _estimate_layerwise(self, evaluate: Callable[[], Tensor]) -> StepReport:
-        """Estimate the next step with virtual parameters in the places of the weights."""
-        if self._layerwise is None:
-            self._layerwise = Layerwise(self._model, self.scratch_bytes)
-        layerwise = self._layerwise
-
-        def again() -> None:
-            self._replay.capture()
-            self.forwards += 1.0
-
-        with layerwise.virtual_parameters(self._named()) as blocks:
-            return self._next_step().estimate(blocks, lambda: layerwise.watched(evaluate, again))
+    def _estimate(
+        self, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
+    ) -> StepReport:
+        """Estimate the next step, once the defaults are known that follow from cost shares."""
+        shares = self._evaluations.first_shares(self.param_groups, self.cost_shares, evaluate)
+        self.cost_shares = shares
+        self._fill_defaults()
+        scratch = self.scratch_bytes if self.evaluation == "layerwise" else None
+        return self._evaluations.estimate(self._next_step(), blocks, evaluate, scratch)
 
     def _next_step(self) -> Step:
         return Step(
@@ -308,18 +319,6 @@ class SPZO(Optimizer):
         if newton is None:
             newton = may_take_newton_steps(self._kind, self.param_groups, self.auto)
         fill_defaults(self.param_groups, self._kind, self.cost_shares, newton=newton)
-
-    def _named(self) -> list[list[tuple[str, Tensor]]]:
-        return [named(group) for group in self.param_groups]
-
-    def _count_skip(self, report: StepReport) -> None:
-        self.skipped += 1
-        if self.skipped == 1:
-            warnings.warn(
-                f"step {report.step} was skipped: losses {report.losses} or their differences are"
-                " not finite. Later skips are counted in `skipped` without a warning",
-                stacklevel=3,
-            )
 
     def step_at(self, seed: int, step: int = 0, lr: Sequence[float] | None = None) -> None:
         """Set the next step's directions and learning rates.
@@ -371,7 +370,7 @@ class SPZO(Optimizer):
         if self.privacy is not None and public:
             raise ValueError(public)
         super().load_state_dict(state_dict)
-        self._layerwise = None
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
+        self._evaluations.restart(checked=self.forwards > 0)

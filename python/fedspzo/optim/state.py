@@ -1,4 +1,4 @@
-"""The state that continues an optimizer bit for bit, besides its param groups."""
+"""The state that continues an optimizer bit for bit, and the settings that steps follow from."""
 
 from __future__ import annotations
 
@@ -42,3 +42,18 @@ def checked_state(
             " model, split at the same layer"
         )
     return state
+
+
+def settings_of(optimizer: Any) -> dict[str, Any]:
+    """Return what the steps of a `SPZO` follow from, besides the weights and the losses."""
+    groups = optimizer.param_groups
+    options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    frozen = [
+        name
+        for group in groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        if not parameter.requires_grad
+    ]
+    names = ("estimator", "sides", "rounding", "evaluation", "seed", "steps", "cost_shares")
+    settings = {name: getattr(optimizer, name) for name in (*names, "newton")}
+    return {"param_groups": options, "frozen parameters": frozen, **settings}

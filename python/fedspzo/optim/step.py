@@ -17,7 +17,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
-from fedspzo.estimators.defaults import can_take_newton_steps, newton_evaluations
+from fedspzo.estimators.defaults import can_take_newton_steps, every_share, newton_evaluations
 from fedspzo.estimators.float32 import coefficients, to_float32
 from fedspzo.estimators.points import Losses
 from fedspzo.estimators.step_report import StepReport, terms_of
@@ -27,7 +27,7 @@ from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.privacy import Mechanism
 from fedspzo.seeds import step_rounding_seed
 
-from .param_groups import Group, learning_rate
+from .param_groups import Group, learning_rate, named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class Step:
         kind: the estimator's class.
         sides: "one" or "two".
         groups: the optimizer's param groups.
-        shares: for each block but the first, its cost share; None: not yet measured.
+        shares: as `known_shares` returned them; None: not yet measured.
         replay: the activation replay.
         rounding: rounding of the update to the weights' dtype.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
@@ -72,18 +72,21 @@ class Step:
         counts = tuple(2 if count is None else count for count in given)
         if not issubclass(self.kind, Anchored):
             return self.kind(sides=self.sides, perturbations=counts)
+        counts = tuple(  # a block that was frozen needs no evaluations
+            count if named(group) else 0 for count, group in zip(counts, self.groups, strict=True)
+        )
         newton = self.newton
         if newton is None:
-            cheap = can_take_newton_steps(counts[-1], (self.shares or (1.0,))[-1])
+            cheap = can_take_newton_steps(counts[-1], self.every_share[-1])
             newton = cheap and may_take_newton_steps(self.kind, self.groups, self.auto)
-        last = len(counts) - 1 if newton else None
+        last = len(counts) - 1 if newton and counts[-1] else None
         if self.auto is None:
             return self.kind(sides=self.sides, perturbations=counts, newton=last)
         moving = self.auto.turns(counts) if any(counts) else counts
         return self.kind(
             sides=self.sides,
             perturbations=moving,
-            mirrored=self.auto.learning(moving) if self.replay.starts else (),
+            mirrored=self.auto.learning(moving) if self.replay.layers else (),
             newton=last,
         )
 
@@ -103,8 +106,8 @@ class Step:
         seeds = estimator.seeds(self.seed, self.number)
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
-            self.auto.measure([group["params"] for group in self.groups])
-        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.shares or (), evaluate)
+            self.auto.measure([[p for _, p in named(group)] for group in self.groups])
+        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.every_share, evaluate)
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
@@ -117,14 +120,18 @@ class Step:
         gradients = tuple(to_float32(block) for block in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
+        again: list[float] = []
         if self.auto is None:
             if spectrum is None or report.skipped:
                 return report
-            return self._trusted(report, self._trial(len(blocks) - 1, blocks, evaluate))
+            trial = self._trial(len(blocks) - 1, blocks, evaluate, again)
+            trusted = self._trusted(report, trial)
+            return replace(trusted, forwards=trusted.forwards + sum(again))
         if report.skipped:
             return self.auto.skip(report)
         moved = next(block for block, found in enumerate(gradients) if found)
-        return self.auto.judge(report, self._trial(moved, blocks, evaluate))
+        judged = self.auto.judge(report, self._trial(moved, blocks, evaluate, again))
+        return replace(judged, forwards=judged.forwards + sum(again))
 
     def _learn(
         self,
@@ -140,6 +147,8 @@ class Step:
         """
         if not all(map(math.isfinite, losses.values())):
             return gradients
+        if len(set(losses.values())) == 1:  # they show no gradient, however large a rate may be
+            return gradients
         if self.auto is None:
             if spectrum is None:
                 return gradients
@@ -150,8 +159,7 @@ class Step:
         counts = [sides * group["perturbations"] for group in self.groups]
         if spectrum is not None:
             counts[-1] = newton_evaluations(self.groups[-1]["perturbations"])
-        shares = (1.0, *(self.shares or ()))
-        costs = [count * share for count, share in zip(counts, shares, strict=True)]
+        costs = [count * share for count, share in zip(counts, self.every_share, strict=True)]
         costs[-1] += 1  # the loss at theta, which the other blocks' turns share
         curvatures = estimator.curvatures(losses, eps)
         return self.auto.learn(gradients, curvatures, costs, spectrum)
@@ -186,6 +194,11 @@ class Step:
             lr=rates,
         )
 
+    @property
+    def every_share(self) -> tuple[float, ...]:
+        """Every block's cost share; 1 for those that are not known."""
+        return every_share(self.shares, len(self.groups))
+
     def _rates(self) -> tuple[float, ...]:
         """Return the learning rate that each block's update uses."""
         if self.auto is None:
@@ -219,19 +232,33 @@ class Step:
         )
 
     def _trial(
-        self, moved: int, blocks: Sequence[MovableBlock], evaluate: Callable[[], Tensor]
+        self,
+        moved: int,
+        blocks: Sequence[MovableBlock],
+        evaluate: Callable[[], Tensor],
+        again: list[float],
     ) -> Trial:
-        """Return a trial of the blocks from `moved` on, which is the first that moves."""
+        """Return the trial of a step.
+
+        Args:
+            moved: the first block that moves.
+            blocks: the blocks, which move the weights that the evaluation sees.
+            evaluate: returns the loss.
+            again: is given the cost of what each look could not replay, beyond the trial's cost.
+        """
+        share = self.every_share[moved]
 
         def look() -> Tensor:
             if moved:  # the blocks before it are as they were when captured
                 self.replay.replay(moved)
             else:
                 self.replay.capture()
-            return evaluate()
+            loss = self.replay.evaluated(evaluate)
+            again.append((1 - share) * self.replay.rerun())
+            return loss
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
-        return Trial(blocks, look, (1.0, *(self.shares or ()))[moved], dtypes)
+        return Trial(blocks, look, share, dtypes)
 
 
 def make_update(
@@ -250,7 +277,8 @@ def make_update(
     """
     for group, block, seeds in zip(groups, blocks, report.seeds, strict=True):
         if group["weight_decay"] and seeds:  # a block without directions stays as it is
-            block.decay(1 - learning_rate(group) * group["weight_decay"])
+            rate = learning_rate(group) * group["weight_decay"]
+            block.decay(1 - rate, group.get("no_decay", ()))
     for block, seeds, update in zip(blocks, report.seeds, report.coefficients, strict=True):
         block.move(terms_of(seeds, update), rounding=rounding, rounding_seed=report.rounding_seed)
     for block in blocks:

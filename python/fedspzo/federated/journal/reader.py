@@ -29,7 +29,7 @@ from fedspzo.privacy import Privacy
 
 from . import round_codec
 from .merged_rounds import MergedRounds
-from .rounds import EvaluationResult, Round
+from .rounds import EvaluationResult, Round, Spent
 
 Content: TypeAlias = Round | MergedRounds | EvaluationResult | tuple[Record, str | None]
 """The content of a record. A pair has terms with their seeds, and the digest or None."""
@@ -70,6 +70,20 @@ def found_rates(
     if values is None:
         return None
     return FoundRates.from_dict(values, federation, optimizer.directions)
+
+
+def spent(header: Header) -> Spent:
+    """Return the costs of the steps before the first round of a journal's run.
+
+    Older journals do not have them: these costs are 0 then.
+
+    Raises:
+        ValueError, TypeError: the header's values are no such costs.
+    """
+    values = (header.run or {}).get("spent", {})
+    if not isinstance(values, dict):
+        raise ValueError("the journal's run has a 'spent' that is no JSON object")
+    return _build(Spent, values)
 
 
 def first_round(header: Header) -> int:
@@ -146,6 +160,7 @@ class DecodedJournal:
             if self.settings is not None:
                 found_rates(self.header, *self.settings)
             self.first = first_round(self.header)
+            spent(self.header)
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: header: {one_line(error)}") from None
 

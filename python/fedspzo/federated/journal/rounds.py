@@ -19,6 +19,30 @@ _EVALUATION = struct.Struct("<dd")  # loss, accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """The costs of the steps before the first round.
+
+    Attributes:
+        forwards: computation, in full forward passes.
+        bytes_down: bytes sent to clients.
+        bytes_up: bytes received from them.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    forwards: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forwards, int | float) or not 0 <= self.forwards < math.inf:
+            raise ValueError(f"forwards is {self.forwards!r}; give a finite number, at least 0")
+        for name in ("bytes_down", "bytes_up"):
+            check_whole(name, getattr(self, name), 0, LIMIT_64 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """The evaluation of the weights after `round` rounds.
 

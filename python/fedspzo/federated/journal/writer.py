@@ -17,11 +17,14 @@ from fedspzo.privacy import Privacy
 
 from . import round_codec
 from .merged_rounds import MergedRounds
-from .reader import DecodedJournal, found_rates
-from .rounds import EvaluationResult, Round
+from .reader import DecodedJournal, found_rates, spent
+from .rounds import EvaluationResult, Round, Spent
 
 if TYPE_CHECKING:
     from fedspzo.federated.server import Server
+
+
+NOTHING = Spent()
 
 
 class RunJournal(Closing):
@@ -65,6 +68,7 @@ class RunJournal(Closing):
         self._evaluation: EvaluationResult | None = None
         self._writer: JournalWriter | None = None
         self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
+        self._last = 0  # number of the run's rounds
         if path.exists():
             self._load()
 
@@ -93,20 +97,32 @@ class RunJournal(Closing):
             self._behind = False
             self._load()
 
+    @property
+    def begun_rounds(self) -> int | None:
+        """The number of rounds with which the run on disk began. None: the run is new."""
+        return None if self.optimizer is None or not self._settings else self._settings[0].rounds
+
+    @property
+    def spent(self) -> Spent:
+        """The costs of the steps before the first round of the run on disk."""
+        return spent(self.header)
+
     def found_rates(self) -> FoundRates | None:
         """Restore the policy of lr = "auto" before the first round on disk. None: fixed rates."""
         return None if self._settings is None else found_rates(self.header, *self._settings)
 
-    def begin(self, server: Server, privacy: Privacy | None = None) -> None:
+    def begin(self, server: Server, privacy: Privacy | None = None, spent: Spent = NOTHING) -> None:
         """Write the header of a new run.
 
         Args:
             server: the run's server, at its base weights.
             privacy: the run's privacy settings. Default None: not private.
+            spent: the costs of the steps before the first round. Default: none.
         """
         private = {} if privacy is None else {"privacy": asdict(privacy)}
         run = {
             **private,
+            **({} if spent == NOTHING else {"spent": asdict(spent)}),
             **({} if server.found is None else {"auto": server.found.to_dict()}),
             "federation": server.federation.to_dict(),
             "optimizer": asdict(server.optimizer),
@@ -117,12 +133,15 @@ class RunJournal(Closing):
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
         self._settings = server.federation, server.optimizer
+        self._last = server.federation.rounds
         self._behind = True
 
     def check(
         self, server: Server, optimizer: OptimizerConfig, privacy: Privacy | None = None
     ) -> None:
         """Raise JournalError unless the run on disk is the one that was asked for.
+
+        The latter may have more rounds than the header says, and then extends the former.
 
         Args:
             server: the server, at its base weights, with the settings on disk.
@@ -142,8 +161,10 @@ class RunJournal(Closing):
         }
         found = server.found is not None
         known = {**self.federation.to_dict(), **asdict(used), "lr": "auto" if found else used.lr}
+        self._last = server.federation.rounds
+        longer = server.federation.rounds > self._settings[0].rounds if self._settings else False
         for name, value in asked.items():
-            if value not in (None, known[name]):
+            if value not in (None, known[name]) and not (name == "rounds" and longer):
                 raise JournalError(
                     f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
@@ -184,7 +205,7 @@ class RunJournal(Closing):
             content = replace(content, evaluation=self._evaluation)
             self._writer.append(ROUND, round_codec.encode(content, *self._settings))
             self._evaluation = None
-        elif content.round == self._settings[0].rounds:
+        elif content.round == self._last:
             self._writer.append(EVALUATION, content.encode())
         else:
             self._evaluation = content

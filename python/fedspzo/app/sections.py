@@ -1,0 +1,247 @@
+"""The sections of a run's configuration: frozen dataclasses that check their values.
+
+[federation], [optimizer] and [privacy] are in `fedspzo.federated.settings` and `fedspzo.privacy`.
+This module does not import torch, so that a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedspzo.federated.settings import OptimizerConfig
+
+DEMO = "demo"
+SUFFIXES = (".jsonl", ".csv")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The section [model].
+
+    Attributes:
+        name: a hub id, a local folder, or "demo" for the packaged model.
+        dtype: dtype of the weights. Default "float32".
+        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
+    """
+
+    name: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The section [task].
+
+    Attributes:
+        type: "prompt" classifies by the word that a language model predicts after the template, or
+            at its {mask}. "classification" classifies by a head on the model. "lm" predicts each
+            next token.
+        template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
+        verbalizers: the word for each label. Only "prompt" has them, two or more.
+        labels: the label of the checkpoint's head for a label of the data, where their names
+            differ. Only "classification" has them. Default: none, the names are alike.
+        new_head: train a new classification head, even if the checkpoint has one. Default False.
+
+    Raises:
+        ValueError: two values do not fit together; the message names the remedy.
+    """
+
+    type: Literal["prompt", "classification", "lm"]
+    template: str = "{text} It was"
+    verbalizers: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    new_head: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "new_head"):
+            if getattr(self, name) and self.type != "classification":
+                raise ValueError(
+                    f"{name} is given, but type = {self.type!r} has no use for it; "
+                    "remove it or set type = 'classification'"
+                )
+        if self.labels and self.new_head:
+            raise ValueError(
+                "labels is given, but a new head has the labels of the data; remove labels, or "
+                "new_head"
+            )
+        if self.type != "prompt":
+            if self.verbalizers:
+                raise ValueError(
+                    f"verbalizers is given, but type = {self.type!r} has no use for it; "
+                    "remove it or set type = 'prompt'"
+                )
+            return
+        if len(self.verbalizers) < 2:
+            raise ValueError(
+                f"verbalizers has {len(self.verbalizers)} entries; give one word for each of two "
+                "or more labels in [task.verbalizers]"
+            )
+        for label, word in self.verbalizers.items():
+            if not word.strip():
+                raise ValueError(f"verbalizers.{label} is {word!r}; give it a word")
+        check_template(self.template)
+
+    @property
+    def masked(self) -> bool:
+        """True if the template needs a masked language model."""
+        return "{mask}" in self.template
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError unless `template` has exactly one {text} and at most one {mask}."""
+    names = _PLACEHOLDER.findall(template)
+    for name in names:
+        if name not in ("text", "mask"):
+            raise ValueError(
+                f"template is {template!r}; {{{name}}} is not known, use {{text}} and {{mask}}"
+            )
+    if names.count("text") != 1 or names.count("mask") > 1:
+        raise ValueError(
+            f"template is {template!r}; it needs {{text}} exactly once and {{mask}} at most once"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The section [data].
+
+    Attributes:
+        train: a JSONL or CSV file with the training examples; or a folder with such a file for each
+            client.
+        test: a file with the held-out examples.
+        validation: a file with examples by which the best round is chosen; or the share of the
+            training examples that are set aside for this, of each label, by the run's seed. Default
+            None: the last round counts.
+        text: name of the field with the text. Default "text".
+        label: name of the field with the label. Default "label".
+        client: name of the field with the name of the client that has a training example. Default
+            None: the examples are dealt, unless `train` is a folder.
+        on_bad_row: "refuse" (default): a row without text or label is an error. "skip": it is left
+            out, and counted.
+        max_length: tokens to which an example is cut, at least 2. Default 128.
+        max_repeated: largest share of the test texts that may also be training texts. Default 0.1.
+
+    Raises:
+        ValueError: a file is missing, has another suffix, or serves twice; `max_length` is below 2;
+            or `max_repeated` or `validation` is no share.
+    """
+
+    train: Path
+    test: Path
+    validation: Path | float | None = None
+    text: str = "text"
+    label: str = "label"
+    client: str | None = None
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    max_length: int = 128
+    max_repeated: float = 0.1
+
+    def __post_init__(self) -> None:
+        used: dict[Path, str] = {}
+        if self.client is not None and self.train.is_dir():
+            raise ValueError(
+                f"client is {self.client!r}, but train is a folder with a file for each client;"
+                " remove client"
+            )
+        for name, path in self.files.items():
+            if name == "train" and path.is_dir():
+                continue
+            if path.suffix.lower() not in SUFFIXES:
+                raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
+            if not path.is_file():
+                raise ValueError(f"{name} is '{path}', which is no file; correct the path")
+            other = used.setdefault(path.resolve(), name)
+            if other != name:
+                raise ValueError(
+                    f"{name} is '{path}', the same file as {other}; give examples never trained on"
+                )
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(
+                f"validation is {self.validation}; give a file, or a share between 0 and 1"
+            )
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
+        if not 0 <= self.max_repeated <= 1:
+            raise ValueError(f"max_repeated is {self.max_repeated}; give a share from 0 to 1")
+
+    @property
+    def owned(self) -> bool:
+        """Each training example is a certain client's, so that they are not dealt."""
+        return self.client is not None or self.train.is_dir()
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files by their keys."""
+        files = {"train": self.train, "test": self.test}
+        if isinstance(self.validation, Path):
+            files["validation"] = self.validation
+        return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """The section [output].
+
+    Attributes:
+        dir: folder for the results. Default None: runs/NAME.
+        evaluate_every: number of rounds from one evaluation to the next, at least 1. Default None:
+            `evaluation_interval`, for about twenty evaluations in a run.
+        keep: "best": the weights of the round that is best on [data] validation are saved. "last":
+            those of the last round. Default None: "best" with validation, else "last".
+        patience: number of evaluations without a better round after which the run stops. Default
+            None: it does not stop early.
+
+    Raises:
+        ValueError: `evaluate_every` or `patience` is below 1.
+    """
+
+    dir: Path | None = None
+    evaluate_every: int | None = None
+    keep: Literal["best", "last"] | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; give at least 1 evaluation")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every is {self.evaluate_every}; give at least 1 round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MezoConfig:
+    """The section [mezo]: a comparison run of MeZO, from the same start at the same computation.
+
+    Attributes:
+        lr: learning rate.
+        eps: scale of the perturbations. Default None: by dtype.
+        perturbations: number of directions in a step. Default 1.
+        sides: "one" or "two". Default "two", as published (arXiv 2305.17333).
+    """
+
+    lr: float
+    eps: float | None = None
+    perturbations: int = 1
+    sides: Literal["one", "two"] = "two"
+
+    def __post_init__(self) -> None:
+        self.optimizer()
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Number of full forward passes in a step: 2 P if two-sided, P + 1 if one-sided."""
+        return 2 * self.perturbations if self.sides == "two" else self.perturbations + 1
+
+    def optimizer(self) -> OptimizerConfig:
+        """Return the comparison run's settings of the step."""
+        return OptimizerConfig(
+            estimator="mezo",
+            lr=self.lr,
+            eps=self.eps,
+            perturbations=self.perturbations,
+            sides=self.sides,
+        )

@@ -1,0 +1,129 @@
+"""Several processes that take the same steps: they average losses, and agree on all else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fedspzo.blocks.shards import is_sharded, mesh_group
+
+
+class Processes:
+    """The processes that take a step together, by exchanging scalars.
+
+    Args:
+        group: their process group; None: this process takes its steps by itself, unless it shares
+            its model with others, which is found out.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self._sharing: dist.ProcessGroup | None = None
+        self._device = torch.device("cpu")
+
+    def meet(self, parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        """Check before the first step that all have the same weights and settings.
+
+        Args:
+            parameters: the model's parameters by name, or the trained ones.
+            settings: what all steps follow from, by name.
+
+        Raises:
+            ValueError: one of them differs; the message names it. Or this process is not in the
+                group.
+        """
+        self._device = next(iter(parameters.values())).device
+        if self._group is None:
+            self._sharing = mesh_group(parameters.values()) if _several() else None
+            return
+        if dist.get_rank(self._group) < 0:
+            raise ValueError(
+                "this process is not in its process_group; pass each process one that holds it"
+            )
+        alone = {f"weights of {n!r}": p for n, p in parameters.items() if not is_sharded(p)}
+        mine = dict(settings) | {name: _fingerprint(p) for name, p in alone.items()}
+        every = _objects(mine, self._group)
+        for name, first in every[0].items():
+            values = [other.get(name) for other in every]
+            if any(value != first for value in values):
+                shown = "" if name in alone else f": {values}"
+                raise ValueError(
+                    f"the processes differ in {name}{shown}. Build the optimizer with the same"
+                    " settings and from the same weights everywhere: call torch.manual_seed before"
+                    " a layer is made anew, or broadcast its weights"
+                )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """See whether a DistributedDataParallel runs inside the `with` block, or around it."""
+        if self._group is not None or not _several():
+            yield
+            return
+
+        def see(module: nn.Module | None, _: Any = None) -> None:
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                self._sharing = module.process_group
+
+        # Lightning takes its steps inside the wrapper's forward
+        see(getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None))
+        hook = nn.modules.module.register_module_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def joined(self, loss: Tensor) -> Tensor:
+        """Return the mean of the processes' losses, a scalar, in float32 at least.
+
+        Without a process group it is this process's loss, and the first one is compared with those
+        of the processes that share the model.
+
+        Raises:
+            RuntimeError: they differ, and would lead to other weights on every process.
+        """
+        if self._group is not None:
+            every = _gathered(loss, self._group, self._device)
+            mean = every.sum() / len(every)
+            return mean.to(torch.promote_types(loss.dtype, torch.float32))
+        if self._sharing is not None and loss.dim() == 0:
+            every, self._sharing = _gathered(loss, self._sharing, self._device), None
+            if (every != every[0]).any():
+                raise RuntimeError(
+                    f"the processes that share the model have losses {every.tolist()}, and would"
+                    " train a model each; pass process_group=torch.distributed.group.WORLD to SPZO,"
+                    " which averages them"
+                )
+        return loss
+
+    def agreed(self, value: Any) -> Any:
+        """Return the first process's value on all of them."""
+        return value if self._group is None else _objects(value, self._group)[0]
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gathered(value: Tensor, group: dist.ProcessGroup, device: torch.device) -> Tensor:
+    """Return every process's scalar, in float64, (processes,): the same bits on all."""
+    every = torch.empty(dist.get_world_size(group), dtype=torch.float64, device=device)
+    mine = value.detach().to(device, torch.float64).reshape(1)
+    dist.all_gather_into_tensor(every, mine, group=group)
+    return every
+
+
+def _objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    every: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(every, value, group=group)
+    return every
+
+
+def _fingerprint(tensor: Tensor) -> int:
+    """Return a number that other bits of a tensor do not give, but for a rare chance."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
+    return int(tensor.detach().contiguous().view(words).sum(dtype=torch.int64))
