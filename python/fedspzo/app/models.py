@@ -18,7 +18,8 @@ from .data import Splits
 from .examples import Example
 from .head_labels import head_names
 from .pretrained import Recipe, Source, load_from
-from .tasks import Encoded, HeadClassification, LanguageModelling, PromptClassification, Task
+from .prompts import PromptClassification
+from .tasks import Encoded, HeadClassification, LanguageModelling, Task
 
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:

@@ -1,0 +1,80 @@
+"""Labels as tokens: what a verbalizer's tokens are, and how several of them score a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedspzo.errors import InputError
+
+IGNORED = -100
+"""A target that is no token: `cross_entropy` leaves it out."""
+
+Tokens = tuple[int, ...]
+
+
+def label_tokens(
+    tokenizer: Any, context: str, verbalizers: Mapping[str, str], *, masked: bool
+) -> tuple[Tokens, ...]:
+    """Return the tokens of each label's verbalizer, in the order of the labels.
+
+    A word's tokens depend on the text before it ("▁great", "Ġgreat", "great"). So it is tokenized
+    behind the context, and its tokens are those that this adds.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        context: the text right before the words, with the blank if there is one.
+        verbalizers: the word, or several, for each label.
+        masked: the model is a masked one, which fills a {mask} with a single token.
+
+    Raises:
+        InputError: a verbalizer cannot be told from the context, has an unknown token, or several
+            tokens for a masked model; or two verbalizers are the same tokens.
+    """
+    before = context.rstrip(" ")
+    prefix = tokenizer(before, add_special_tokens=False).input_ids
+    owner: dict[Tokens, str] = {}
+    for label, word in verbalizers.items():
+        ids = tokenizer(context + word.strip(), add_special_tokens=False).input_ids
+        new = tuple(ids[len(prefix) :])
+        where = f"[task.verbalizers] {label} is {word!r}"
+        if ids[: len(prefix)] != prefix or not new:
+            raise InputError(
+                f"{where}, which the model's tokenizer does not read apart from what stands before"
+                f" it, {before[-20:]!r}; change the end of [task] template, or choose another word"
+            )
+        if masked and len(new) > 1:
+            parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(new)))
+            raise InputError(
+                f"{where}, which the model's tokenizer reads as {len(new)} tokens ({parts}), but a"
+                " masked model fills {mask} with one; choose a word that is one token, or a causal"
+                " model and a template without {mask}"
+            )
+        if tokenizer.unk_token_id in new:
+            raise InputError(f"{where}, a word the model's tokenizer does not know; choose one")
+        if new in owner:
+            same = "token" if len(new) == 1 else "tokens"
+            raise InputError(
+                f"{where}, the same {same} as the verbalizer of {owner[new]!r}; choose another word"
+            )
+        owner[new] = label
+    return tuple(owner)
+
+
+def mean_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean log-probability of each row's target tokens, in nats: float32 (R,).
+
+    The mean makes labels of different lengths comparable; the sum would prefer short ones (the
+    length normalization of Brown et al., arXiv 2005.14165, section 2.4).
+
+    Args:
+        logits: (R, K, V).
+        targets: token ids, int64 (R, K), at least one a row. `IGNORED` where a row has fewer.
+    """
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return -losses.view_as(targets).sum(1) / (targets != IGNORED).sum(1)
