@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedspzo.app.data import Example
+from fedspzo.app.examples import Example
 
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
 TEXT = ["a", "fine", "bad", "dull", "film", "was", "it", "great", "awful", "un", "##known"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedspzo.app.cli import main
-from fedspzo.app.data import Example
+from fedspzo.app.examples import Example
 from fedspzo.app.prompts import PromptClassification
 from fedspzo.blocks.cut import split
 from fedspzo.blocks.output_rows import untie_rows

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedspzo.app.data import Example
+from fedspzo.app.examples import Example
 from fedspzo.app.prompts import PromptClassification
 from fedspzo.app.tasks import HeadClassification, LanguageModelling
 from fedspzo.blocks.cut import split

@@ -13,6 +13,7 @@ from torch import nn
 from fedspzo.blocks.output_rows import has_linear_output, untie_rows
 from fedspzo.errors import InputError, explained
 
+from .completion import Completion
 from .config import Config
 from .data import Splits
 from .examples import Example
@@ -152,4 +153,6 @@ def _task(
         return PromptClassification(tokenizer, task.template, task.verbalizers, max_length)
     if task.type == "classification":
         return HeadClassification(tokenizer, labels, max_length, names)
+    if task.type == "completion":
+        return Completion(tokenizer, max_length, task.metric_rows)
     return LanguageModelling(tokenizer, max_length)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedspzo.errors import InputError
 
-from .data import Example
-from .label_tokens import IGNORED, label_tokens, mean_log_probabilities
+from .answer_tokens import label_tokens, mean_log_probabilities, padded_targets
+from .examples import Example
 from .prompt_head import head_at, logits_at
 from .tasks import Batch, Encoded, Task, model_inputs, on_device
 
@@ -118,24 +118,14 @@ class PromptClassification(Task):
         Returns:
             As of the base class. If a verbalizer has several tokens, the R = B x labels rows of
             `input_ids` and `attention_mask` are the prompts with each verbalizer but for its last
-            token. `targets` (R, K) are the verbalizers' tokens, `IGNORED` where one has fewer than
-            K, and `positions` (R, K) those whose logits predict them.
+            token, and `targets` and `positions` (R, K) are `padded_targets` of the verbalizers.
         """
         if self.most_tokens == 1:
             return super().collate(examples)
         rows = [(example, tokens) for example in examples for tokens in self.tokens]
         batch = super().collate([Encoded(example.ids + tokens[:-1]) for example, tokens in rows])
-        places, targets = [], []
-        for example, tokens in rows:
-            first, more = len(example.ids) - 1, self.most_tokens - len(tokens)
-            places.append([first + i for i in range(len(tokens))] + [first] * more)
-            targets.append([*tokens, *[IGNORED] * more])
-        return {
-            **batch,
-            "labels": torch.tensor([example.label for example in examples]),
-            "positions": torch.tensor(places),
-            "targets": torch.tensor(targets),
-        }
+        batch |= padded_targets([(len(example.ids) - 1, tokens) for example, tokens in rows])
+        return batch | {"labels": torch.tensor([example.label for example in examples])}
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return float32 scores (B, labels), and class numbers (B,).

@@ -40,24 +40,34 @@ class TaskConfig:
     Attributes:
         type: "prompt" classifies by the word that a language model predicts after the template, or
             at its {mask}. "classification" classifies by a head on the model. "lm" predicts each
-            next token.
+            next token. "completion" continues a prompt with its answer.
         template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
         verbalizers: the word for each label. Only "prompt" has them, two or more.
         labels: the label of the checkpoint's head for a label of the data, where their names
             differ. Only "classification" has them. Default: none, the names are alike.
         new_head: train a new classification head, even if the checkpoint has one. Default False.
+        metric_rows: the most test examples whose answers are generated, before training and after.
+            Only "completion" has it. Default 200. 0: none is.
 
     Raises:
         ValueError: two values do not fit together; the message names the remedy.
     """
 
-    type: Literal["prompt", "classification", "lm"]
+    type: Literal["prompt", "classification", "lm", "completion"]
     template: str = "{text} It was"
     verbalizers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     new_head: bool = False
+    metric_rows: int = 200
 
     def __post_init__(self) -> None:
+        if self.metric_rows < 0:
+            raise ValueError(f"metric_rows is {self.metric_rows}; give 0 or more examples")
+        if self.metric_rows != TaskConfig.metric_rows and self.type != "completion":
+            raise ValueError(
+                f"metric_rows is given, but type = {self.type!r} generates no answers; "
+                "remove it or set type = 'completion'"
+            )
         for name in ("labels", "new_head"):
             if getattr(self, name) and self.type != "classification":
                 raise ValueError(
@@ -119,6 +129,8 @@ class DataConfig:
             None: the last round counts.
         text: name of the field with the text. Default "text".
         label: name of the field with the label. Default "label".
+        prompt: name of the field with the prompt of a completion. Default "prompt".
+        answer: name of the field with its answer. Default "answer".
         client: name of the field with the name of the client that has a training example. Default
             None: the examples are dealt, unless `train` is a folder.
         on_bad_row: "refuse" (default): a row without text or label is an error. "skip": it is left
@@ -136,6 +148,8 @@ class DataConfig:
     validation: Path | float | None = None
     text: str = "text"
     label: str = "label"
+    prompt: str = "prompt"
+    answer: str = "answer"
     client: str | None = None
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     max_length: int = 128

@@ -35,11 +35,13 @@ class Encoded:
         ids: the token ids.
         label: the class number. Default 0, also for language modelling.
         position: position of the token whose logits answer the prompt. Default -1: the last one.
+        answer: the answer as a text. Default "": only a completion has one.
     """
 
     ids: tuple[int, ...]
     label: int = 0
     position: int = -1
+    answer: str = ""
 
 
 Batch = dict[str, Tensor]
@@ -135,6 +137,10 @@ class Task(ABC):
         rows = tuple(map(tuple, pairs.reshape(size, size).tolist())) if size else None
         return Measured(loss=total / count, accuracy=correct / count, confusion=rows)
 
+    def score_answers(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
+        """Generate answers, and return their scores by name. Empty: the task generates none."""
+        return {}
+
     def _logits(self, model: nn.Module, batch: Batch, **extra: Any) -> tuple[Tensor, Batch]:
         """Return the model's logits, and the batch on the model's device."""
         batch = on_device(model, batch)
@@ -197,8 +203,8 @@ class LanguageModelling(Task):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return each text's mean loss over its tokens, in nats: float32 (B,)."""
-        counts = (batch["attention_mask"].sum(1) - 1).tolist()
-        return torch.stack([part.mean() for part in super().losses(model, batch).split(counts)])
+        counts = batch["attention_mask"].sum(1) - 1
+        return mean_of_each(super().losses(model, batch), counts)
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return float32 logits (N, vocabulary) and next tokens (N,).
@@ -208,6 +214,16 @@ class LanguageModelling(Task):
         logits, batch = self._logits(model, batch)
         real = batch["attention_mask"][:, 1:].bool()
         return logits[:, :-1][real].float(), batch["input_ids"][:, 1:][real]
+
+
+def mean_of_each(losses: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean of each example's losses, (B,).
+
+    Args:
+        losses: the losses of all predictions, (N,), those of an example together.
+        counts: number of predictions of each example, int64 (B,).
+    """
+    return torch.stack([part.mean() for part in losses.split(counts.tolist())])
 
 
 def on_device(model: nn.Module, batch: Batch) -> Batch:

@@ -1,10 +1,11 @@
-"""Labels as tokens: what a verbalizer's tokens are, and how several of them score a label."""
+"""Answers as tokens: those of a verbalizer, where they stand in a batch, and what they score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +63,24 @@ def label_tokens(
             )
         owner[new] = label
     return tuple(owner)
+
+
+def padded_targets(rows: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Tensor]:
+    """Return "targets" and "positions", int64 (R, K), of R rows with up to K target tokens.
+
+    The logits at a target's position predict it. Where a row has fewer than K, the target is
+    `IGNORED`.
+
+    Args:
+        rows: of each row the position that predicts its first target, and its targets.
+    """
+    most = max(len(tokens) for _, tokens in rows)
+    targets = torch.full((len(rows), most), IGNORED)
+    positions = torch.tensor([first for first, _ in rows])[:, None].repeat(1, most)
+    for row, (_, tokens) in enumerate(rows):
+        targets[row, : len(tokens)] = torch.tensor(tokens)
+        positions[row, : len(tokens)] += torch.arange(len(tokens))
+    return {"targets": targets, "positions": positions}
 
 
 def mean_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
