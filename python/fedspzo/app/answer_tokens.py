@@ -18,28 +18,28 @@ Tokens = tuple[int, ...]
 
 
 def label_tokens(
-    tokenizer: Any, context: str, verbalizers: Mapping[str, str], *, masked: bool
+    tokenizer: Any, before: str, blank: str, verbalizers: Mapping[str, str], *, masked: bool
 ) -> tuple[Tokens, ...]:
     """Return the tokens of each label's verbalizer, in the order of the labels.
 
     A word's tokens depend on the text before it ("▁great", "Ġgreat", "great"). So it is tokenized
-    behind the context, and its tokens are those that this adds.
+    behind that text, and its tokens are those that this adds.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        context: the text right before the words, with the blank if there is one.
+        before: the text before the words, or its end.
+        blank: the blank between the text and the words, if there is one.
         verbalizers: the word, or several, for each label.
         masked: the model is a masked one, which fills a {mask} with a single token.
 
     Raises:
-        InputError: a verbalizer cannot be told from the context, has an unknown token, or several
-            tokens for a masked model; or two verbalizers are the same tokens.
+        InputError: a verbalizer cannot be told from the text before it, has an unknown token, or
+            several tokens for a masked model; or two verbalizers are the same tokens.
     """
-    before = context.rstrip(" ")
     prefix = tokenizer(before, add_special_tokens=False).input_ids
     owner: dict[Tokens, str] = {}
     for label, word in verbalizers.items():
-        ids = tokenizer(context + word.strip(), add_special_tokens=False).input_ids
+        ids = tokenizer(before + blank + word.strip(), add_special_tokens=False).input_ids
         new = tuple(ids[len(prefix) :])
         where = f"[task.verbalizers] {label} is {word!r}"
         if ids[: len(prefix)] != prefix or not new:

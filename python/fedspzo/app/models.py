@@ -150,9 +150,11 @@ def _task(
 ) -> Task:
     task = config.task
     if task.type == "prompt":
-        return PromptClassification(tokenizer, task.template, task.verbalizers, max_length)
+        return PromptClassification(
+            tokenizer, task.template, task.verbalizers, max_length, chat=task.chat
+        )
     if task.type == "classification":
         return HeadClassification(tokenizer, labels, max_length, names)
     if task.type == "completion":
-        return Completion(tokenizer, max_length, task.metric_rows)
+        return Completion(tokenizer, max_length, task.metric_rows, chat=task.chat)
     return LanguageModelling(tokenizer, max_length)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedspzo.errors import InputError
 
 from .answer_tokens import label_tokens, mean_log_probabilities, padded_targets
+from .chat import Chat
 from .examples import Example
 from .prompt_head import head_at, logits_at
 from .tasks import Batch, Encoded, Task, model_inputs, on_device
@@ -34,6 +35,8 @@ class PromptClassification(Task):
             model it has to be one token.
         max_length: number of tokens to which a prompt is cut, with the longest verbalizer behind
             it. The end of {text} is cut off, and never the template.
+        chat: the template is the user's turn, as the tokenizer's chat template writes it, and the
+            word is the assistant's answer. Not for a masked model. Default False.
 
     Attributes:
         tokens: the tokens of each label's verbalizer.
@@ -41,11 +44,18 @@ class PromptClassification(Task):
 
     Raises:
         InputError: a word has an unknown token, or several for a masked model; two words have the
-            same tokens; the template leaves no room for a text; or the tokenizer has no mask token.
+            same tokens; the template leaves no room for a text; or the tokenizer has no mask token,
+            or no chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, template: str, verbalizers: Mapping[str, str], max_length: int
+        self,
+        tokenizer: Any,
+        template: str,
+        verbalizers: Mapping[str, str],
+        max_length: int,
+        *,
+        chat: bool = False,
     ) -> None:
         super().__init__(tokenizer, max_length)
         self.masked = "{mask}" in template
@@ -62,8 +72,13 @@ class PromptClassification(Task):
             template = template.rstrip()  # the blank belongs to the word's token
         self.before, self.after = template.split("{text}")
         self.labels = {label: number for number, label in enumerate(verbalizers)}
-        context = (self.after or self.before).split(tokenizer.mask_token or "\0")[0].rstrip()
-        self.tokens = label_tokens(tokenizer, context + " ", verbalizers, masked=self.masked)
+        self.chat = Chat(tokenizer) if chat else None
+        if self.chat is None:
+            end, blank = (self.after or self.before).split(tokenizer.mask_token or "\0")[0], " "
+            end = end.rstrip()
+        else:
+            end, blank = self.chat.turn(self.before + self.after), self.chat.blank
+        self.tokens = label_tokens(tokenizer, end, blank, verbalizers, masked=self.masked)
         each_once = dict.fromkeys(token for tokens in self.tokens for token in tokens)
         self.words = torch.tensor(list(each_once))
         self.most_tokens = max(map(len, self.tokens))
@@ -91,7 +106,10 @@ class PromptClassification(Task):
         return len(self.tokens) if self.most_tokens > 1 else 1
 
     def _prompt(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(self.before + text + self.after).input_ids
+        prompt = self.before + text + self.after
+        if self.chat is not None:
+            return self.chat.ids(self.chat.turn(prompt))
+        ids: list[int] = self.tokenizer(prompt).input_ids
         if not self.masked and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()  # an end-of-text token would take the word's place
         return ids

@@ -46,6 +46,8 @@ class TaskConfig:
         labels: the label of the checkpoint's head for a label of the data, where their names
             differ. Only "classification" has them. Default: none, the names are alike.
         new_head: train a new classification head, even if the checkpoint has one. Default False.
+        chat: the prompt is the user's turn, as the tokenizer's chat template writes it. Only
+            "prompt", without {mask}, and "completion" have it. Default False.
         metric_rows: the most test examples whose answers are generated, before training and after.
             Only "completion" has it. Default 200. 0: none is.
 
@@ -58,6 +60,7 @@ class TaskConfig:
     verbalizers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     new_head: bool = False
+    chat: bool = False
     metric_rows: int = 200
 
     def __post_init__(self) -> None:
@@ -74,6 +77,16 @@ class TaskConfig:
                     f"{name} is given, but type = {self.type!r} has no use for it; "
                     "remove it or set type = 'classification'"
                 )
+        if self.chat and self.type not in ("prompt", "completion"):
+            raise ValueError(
+                f"chat is given, but type = {self.type!r} has no prompt; remove it or set type ="
+                " 'prompt' or 'completion'"
+            )
+        if self.chat and self.type == "prompt" and self.masked:
+            raise ValueError(
+                f"chat is given, but template is {self.template!r}, and a masked model has no"
+                " turns; remove chat, or {mask}"
+            )
         if self.labels and self.new_head:
             raise ValueError(
                 "labels is given, but a new head has the labels of the data; remove labels, or "
