@@ -143,7 +143,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"type": "lm"}, "chat is given, but type = 'lm' has no prompt"),
+        ({"type": "lm"}, "chat is given, but type = 'lm' .* 'prompt' or 'completion'"),
         ({"type": "classification"}, "chat is given, but type = 'classification'"),
         (
             {"type": "prompt", "template": "{text} {mask}", "verbalizers": VERBALIZERS},

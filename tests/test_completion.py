@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from fedspzo.app import config
 from fedspzo.app.completion import Completion
 from fedspzo.app.data import read_splits
 from fedspzo.app.examples import Example
+from fedspzo.blocks.cut import split
 from fedspzo.errors import InputError
+from fedspzo.optim.spzo import SPZO
 
 END = WORDS.index("[SEP]")
 PAIRS = [("a fine film it was", "great"), ("dull", "awful dull film"), ("it was bad", "a film")]
@@ -73,6 +76,22 @@ def test_the_head_is_computed_only_where_the_answer_is_predicted() -> None:
     assert [shape[1] for shape in shapes] == [4, batch["input_ids"].shape[1]]
     torch.testing.assert_close(logits, full, rtol=1e-6, atol=1e-6)
     assert tokens.tolist() == [i for _, answer in PAIRS for i in (*ids(answer), END)]
+
+
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_the_loss_trains_in_blocks_as_with_the_full_head(evaluation: Any) -> None:
+    losses = []
+    for wrap in (False, True):
+        torch.manual_seed(0)
+        task, model = completion(), causal("llama")
+        batch = task.collate(task.encode(EXAMPLES))
+        blocks = split(model, (-1, "head"))
+        optimizer = SPZO(blocks, 1e-3, perturbations=(1, 2, 4), evaluation=evaluation)
+        seen = Headless(model) if wrap else model
+        for _ in range(2):
+            optimizer.step(partial(task.loss, seen, batch))
+        losses.append(optimizer.last_step.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_special_tokens_stand_before_the_prompt_and_the_end_behind_the_answer() -> None:
@@ -204,6 +223,7 @@ def test_a_row_without_its_answer_is_refused(
     [
         ("federation", 'partition = "dirichlet"', "needs labels, and .* 'completion' has none"),
         ("task", "metric_rows = -1", "metric_rows is -1; give 0 or more"),
+        ("task", 'template = "{text}!"', "template is given, but type = 'completion'"),
         ("task", "new_head = true", "new_head is given, but type = 'completion'"),
     ],
 )

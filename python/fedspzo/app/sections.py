@@ -7,7 +7,7 @@ This module does not import torch, so that a mistake is reported at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -64,41 +64,28 @@ class TaskConfig:
     metric_rows: int = 200
 
     def __post_init__(self) -> None:
-        if self.metric_rows < 0:
-            raise ValueError(f"metric_rows is {self.metric_rows}; give 0 or more examples")
-        if self.metric_rows != TaskConfig.metric_rows and self.type != "completion":
-            raise ValueError(
-                f"metric_rows is given, but type = {self.type!r} generates no answers; "
-                "remove it or set type = 'completion'"
-            )
-        for name in ("labels", "new_head"):
-            if getattr(self, name) and self.type != "classification":
+        for name, types in _USED_BY.items():
+            if self.type not in types and getattr(self, name) != _TASK_DEFAULTS[name]:
                 raise ValueError(
                     f"{name} is given, but type = {self.type!r} has no use for it; "
-                    "remove it or set type = 'classification'"
+                    f"remove it or set type = {' or '.join(map(repr, types))}"
                 )
-        if self.chat and self.type not in ("prompt", "completion"):
-            raise ValueError(
-                f"chat is given, but type = {self.type!r} has no prompt; remove it or set type ="
-                " 'prompt' or 'completion'"
-            )
-        if self.chat and self.type == "prompt" and self.masked:
-            raise ValueError(
-                f"chat is given, but template is {self.template!r}, and a masked model has no"
-                " turns; remove chat, or {mask}"
-            )
+        if self.metric_rows < 0:
+            raise ValueError(f"metric_rows is {self.metric_rows}; give 0 or more examples")
         if self.labels and self.new_head:
             raise ValueError(
                 "labels is given, but a new head has the labels of the data; remove labels, or "
                 "new_head"
             )
-        if self.type != "prompt":
-            if self.verbalizers:
-                raise ValueError(
-                    f"verbalizers is given, but type = {self.type!r} has no use for it; "
-                    "remove it or set type = 'prompt'"
-                )
-            return
+        if self.type == "prompt":
+            self._check_prompt()
+
+    def _check_prompt(self) -> None:
+        if self.chat and self.masked:
+            raise ValueError(
+                f"chat is given, but template is {self.template!r}, and a masked model has no"
+                " turns; remove chat, or {mask}"
+            )
         if len(self.verbalizers) < 2:
             raise ValueError(
                 f"verbalizers has {len(self.verbalizers)} entries; give one word for each of two "
@@ -113,6 +100,21 @@ class TaskConfig:
     def masked(self) -> bool:
         """True if the template needs a masked language model."""
         return "{mask}" in self.template
+
+
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "labels": ("classification",),
+    "new_head": ("classification",),
+    "verbalizers": ("prompt",),
+    "template": ("prompt",),
+    "chat": ("prompt", "completion"),
+    "metric_rows": ("completion",),
+}
+"""The types that have a use for a key of [task]."""
+
+_TASK_DEFAULTS: dict[str, object] = {
+    one.name: {} if one.default is MISSING else one.default for one in fields(TaskConfig)
+}
 
 
 def check_template(template: str) -> None:

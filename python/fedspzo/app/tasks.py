@@ -3,7 +3,7 @@
 A `Task` encodes examples once (`encode`), pads them to a batch (`collate`), computes a batch's loss
 (`loss`), and measures a model (`evaluate`). Batches are padded on the right, whatever the
 tokenizer's side is. Positions then count from 0 in every model, causal or not, and padding stands
-behind all tokens that are read.
+behind all tokens that are read. Only generation pads on the left (`generation`).
 """
 
 from __future__ import annotations
