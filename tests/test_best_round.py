@@ -15,7 +15,8 @@ from fedspzo.app.best_round import best_round, out_of_patience
 from fedspzo.app.cli import main
 from fedspzo.app.data import read_splits
 from fedspzo.app.measures import Measured, by_class
-from fedspzo.app.tasks import PromptClassification, Task
+from fedspzo.app.prompts import PromptClassification
+from fedspzo.app.tasks import Task
 from fedspzo.errors import InputError
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedspzo.app.config import load
 from fedspzo.app.data import Example
-from fedspzo.app.tasks import PromptClassification
+from fedspzo.app.prompts import PromptClassification
 from fedspzo.demo import build, corpus
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from tiny_run import write_run
 from fedspzo.app import config as configuration
 from fedspzo.app.cli import main, plain_warnings
 from fedspzo.app.ending import fault
-from fedspzo.app.tasks import PromptClassification
+from fedspzo.app.prompts import PromptClassification
 
 RUN = ["run", "run.toml", "--output", "out"]
 

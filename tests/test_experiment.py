@@ -240,7 +240,11 @@ WRONG = [
     ("bert", PROMPT, ["BertForMaskedLM", "put {mask}"]),
     ("encoder", PROMPT, ["lack", "'classification'"]),
     ("llama", PROMPT.replace("awful", "zzz"), ["[task.verbalizers] bad is 'zzz'"]),
-    ("llama", PROMPT.replace("awful", "awful film"), ["'awful film'", "2 tokens"]),
+    (
+        "bert",
+        PROMPT.replace("it was", "it was {mask}").replace("awful", "awful film"),
+        ["'awful film'", "2 tokens", "a causal model"],
+    ),
 ]
 
 

@@ -8,66 +8,29 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
+from task_toys import EXAMPLES, SMALL, VERBALIZERS, WORDS, Headless, causal, masked_bert, tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
 
-from fedspzo.app.data import Example
-from fedspzo.app.tasks import HeadClassification, LanguageModelling, PromptClassification
+from fedspzo.app.examples import Example
+from fedspzo.app.prompts import PromptClassification
+from fedspzo.app.tasks import HeadClassification, LanguageModelling
 from fedspzo.blocks.cut import split
 from fedspzo.errors import InputError
 from fedspzo.optim.spzo import SPZO
-
-SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
-TEXT = ["a", "fine", "bad", "dull", "film", "was", "it", "great", "awful", "un", "##known"]
-WORDS = SPECIAL + TEXT
-VERBALIZERS = {"good": "great", "poor": "awful"}
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-EXAMPLES = [
-    Example("a fine film", "good"),
-    Example("dull", "poor"),
-    Example("a bad bad bad dull film", "poor"),
-]
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def tokenizer(special: bool = False, **changes: Any) -> PreTrainedTokenizerFast:
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    if special:
-        inner.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", **changes}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-
-
-def causal(kind: str) -> nn.Module:
-    size = len(WORDS)
-    if kind == "gpt2":
-        config = GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=32)
-        return GPT2LMHeadModel(config).eval()
-    if kind == "opt":
-        config = OPTConfig(vocab_size=size, ffn_dim=32, word_embed_proj_dim=16, **SMALL)
-        return OPTForCausalLM(config).eval()
-    return LlamaForCausalLM(LlamaConfig(vocab_size=size, intermediate_size=32, **SMALL)).eval()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
@@ -102,25 +65,6 @@ def test_masked_prompt_reads_the_templates_mask_not_the_texts() -> None:
             logits = model(input_ids=torch.tensor([item.ids])).logits[0, places[mask]]
             wanted = logits[[WORDS.index("great"), WORDS.index("awful")]]
             torch.testing.assert_close(scores[row], wanted)
-
-
-def masked_bert() -> nn.Module:
-    config = BertConfig(vocab_size=len(WORDS), intermediate_size=32, **SMALL)
-    return BertForMaskedLM(config).eval()
-
-
-class Headless(nn.Module):
-    """A model that shows no head, so that every position's logits are computed."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def get_output_embeddings(self) -> None:
-        return None
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        return self.model(**inputs)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "bert", "llama-lora-head"])
@@ -236,18 +180,32 @@ def test_a_blank_at_the_templates_end_and_an_appended_end_token_change_nothing()
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("template", "words", "expected"),
     [
-        ({"good": "great", "poor": "unknown"}, ["poor is 'unknown'", "2 tokens", "'##known'"]),
-        ({"good": "zzz", "poor": "awful"}, ["good is 'zzz'", "does not know"]),
-        ({"good": "great", "poor": " great"}, ["poor is ' great'", "same token", "'good'"]),
+        (
+            "{text} it was {mask}",
+            {"good": "great", "poor": "unknown"},
+            ["poor is 'unknown'", "2 tokens", "'##known'", "masked", "choose a word that is one"],
+        ),
+        ("{text} it was", {"good": "zzz", "poor": "awful"}, ["good is 'zzz'", "does not know"]),
+        ("{text} it was", {"good": "great", "poor": "un zzz"}, ["'un zzz'", "does not know"]),
+        (
+            "{text} it was",
+            {"good": "great", "poor": " great"},
+            ["poor is ' great'", "same token", "'good'"],
+        ),
+        (
+            "{text} it was",
+            {"good": "a film", "poor": "a  film"},
+            ["poor is 'a  film'", "same tokens", "'good'"],
+        ),
     ],
 )
-def test_a_verbalizer_must_be_one_known_token_of_its_own(
-    words: dict[str, str], expected: list[str]
+def test_verbalizers_are_known_tokens_of_their_own_and_a_masked_models_are_one(
+    template: str, words: dict[str, str], expected: list[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
-        PromptClassification(tokenizer(), "{text} it was", words, 32)
+        PromptClassification(tokenizer(), template, words, 32)
     for part in ["[task.verbalizers]", *expected]:
         assert part in str(caught.value)
 

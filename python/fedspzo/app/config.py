@@ -53,10 +53,10 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        if self.task.type == "lm" and self.federation.partition == "dirichlet":
+        if self.task.type in ("lm", "completion") and self.federation.partition == "dirichlet":
             raise ValueError(
-                "[federation] partition is 'dirichlet', which needs labels, and [task] type = 'lm' "
-                "has none; set partition = 'iid'"
+                "[federation] partition is 'dirichlet', which needs labels, and [task] type ="
+                f" {self.task.type!r} has none; set partition = 'iid'"
             )
         public = public_setting(self.optimizer.lr, self.optimizer.newton)
         if self.privacy is not None and public:

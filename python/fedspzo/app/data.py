@@ -47,9 +47,9 @@ class Splits:
 
     @property
     def repeated(self) -> int:
-        """Number of test examples whose text is also that of a training or validation example."""
-        seen = {example.text for example in (*self.train, *self.validation)}
-        return sum(example.text in seen for example in self.test)
+        """Number of test examples that have text and answer of a training or validation example."""
+        seen = {(one.text, one.answer) for one in (*self.train, *self.validation)}
+        return sum((one.text, one.answer) in seen for one in self.test)
 
 
 def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
@@ -70,9 +70,11 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
     skipped: dict[str, int] = {}
 
     def take(key: str, labels: Sequence[str] = (), remedy: str = "") -> list[Example]:
+        answered = task.type == "completion"
         reading = Reading(
-            text=data.text,
-            label=None if task.type == "lm" else data.label,
+            text=data.prompt if answered else data.text,
+            label=data.label if task.type in ("prompt", "classification") else None,
+            answer=data.answer if answered else None,
             client=data.client if key == "train" else None,
             labels=labels or None,
             remedy=remedy,

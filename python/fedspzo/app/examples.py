@@ -25,11 +25,13 @@ class Example:
         text: the text, not blank.
         label: the label. Default None: language modelling has none.
         client: the name of the client that has the row. Default None: the rows are dealt.
+        answer: the text that answers `text`, not blank. Default None: a completion alone has one.
     """
 
     text: str
     label: str | None = None
     client: str | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Reading:
         labels: the labels that may occur. Default None: any label.
         remedy: the remedy for another label, for the message.
         skip: rows without text or label are skipped. Default False: they are refused.
+        answer: name of the field with the answer to the text. Default None: there are no answers.
     """
 
     text: str
@@ -51,6 +54,7 @@ class Reading:
     labels: Collection[str] | None = None
     remedy: str = ""
     skip: bool = False
+    answer: str | None = None
 
 
 @dataclass
@@ -87,7 +91,7 @@ def read(path: Path, data: bytes, reading: Reading, client: str | None = None) -
         else:
             found.examples.append(_example(path, (line, row), reading, client))
     if empty and not reading.skip:
-        raise _refused(path, empty)
+        raise _refused(path, empty, reading)
     found.skipped = len(empty)
     if not found.examples:
         raise InputError(f"{path}: holds no examples; add at least one row")
@@ -95,8 +99,13 @@ def read(path: Path, data: bytes, reading: Reading, client: str | None = None) -
 
 
 def _empty(path: Path, line: int, row: dict[str, Any], reading: Reading) -> str | None:
-    """Return words for the text or label that a row lacks. Return None if it has both."""
-    for name, key in ((reading.text, "text"), (reading.label, "label")):
+    """Return words for the text, label or answer that a row lacks. Return None if it has all."""
+    first = "text" if reading.answer is None else "prompt"
+    for name, key in (
+        (reading.text, first),
+        (reading.label, "label"),
+        (reading.answer, "answer"),
+    ):
         if name is None:
             continue
         value = _field(f"{path}, line {line}", row, name, key)
@@ -105,14 +114,15 @@ def _empty(path: Path, line: int, row: dict[str, Any], reading: Reading) -> str 
     return None
 
 
-def _refused(path: Path, empty: list[tuple[int, str]]) -> InputError:
+def _refused(path: Path, empty: list[tuple[int, str]], reading: Reading) -> InputError:
     lines = ", ".join(str(line) for line, _ in empty[:MOST_LINES])
     if len(empty) > MOST_LINES:
         lines += f" and {len(empty) - MOST_LINES} more"
     where = f"line {lines}" if len(empty) == 1 else f"lines {lines}"
     first = empty[0][1] if len(empty) == 1 else f"{empty[0][1]} in the first of them"
+    whole = "a non-empty text and a label" if reading.answer is None else "a prompt and an answer"
     return InputError(
-        f"{path}, {where}: {first}; give a non-empty text and a label, or leave such rows out by"
+        f"{path}, {where}: {first}; give {whole}, or leave such rows out by"
         " [data] on_bad_row = 'skip'"
     )
 
@@ -138,7 +148,17 @@ def _example(path: Path, numbered: Row, reading: Reading, client: str | None) ->
             raise InputError(f"{where}: {reading.client!r} is {shown(name)}; give a client's name")
         client = str(name).strip()
         _check_characters(where, reading.client, client)
-    return Example(text, label, client)
+    answer = None if reading.answer is None else _answer(where, row[reading.answer], reading.answer)
+    return Example(text, label, client, answer)
+
+
+def _answer(where: str, value: object, name: str) -> str:
+    """Return an answer as it is written. A number and a boolean are written as a label is."""
+    answer = value if isinstance(value, str) else normal_label(value)
+    if answer is None:
+        raise InputError(f"{where}: {name!r} is {shown(value)}; give an answer as a text")
+    _check_characters(where, name, answer)
+    return answer
 
 
 def _field(where: str, row: dict[str, Any], name: str, key: str) -> Any:

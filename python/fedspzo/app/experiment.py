@@ -56,7 +56,7 @@ class Trained:
         round: the round whose weights are kept.
         model: the model, with these weights.
         digest: their digest.
-        before: what the untrained model is worth on the test examples.
+        before: what the untrained model is worth on the test examples. MeZO's has no `answers`.
         after: what the kept model is worth on them.
     """
 
@@ -107,8 +107,8 @@ class Experiment:
         self.quiet = quiet
         self.test = self._encode(model, splits.test)
         self.validation = self._encode(model, splits.validation) if splits.validation else None
-        # language modelling is judged by its loss, of which accuracy is a coarse picture
-        self.by_loss = config.task.type == "lm"
+        # what predicts tokens is judged by its loss, of which their accuracy is a coarse picture
+        self.by_loss = config.task.type in ("lm", "completion")
         with self._naming("[federation]"):
             self.clients = deal(config, splits, partial(self._encode, model))
         self.owners = splits.owners or tuple(map(str, range(len(self.clients))))
@@ -147,7 +147,8 @@ class Experiment:
 
     def train_fedspzo(self, blocks: Blocks) -> Trained:
         """Train a model with FedSPZO, in place."""
-        return self._train(
+        answers = self._answers(blocks.model)
+        trained = self._train(
             blocks,
             self.config.optimizer,
             rounds=self.config.federation.rounds,
@@ -155,6 +156,12 @@ class Experiment:
             files=(METRICS, JOURNAL),
             title="FedSPZO",
         )
+        return replace(trained, before=replace(trained.before, answers=answers))
+
+    def _answers(self, model: nn.Module) -> dict[str, float]:
+        """Return the scores of the answers that the model generates on the test examples."""
+        with models.working(self.config.model.name, "generation"):
+            return self.task.score_answers(model, self.test)
 
     def train_mezo(self, forwards: float, base: str) -> Trained:
         """Train with MeZO from the same start.
@@ -282,6 +289,7 @@ class Experiment:
             start = rows[0]
             before = Measured(loss=_number(start["loss"]), accuracy=_number(start["accuracy"]))
         after = known.get(best) if self.validation is None else None
+        after = after or self.task.measure(model, self.test)
         return Trained(
             rows=rows,
             optimizer=outcome.optimizer,
@@ -289,7 +297,7 @@ class Experiment:
             model=model,
             digest=rows[best]["digest"],
             before=before,
-            after=after or self.task.measure(model, self.test),
+            after=replace(after, answers=self._answers(model)),
         )
 
     def _journal(self, name: str) -> RunJournal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,11 +16,14 @@ class Measured:
         accuracy: share of the predictions that are right.
         confusion: for each class, a row with the number of its examples by predicted class. None:
             the task has no classes.
+        answers: scores of generated answers by name (`answer_scores`). Default: none, the task or
+            the occasion generates none.
     """
 
     loss: float
     accuracy: float
     confusion: tuple[tuple[int, ...], ...] | None = None
+    answers: Mapping[str, float] = field(default_factory=dict)
 
 
 def by_class(measured: Measured, labels: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .sections import DEMO
 
 _DECIDES = re.compile(
     r"config\.json|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt"
-    r"|.*\.model|.*\.tiktoken"
+    r"|chat_template\.jinja|.*\.model|.*\.tiktoken"
 )
 
 

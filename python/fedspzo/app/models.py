@@ -13,12 +13,14 @@ from torch import nn
 from fedspzo.blocks.output_rows import has_linear_output, untie_rows
 from fedspzo.errors import InputError, explained
 
+from .completion import Completion
 from .config import Config
 from .data import Splits
 from .examples import Example
 from .head_labels import head_names
 from .pretrained import Recipe, Source, load_from
-from .tasks import Encoded, HeadClassification, LanguageModelling, PromptClassification, Task
+from .prompts import PromptClassification
+from .tasks import Encoded, HeadClassification, LanguageModelling, Task
 
 
 def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
@@ -148,7 +150,11 @@ def _task(
 ) -> Task:
     task = config.task
     if task.type == "prompt":
-        return PromptClassification(tokenizer, task.template, task.verbalizers, max_length)
+        return PromptClassification(
+            tokenizer, task.template, task.verbalizers, max_length, chat=task.chat
+        )
     if task.type == "classification":
         return HeadClassification(tokenizer, labels, max_length, names)
+    if task.type == "completion":
+        return Completion(tokenizer, max_length, task.metric_rows, chat=task.chat)
     return LanguageModelling(tokenizer, max_length)

@@ -107,6 +107,10 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
 
 def _told(config: Config, summary: Row) -> Iterator[str]:
     """Yield what is printed below the tables."""
+    for key, name in (("exact_match", "Exact match"), ("token_f1", "Token F1")):
+        if key in summary:
+            line = f"{name} of generated answers: {summary[key]:.1%}, before training"
+            yield f"{line} {summary['zero_shot_' + key]:.1%}."
     if config.privacy is not None:
         spent = max(value or math.inf for value in summary["epsilons"])
         yield f"No client has spent more than epsilon {spent:.3g} at delta {summary['delta']:g}."
@@ -145,6 +149,9 @@ def _summary(config: Config, test: list[Example], trained: Trained) -> Row:
 
 
 def _worth(measured: Measured) -> Row:
-    """Return accuracy and loss; a loss that is not finite is None, as JSON cannot hold it."""
+    """Return accuracy, loss and scores of answers.
+
+    A loss that is not finite is None, as JSON cannot hold it.
+    """
     loss = measured.loss if math.isfinite(measured.loss) else None
-    return {"accuracy": measured.accuracy, "loss": loss}
+    return {"accuracy": measured.accuracy, "loss": loss, **measured.answers}

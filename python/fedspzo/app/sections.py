@@ -7,7 +7,7 @@ This module does not import torch, so that a mistake is reported at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -40,42 +40,52 @@ class TaskConfig:
     Attributes:
         type: "prompt" classifies by the word that a language model predicts after the template, or
             at its {mask}. "classification" classifies by a head on the model. "lm" predicts each
-            next token.
+            next token. "completion" continues a prompt with its answer.
         template: prompt with {text} once, and {mask} at most once. Default "{text} It was".
         verbalizers: the word for each label. Only "prompt" has them, two or more.
         labels: the label of the checkpoint's head for a label of the data, where their names
             differ. Only "classification" has them. Default: none, the names are alike.
         new_head: train a new classification head, even if the checkpoint has one. Default False.
+        chat: the prompt is the user's turn, as the tokenizer's chat template writes it. Only
+            "prompt", without {mask}, and "completion" have it. Default False.
+        metric_rows: the most test examples whose answers are generated, before training and after.
+            Only "completion" has it. Default 200. 0: none is.
 
     Raises:
         ValueError: two values do not fit together; the message names the remedy.
     """
 
-    type: Literal["prompt", "classification", "lm"]
+    type: Literal["prompt", "classification", "lm", "completion"]
     template: str = "{text} It was"
     verbalizers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     new_head: bool = False
+    chat: bool = False
+    metric_rows: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("labels", "new_head"):
-            if getattr(self, name) and self.type != "classification":
+        for name, types in _USED_BY.items():
+            if self.type not in types and getattr(self, name) != _TASK_DEFAULTS[name]:
                 raise ValueError(
                     f"{name} is given, but type = {self.type!r} has no use for it; "
-                    "remove it or set type = 'classification'"
+                    f"remove it or set type = {' or '.join(map(repr, types))}"
                 )
+        if self.metric_rows < 0:
+            raise ValueError(f"metric_rows is {self.metric_rows}; give 0 or more examples")
         if self.labels and self.new_head:
             raise ValueError(
                 "labels is given, but a new head has the labels of the data; remove labels, or "
                 "new_head"
             )
-        if self.type != "prompt":
-            if self.verbalizers:
-                raise ValueError(
-                    f"verbalizers is given, but type = {self.type!r} has no use for it; "
-                    "remove it or set type = 'prompt'"
-                )
-            return
+        if self.type == "prompt":
+            self._check_prompt()
+
+    def _check_prompt(self) -> None:
+        if self.chat and self.masked:
+            raise ValueError(
+                f"chat is given, but template is {self.template!r}, and a masked model has no"
+                " turns; remove chat, or {mask}"
+            )
         if len(self.verbalizers) < 2:
             raise ValueError(
                 f"verbalizers has {len(self.verbalizers)} entries; give one word for each of two "
@@ -90,6 +100,21 @@ class TaskConfig:
     def masked(self) -> bool:
         """True if the template needs a masked language model."""
         return "{mask}" in self.template
+
+
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "labels": ("classification",),
+    "new_head": ("classification",),
+    "verbalizers": ("prompt",),
+    "template": ("prompt",),
+    "chat": ("prompt", "completion"),
+    "metric_rows": ("completion",),
+}
+"""The types that have a use for a key of [task]."""
+
+_TASK_DEFAULTS: dict[str, object] = {
+    one.name: {} if one.default is MISSING else one.default for one in fields(TaskConfig)
+}
 
 
 def check_template(template: str) -> None:
@@ -119,6 +144,8 @@ class DataConfig:
             None: the last round counts.
         text: name of the field with the text. Default "text".
         label: name of the field with the label. Default "label".
+        prompt: name of the field with the prompt of a completion. Default "prompt".
+        answer: name of the field with its answer. Default "answer".
         client: name of the field with the name of the client that has a training example. Default
             None: the examples are dealt, unless `train` is a folder.
         on_bad_row: "refuse" (default): a row without text or label is an error. "skip": it is left
@@ -136,6 +163,8 @@ class DataConfig:
     validation: Path | float | None = None
     text: str = "text"
     label: str = "label"
+    prompt: str = "prompt"
+    answer: str = "answer"
     client: str | None = None
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     max_length: int = 128

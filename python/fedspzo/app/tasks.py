@@ -3,7 +3,7 @@
 A `Task` encodes examples once (`encode`), pads them to a batch (`collate`), computes a batch's loss
 (`loss`), and measures a model (`evaluate`). Batches are padded on the right, whatever the
 tokenizer's side is. Positions then count from 0 in every model, causal or not, and padding stands
-behind all tokens that are read.
+behind all tokens that are read. Only generation pads on the left (`generation`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from fedspzo.errors import InputError
 
 from .examples import Example
 from .measures import Measured
-from .prompt_head import head_at
 
 EVALUATION_BATCH = 32
-"""Number of examples in a batch of the evaluation."""
+"""Number of rows in a batch of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,13 @@ class Encoded:
         ids: the token ids.
         label: the class number. Default 0, also for language modelling.
         position: position of the token whose logits answer the prompt. Default -1: the last one.
+        answer: the answer as a text. Default "": only a completion has one.
     """
 
     ids: tuple[int, ...]
     label: int = 0
     position: int = -1
+    answer: str = ""
 
 
 Batch = dict[str, Tensor]
@@ -101,6 +102,11 @@ class Task(ABC):
         """The labels in the order of the class numbers. It is empty without classes."""
         return ()
 
+    @property
+    def rows_per_example(self) -> int:
+        """Number of rows that an example takes in a batch."""
+        return 1
+
     def evaluate(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
         """Return the mean "loss" (nats) and "accuracy" (0 to 1) over all predictions.
 
@@ -116,9 +122,10 @@ class Task(ABC):
         total = correct = count = 0.0
         size = len(self.classes)
         pairs = torch.zeros(size * size, dtype=torch.int64)
+        at_once = max(1, EVALUATION_BATCH // self.rows_per_example)
         with evaluating(model):
-            for start in range(0, len(ordered), EVALUATION_BATCH):
-                batch = self.collate(ordered[start : start + EVALUATION_BATCH])
+            for start in range(0, len(ordered), at_once):
+                batch = self.collate(ordered[start : start + at_once])
                 logits, labels = self.scores(model, batch)
                 chosen = logits.argmax(-1)
                 total += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -130,122 +137,14 @@ class Task(ABC):
         rows = tuple(map(tuple, pairs.reshape(size, size).tolist())) if size else None
         return Measured(loss=total / count, accuracy=correct / count, confusion=rows)
 
+    def score_answers(self, model: nn.Module, examples: Sequence[Encoded]) -> dict[str, float]:
+        """Generate answers, and return their scores by name. Empty: the task generates none."""
+        return {}
+
     def _logits(self, model: nn.Module, batch: Batch, **extra: Any) -> tuple[Tensor, Batch]:
         """Return the model's logits, and the batch on the model's device."""
-        device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return model(**inputs, **extra).logits, batch
-
-
-class PromptClassification(Task):
-    """Classifies by the word that a language model predicts after a template, or inside it.
-
-    The loss is the cross entropy over the verbalizers' logits alone. They are those of the prompt's
-    last token (causal model), or of the template's {mask} (masked model).
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        template: text with {text} once and, for a masked model, {mask} once.
-        verbalizers: the word for each label. With a blank before it, it has to be one token.
-        max_length: number of tokens to which a prompt is cut. The end of {text} is cut off, and
-            never the template.
-
-    Raises:
-        InputError: a word has several tokens or an unknown one; two words have the same token; the
-            template leaves no room for a text; or the tokenizer has no mask token.
-    """
-
-    def __init__(
-        self, tokenizer: Any, template: str, verbalizers: Mapping[str, str], max_length: int
-    ) -> None:
-        super().__init__(tokenizer, max_length)
-        self.masked = "{mask}" in template
-        if self.masked:
-            if tokenizer.mask_token is None:
-                raise InputError(
-                    f"[task] template is {template!r}, but the model's tokenizer has no mask "
-                    "token; remove {mask} (causal model) or name a masked model"
-                )
-            # a text may hold mask tokens too; the template's is the first or the last of all
-            self.mask_is_last = template.index("{mask}") > template.index("{text}")
-            template = template.replace("{mask}", tokenizer.mask_token)
-        else:
-            template = template.rstrip()  # the blank belongs to the word's token
-        self.before, self.after = template.split("{text}")
-        self.labels = {label: number for number, label in enumerate(verbalizers)}
-        self.words = self._words(verbalizers)
-        if len(self._prompt("")) >= max_length:
-            raise InputError(
-                f"[data] max_length is {max_length}, but the template alone takes "
-                f"{len(self._prompt(''))} tokens; raise max_length or shorten the template"
-            )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels of the verbalizers."""
-        return tuple(self.labels)
-
-    def _words(self, verbalizers: Mapping[str, str]) -> Tensor:
-        # A word's token depends on the text before it ("▁great", "Ġgreat", "great"). So the word is
-        # tokenized behind the template's end, and its token is the one that this adds.
-        context = (self.after or self.before).split(self.tokenizer.mask_token or "\0")[0].rstrip()
-        prefix = self.tokenizer(context, add_special_tokens=False).input_ids
-        owner: dict[int, str] = {}
-        for label, word in verbalizers.items():
-            text = f"{context} {word.strip()}"
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
-            new = ids[len(prefix) :] if ids[: len(prefix)] == prefix else ids
-            where = f"[task.verbalizers] {label} is {word!r}"
-            if len(new) != 1:
-                parts = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(new)))
-                raise InputError(
-                    f"{where}, which the model's tokenizer reads as {len(new)} tokens ({parts}); "
-                    "choose a word that is one token"
-                )
-            if new[0] == self.tokenizer.unk_token_id:
-                raise InputError(f"{where}, a word the model's tokenizer does not know; choose one")
-            if new[0] in owner:
-                raise InputError(
-                    f"{where}, the same token as the verbalizer of {owner[new[0]]!r}; "
-                    "choose another word"
-                )
-            owner[new[0]] = label
-        return torch.tensor(list(owner))
-
-    def _prompt(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(self.before + text + self.after).input_ids
-        if not self.masked and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids.pop()  # an end-of-text token would take the word's place
-        return ids
-
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the prompts as token ids. Texts are cut to fit."""
-        return [self._encode(example) for example in examples]
-
-    def _encode(self, example: Example) -> Encoded:
-        text = example.text
-        ids = self._prompt(text)
-        while len(ids) > self.max_length:
-            text = text[: min(len(text) - 1, len(text) * self.max_length // len(ids))].rstrip()
-            ids = self._prompt(text)
-        position = -1
-        if self.masked:
-            places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
-            position = places[-1 if self.mask_is_last else 0]
-        return Encoded(tuple(ids), self.labels[example.label or ""], position)
-
-    def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the verbalizers' float32 logits (B, labels), and class numbers (B,)."""
-        with head_at(model, batch["positions"], self.words):
-            logits, batch = self._logits(model, batch)
-        columns = (
-            batch["positions"] if logits.shape[1] > 1 else torch.zeros_like(batch["positions"])
-        )
-        rows = torch.arange(len(columns), device=logits.device)
-        # few of the whole vocabulary's logits, of which a copy would take longer than a small head
-        answers = logits[rows[:, None], columns[:, None], self.words.to(logits.device)]
-        return answers.float(), batch["labels"]
+        batch = on_device(model, batch)
+        return model(**model_inputs(batch), **extra).logits, batch
 
 
 class HeadClassification(Task):
@@ -304,8 +203,8 @@ class LanguageModelling(Task):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return each text's mean loss over its tokens, in nats: float32 (B,)."""
-        counts = (batch["attention_mask"].sum(1) - 1).tolist()
-        return torch.stack([part.mean() for part in super().losses(model, batch).split(counts)])
+        counts = batch["attention_mask"].sum(1) - 1
+        return mean_of_each(super().losses(model, batch), counts)
 
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return float32 logits (N, vocabulary) and next tokens (N,).
@@ -315,6 +214,27 @@ class LanguageModelling(Task):
         logits, batch = self._logits(model, batch)
         real = batch["attention_mask"][:, 1:].bool()
         return logits[:, :-1][real].float(), batch["input_ids"][:, 1:][real]
+
+
+def mean_of_each(losses: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean of each example's losses, (B,).
+
+    Args:
+        losses: the losses of all predictions, (N,), those of an example together.
+        counts: number of predictions of each example, int64 (B,).
+    """
+    return torch.stack([part.mean() for part in losses.split(counts.tolist())])
+
+
+def on_device(model: nn.Module, batch: Batch) -> Batch:
+    """Return the batch on the model's device."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """Return what the model reads of a batch."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def _ids(task: Task, examples: Sequence[Example]) -> list[list[int]]:

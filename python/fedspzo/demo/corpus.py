@@ -64,6 +64,16 @@ def tickets(seed: int, train: int, test: int) -> tuple[list[Row], list[Row]]:
     return _split(lambda label: writer.ticket(names[label]), TOPICS, train, test, writer.rng)
 
 
+def with_answers(rows: Sequence[Row]) -> list[Row]:
+    """Return customers' messages as prompts, each with the team that answers it as its answer."""
+    writer = Writer(SEED)
+    names = dict(zip(TOPICS, writer.grammar["tickets"]["subjects"], strict=True))
+    return [
+        {"prompt": f"{row['text']} This is about", "answer": f"{names[row['label']]} team."}
+        for row in rows
+    ]
+
+
 def _split(
     write: Callable[[str], str], labels: Sequence[str], train: int, test: int, rng: random.Random
 ) -> tuple[list[Row], list[Row]]:
@@ -146,6 +156,7 @@ def data_files() -> dict[str, str]:
         for split, rows in zip(("train", "test"), pair, strict=True):
             if name == "own_labels":
                 files[f"{name}/{split}.csv"] = _csv(rows)
+                files[f"answers/{split}.jsonl"] = _jsonl(with_answers(rows))
             else:
                 files[f"{name}/{split}.jsonl"] = _jsonl(rows)
     return files
