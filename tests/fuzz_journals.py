@@ -61,6 +61,7 @@ HEADER = Header(
             ],
         },
         "spent": {"forwards": 20.5, "bytes_down": 300, "bytes_up": 160},
+        "threads": 2,
         "config": "[federation]\nclients = 3\n",
         "path": "run.toml",
         "data": {"train": DIGEST, "test": DIGEST},

@@ -46,6 +46,7 @@ def read_journal(content: bytes, scratch: Path) -> None:
         lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch), SPLITS),
         lambda: check_removal(RunFolder(scratch, overwrite=True), run_config(scratch)),
         lambda: resuming.rounds_done(RunFolder(scratch)),
+        lambda: resuming.begun_threads(RunFolder(scratch)),
     )
     for read in readers:
         try:

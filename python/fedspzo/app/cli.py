@@ -202,9 +202,10 @@ def _train(
             )
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
+    ours = "OMP_NUM_THREADS" not in os.environ and "torch" not in sys.modules
     from .run import run  # Brings torch and transformers.
 
-    bad = run(config, splits, folder, quiet=options.quiet).get("fault")
+    bad = run(config, splits, folder, quiet=options.quiet, choose_threads=ours).get("fault")
     if bad is not None:
         print(f"fedspzo: error: {bad}", file=sys.stderr)
     return 0 if bad is None else 4
