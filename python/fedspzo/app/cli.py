@@ -179,8 +179,10 @@ def _train(
     from .data import check_clients, check_repeated, read_splits
     from .removal import check_removal
     from .resume import check_same_run
+    from .waiting import waiting
 
-    splits = read_splits(config.data, config.task, config.federation.seed)
+    with waiting("reading the data", quiet=options.quiet):
+        splits = read_splits(config.data, config.task, config.federation.seed)
     check_repeated(config.data, splits)
     check_clients(config, splits)
     check_removal(folder, config)

@@ -25,6 +25,7 @@ from .model_files import check_same_files, model_files
 from .report import figure_png, print_classes, print_table
 from .resume import identity
 from .run_folder import CONFIG, FIGURE, RunFolder
+from .waiting import waiting
 
 COSTS = ("forwards", "bytes_up", "bytes_down", "skipped")
 """Entries of a row that are totals since the start."""
@@ -60,7 +61,8 @@ def run(
     """
     start = time.perf_counter()
     beside = model_files(config.model.name)
-    model, task, recipe = models.load(config, splits)
+    with waiting(f"loading {config.model.name}", quiet=quiet):
+        model, task, recipe = models.load(config, splits)
     check_same_files(
         config.model.name,
         beside,
@@ -74,7 +76,9 @@ def run(
         # A small model's operations are too short for several threads: they gain little on a free
         # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
-    experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
+    texts = len(splits.train) + len(splits.test) + len(splits.validation)
+    with waiting(f"encoding {texts} texts", quiet=quiet):
+        experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
     if choose_threads and not small:
         experiment.choose_threads(model)
