@@ -24,17 +24,21 @@ check: .venv/tools
 test: .venv/tools
 	$(PYTEST)
 
-# kill -9 at over 200 points of a run, and on to the same bits. `make test` has a short form.
+# kill -9 at over 1,000 points of a run, and on to the same bits; power cuts, each in 200 ways.
+# `make test` has a short form.
+KILLS ?= 1000
 faults: .venv/tools
-	$(BIN)/pytest tests/test_faults.py -m faults -s
+	FEDSPZO_CUTS=200 $(BIN)/pytest tests/test_power_cuts.py
+	FEDSPZO_KILLS=$(KILLS) $(BIN)/pytest tests/test_faults.py -m faults -s
 
 # Where every class of transformers with a head is cut: writes docs/models.md.
 sweep: .venv/tools
 	$(BIN)/pytest tests/test_family_sweep.py -m sweep -s
 
-# Twenty times the random input of `make test`, new each time.
+# Twenty times the random input of `make test`, over 200,000, new each time.
+FUZZ ?= 20
 fuzz: .venv/tools
-	FEDSPZO_FUZZ=20 $(PYTEST) -m fuzz
+	FEDSPZO_FUZZ=$(FUZZ) $(PYTEST) -m fuzz
 
 lint: .venv/tools
 	$(BIN)/ruff check

@@ -56,11 +56,13 @@ HEADER = Header(
                     "square_sum": 2.0,
                     "trace_sum": trace,
                     "smoothed_square": 0.5,
+                    "smoothed_eigenvalue": 0.5,
                 }
                 for trace in (None, 3.0)
             ],
         },
         "spent": {"forwards": 20.5, "bytes_down": 300, "bytes_up": 160},
+        "threads": 2,
         "config": "[federation]\nclients = 3\n",
         "path": "run.toml",
         "data": {"train": DIGEST, "test": DIGEST},

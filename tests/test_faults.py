@@ -34,8 +34,10 @@ RUN = ["run", "run.toml", "--quiet", "--output", "out"]
 RESUME = ["run", "--resume", "out", "--quiet"]
 REPLAY = ["replay", "net", "kept.fspz", "--quiet", "-o", "replayed"]
 
-SHORT, FULL = 6, 200
+SHORT, FULL = 6, int(os.environ.get("FEDSPZO_KILLS", "200"))
 """Points at which a run is killed."""
+ROUNDS = 4 if FULL <= 800 else 6
+"""Rounds of the run: four have 821 events, and each event is a point."""
 REPLAY_SHORT, REPLAY_FULL = 3, 24
 OUTSIDE_FULL = 12
 """Runs killed from outside, after some time, in a process with an interpreter of its own."""
@@ -104,6 +106,8 @@ class Machine:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("faults")
     write_run(folder)
+    config = folder / "run.toml"
+    config.write_text(config.read_text().replace("rounds = 4", f"rounds = {ROUNDS}"))
     machine = Machine(folder)
     yield machine
     machine.server.communicate()
@@ -124,7 +128,9 @@ def points(events: list[str], count: int) -> list[int]:
     stretch = len(events) / count
     chosen = {int((number + rng.random()) * stretch) for number in range(count)}
     kinds = [events.index(name) for name in sorted(set(events))]
-    return sorted(chosen | set(rng.sample(kinds, min(len(kinds), count // 2))))
+    chosen |= set(rng.sample(kinds, min(len(kinds), count // 2)))
+    others = sorted(set(range(len(events))) - chosen)  # two stretches may give the same event
+    return sorted(chosen | set(rng.sample(others, max(0, count - len(chosen)))))
 
 
 def kill_and_go_on(machine: Machine, expected: dict[str, Any], event: int, name: str) -> None:

@@ -23,6 +23,7 @@ from fedspzo.federated.journal import compaction
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.journal.reader import JournalError
+from fedspzo.journal.salvage import examine, salvage
 
 WHOLE = journal(text(HEADER), BODIES)
 
@@ -37,12 +38,15 @@ def read_journal(content: bytes, scratch: Path) -> None:
     path.write_bytes(content)
     readers = (
         lambda: list(DecodedJournal(path).records()),
+        lambda: list(DecodedJournal(path, salvage=True).records()),
+        lambda: salvage_whole(path, scratch / "whole.fspz"),
         lambda: list(journal_view.lines(path)),
         lambda: list(journal_view.lines(path, round=1)),
         lambda: compaction.compact(path, scratch / "short.fspz"),
         lambda: resuming.check_same_run(RunFolder(scratch), run_config(scratch), SPLITS),
         lambda: check_removal(RunFolder(scratch, overwrite=True), run_config(scratch)),
         lambda: resuming.rounds_done(RunFolder(scratch)),
+        lambda: resuming.begun_threads(RunFolder(scratch)),
     )
     for read in readers:
         try:
@@ -57,6 +61,16 @@ def read_journal(content: bytes, scratch: Path) -> None:
     assert content.startswith(path.read_bytes())  # but for a torn end, which it cut off
     path.unlink()
     (scratch / "short.fspz").unlink(missing_ok=True)
+
+
+def salvage_whole(path: Path, output: Path) -> None:
+    """What a salvage writes is the start of the file, and a journal without damage."""
+    output.unlink(missing_ok=True)
+    salvage(path, output)
+    assert path.read_bytes().startswith(output.read_bytes())
+    again = examine(output)
+    assert again.damage is None
+    assert (again.size, again.torn) == (output.stat().st_size, 0)
 
 
 def run_config(scratch: Path) -> config.Config:

@@ -1,4 +1,4 @@
-"""The command line: demo, run, replay, verify, journal show and compact, info.
+"""The command line: demo, run, replay, verify, journal show, compact and salvage, info.
 
 A config is checked before torch is imported. Exit codes: 0, done; 1, `verify` found other weights;
 2, wrong input (one line on stderr); 3, too few clients answered; 4, the run ended badly; 130,
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from fedspzo.errors import InputError
 from fedspzo.federated.rejections import QuorumError
+from fedspzo.journal.damage import JournalWarning
 
 from . import config as configuration
 from .streams import discard, print_any_text, say
@@ -87,7 +88,7 @@ def plain_warnings(*, quiet: bool) -> Iterator[None]:
     A step that was skipped is counted in the progress and in the table, so it is not printed.
 
     Args:
-        quiet: print none.
+        quiet: print none, but for that of a damaged journal.
     """
 
     def show(
@@ -98,11 +99,13 @@ def plain_warnings(*, quiet: bool) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if not quiet and filename.startswith(OURS):
+        wanted = not quiet or issubclass(category, JournalWarning)
+        if wanted and filename.startswith(OURS):
             print(f"fedspzo: {str(message).removeprefix('fedspzo: ')}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="step .* was skipped")
+        warnings.filterwarnings("always", category=JournalWarning)
         warnings.showwarning = show
         yield
 
@@ -120,6 +123,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _run_or_resume(options: argparse.Namespace) -> int:
     if options.resume is not None:
         return _resume(options)
+    if options.salvage:
+        raise InputError("salvage is given without --resume; name the run's folder after --resume")
     if options.config is None:
         raise InputError("name a CONFIG.toml, or a run's folder after --resume")
     return _run(options, options.config, overwrite=options.overwrite)
@@ -149,6 +154,9 @@ def _resume(options: argparse.Namespace) -> int:
             line = f"the run in '{path}' is finished; --rounds N extends it to N rounds"
             print(f"fedspzo: {line}", file=sys.stderr)
             return 0
+        if options.salvage:
+            for copy in folder.salvage():
+                print(f"fedspzo: the damaged file is kept as {copy}", file=sys.stderr)
         config = configuration.load(path / CONFIG).with_overrides(output=path)
         if options.rounds is not None:
             done = rounds_done(folder)
@@ -171,8 +179,10 @@ def _train(
     from .data import check_clients, check_repeated, read_splits
     from .removal import check_removal
     from .resume import check_same_run
+    from .waiting import waiting
 
-    splits = read_splits(config.data, config.task, config.federation.seed)
+    with waiting("reading the data", quiet=options.quiet):
+        splits = read_splits(config.data, config.task, config.federation.seed)
     check_repeated(config.data, splits)
     check_clients(config, splits)
     check_removal(folder, config)
@@ -194,9 +204,10 @@ def _train(
             )
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
+    ours = "OMP_NUM_THREADS" not in os.environ and "torch" not in sys.modules
     from .run import run  # Brings torch and transformers.
 
-    bad = run(config, splits, folder, quiet=options.quiet).get("fault")
+    bad = run(config, splits, folder, quiet=options.quiet, choose_threads=ours).get("fault")
     if bad is not None:
         print(f"fedspzo: error: {bad}", file=sys.stderr)
     return 0 if bad is None else 4
@@ -209,12 +220,15 @@ def _replay(options: argparse.Namespace) -> None:
     from .report import ProgressReport
 
     check_output(options.output)
-    total = rounds(DecodedJournal(options.journal)) if options.round is None else options.round
+    total = options.round
+    if total is None:
+        total = rounds(DecodedJournal(options.journal, salvage=options.salvage))
     with ProgressReport("replay", total, quiet=options.quiet) as progress:
         done = replay(
             options.base,
             options.journal,
             round=options.round,
+            salvage=options.salvage,
             on_round=lambda number: progress.update({"round": number}),
         )
     save(done, options.output)
@@ -227,7 +241,9 @@ def _replay(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from .replay import verify
 
-    verdict = verify(str(options.folder), options.journal, round=options.round)
+    verdict = verify(
+        str(options.folder), options.journal, round=options.round, salvage=options.salvage
+    )
     what = f"{options.folder}: digest {verdict.digest}"
     if verdict.matches:
         print(f"{what}, that of round {verdict.round} of {options.journal}")
@@ -254,7 +270,7 @@ def _show(options: argparse.Namespace) -> None:
 def _compact(options: argparse.Namespace) -> None:
     from fedspzo.federated.journal.compaction import compact
 
-    done = compact(options.journal, options.output, after=options.after)
+    done = compact(options.journal, options.output, after=options.after, salvage=options.salvage)
     print(f"{options.output} holds {done.rounds} rounds, {done.terms} terms, and no report")
     if done.first:
         print(
@@ -264,6 +280,19 @@ def _compact(options: argparse.Namespace) -> None:
     print(f"{done.bytes_after} bytes, {options.journal} has {done.bytes_before}")
     if done.term_before is not None and done.term_after is not None:
         print(f"without the header {done.term_after:.1f} a term, before {done.term_before:.1f}")
+
+
+def _salvage(options: argparse.Namespace) -> None:
+    from fedspzo.journal.salvage import salvage
+
+    done = salvage(options.journal, options.output)
+    print(f"{options.output} holds {done.rounds} rounds, {done.size} bytes of {options.journal}")
+    if done.damage is not None:
+        print(f"{options.journal}: {done.damage}")
+    elif done.torn:
+        print(f"a torn record of {done.torn} bytes at its end is left out")
+    else:
+        print(f"{options.journal} is not damaged")
 
 
 def _path(text: str) -> Path:
@@ -304,6 +333,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(function=_run_or_resume)
     run.add_argument("config", type=_path, nargs="?", metavar="CONFIG.toml")
     run.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in a folder")
+    run.add_argument(
+        "--salvage", action="store_true", help="--resume a damaged journal before the damage"
+    )
     run.add_argument("--overwrite", action="store_true", help="replace an earlier run's folder")
     for command in (demo, run):
         command.add_argument("--output", type=_path, metavar="DIR", help="folder for the results")
@@ -330,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=_path, metavar="FOLDER")
     verify.add_argument("journal", type=_path, metavar="JOURNAL")
     verify.add_argument("--round", type=int, metavar="N", help="in place of the last one")
-    journal = commands.add_parser("journal", help="look into a journal, or make it shorter")
+    journal = commands.add_parser("journal", help="look into a journal, shorten it, or salvage it")
     verbs = journal.add_subparsers(dest="verb", required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a journal for people")
     show.set_defaults(function=_show)
@@ -343,6 +375,14 @@ def _parser() -> argparse.ArgumentParser:
     compact.add_argument(
         "--after", type=int, metavar="N", help="start from the weights after N rounds"
     )
+    salvage = verbs.add_parser("salvage", help="write what is whole of a damaged journal")
+    salvage.set_defaults(function=_salvage)
+    salvage.add_argument("journal", type=_path, metavar="JOURNAL")
+    salvage.add_argument("-o", "--output", type=_path, metavar="NEW", required=True)
+    for command in (replay, verify, compact):
+        command.add_argument(
+            "--salvage", action="store_true", help="take a damaged journal up to the damage"
+        )
     info = commands.add_parser("info", help="versions, backends, CPU and GPU")
     info.set_defaults(function=_info)
     return parser

@@ -35,8 +35,10 @@ from .metrics import Row, as_row
 from .pretrained import Recipe
 from .replay import advance
 from .report import ProgressReport, partition_lines
+from .resume import begun_threads
 from .run_folder import JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder
 from .tasks import Encoded, Task
+from .threads import Threads
 
 COPIES = 32_000_000
 """Number of parameters, over all clients, up to which each client has a copy of the model.
@@ -105,6 +107,7 @@ class Experiment:
         self.recipe = recipe
         self.folder = folder
         self.quiet = quiet
+        self.threads: Threads | None = None
         self.test = self._encode(model, splits.test)
         self.validation = self._encode(model, splits.validation) if splits.validation else None
         # what predicts tokens is judged by its loss, of which their accuracy is a coarse picture
@@ -137,6 +140,26 @@ class Experiment:
             blocks = split(model, optimizer.at, example=inputs)
             spzo(blocks, optimizer)  # raises ValueError if a setting does not fit the blocks
         return blocks
+
+    def choose_threads(self, model: nn.Module) -> None:
+        """Set torch to the faster of one thread and all, or to the number that the run began with.
+
+        A model on a GPU is not timed.
+        """
+        if next(model.parameters()).device.type != "cpu":
+            return
+        batch = self.task.collate(self.clients[0][: self.config.federation.batch_size])
+
+        def work() -> None:
+            with torch.no_grad():
+                self.task.loss(model, batch)
+
+        self.threads = Threads(work)
+        begun = begun_threads(self.folder) if self.folder.resumes else None
+        if begun is None:
+            begun = self.threads.choose()
+        torch.set_num_threads(begun)
+        self.about = {**self.about, "threads": begun}
 
     def print_partition(self) -> None:
         """Print how many examples of which labels each client has, to stderr."""
@@ -251,6 +274,8 @@ class Experiment:
                 if result.round == 0:
                     self.folder.write(metrics, "")
                 rows.append(as_row(result))
+                if self.threads is not None and result.round > past + 1:
+                    self._look_at_threads(self.threads, rows)
                 self.folder.append(metrics, rows[-1])
                 if found:
                     known.clear()
@@ -299,6 +324,17 @@ class Experiment:
             before=before,
             after=replace(after, answers=self._answers(model)),
         )
+
+    def _look_at_threads(self, threads: Threads, rows: list[Row]) -> None:
+        """Choose the threads again after a round that was far slower than those before."""
+        earlier, before, now = rows[-3:]
+        # the time to a round's end includes an evaluation of the weights that it starts from, so
+        # these rounds are left out, unless each is one
+        if before["loss"] is not None and earlier["loss"] is None:
+            return
+        changed = threads.after_round(now["seconds"] - before["seconds"])
+        if changed and not self.quiet:
+            print(f"fedspzo: going on with {threads.line}", file=sys.stderr)
 
     def _journal(self, name: str) -> RunJournal:
         """Open a journal. Raise InputError if its run loaded the model in another way."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedspzo.errors import InputError
 from fedspzo.federated.journal.reader import DecodedJournal
-from fedspzo.files import folder_atomic
+from fedspzo.files import folder_atomic, make_folder
 from fedspzo.journal.records import Record, apply, digest, merged
 
 from . import weights
@@ -44,6 +44,7 @@ def replay(
     journal: Path,
     *,
     round: int | None = None,
+    salvage: bool = False,
     on_round: Callable[[int], None] | None = None,
     terms: int = TERMS_A_PASS,
 ) -> Replayed:
@@ -56,7 +57,9 @@ def replay(
         base: the model that the journal starts from: a folder, a hub id, "demo", or a safetensors
             file.
         journal: the file, which is not changed.
-        round: number of rounds. Default None: all.
+        round: number of rounds. Default None: all. A damaged journal gives the rounds before the
+            damage by number, with a warning.
+        salvage: take all rounds before the damage for all, with a warning. Default False.
         on_round: called with the number of rounds done, after each pass over the weights.
         terms: number of a block's terms that one pass applies (`journal.merged`).
 
@@ -64,10 +67,11 @@ def replay(
         InputError: the journal or the base cannot be read, they do not belong together, or there is
             no such round.
     """
-    log = DecodedJournal(journal)
+    log = DecodedJournal(journal, salvage=salvage or round is not None)
     last = rounds(log)
     round = last if round is None else round
     log.check_round("round", round, last)
+    log.reader.warn()
     found = weights.load(base, log.header)
     now = digest(found.named.items())
     if now != log.header.base:
@@ -135,7 +139,7 @@ def save(replayed: Replayed, output: Path) -> None:
     """
     check_output(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(output.parent)
         with folder_atomic(output) as temporary:
             replayed.weights.save(temporary)
     except (OSError, SafetensorError) as error:
@@ -175,22 +179,27 @@ class Verdict:
     found: int | None
 
 
-def verify(folder: str, journal: Path, *, round: int | None = None) -> Verdict:
+def verify(
+    folder: str, journal: Path, *, round: int | None = None, salvage: bool = False
+) -> Verdict:
     """Compare a model's weights with a journal's digests. Nothing is replayed.
 
     Args:
         folder: a model's folder, or a run's folder that contains `model`.
         journal: the journal's file.
-        round: the round to compare with. Default None: the last one.
+        round: the round to compare with. Default None: the last one. A damaged journal gives the
+            rounds before the damage by number, with a warning.
+        salvage: take the last round before the damage for the last one. Default False.
 
     Raises:
         InputError: the model or the journal cannot be read, or there is no such round.
     """
-    log = DecodedJournal(journal)
+    log = DecodedJournal(journal, salvage=salvage or round is not None)
     digests = log.known()
     last = max(digests)
     round = last if round is None else round
     log.check_round("round", round, last)
+    log.reader.warn()
     if not Path(folder).exists():
         raise InputError(f"'{folder}': there is no such folder; give a model's or a run's")
     inner = Path(folder) / MODEL

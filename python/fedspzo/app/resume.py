@@ -99,6 +99,13 @@ def rounds_done(folder: RunFolder) -> int:
     return sum(entry.kind == ROUND for entry in JournalReader(folder.path / JOURNAL))
 
 
+def begun_threads(folder: RunFolder) -> int | None:
+    """Return the number of threads with which the run in a folder began. None: it is not known."""
+    run = JournalReader(folder.path / JOURNAL).header.get("run")
+    threads = run.get("threads") if isinstance(run, dict) else None
+    return threads if type(threads) is int and 0 < threads < 2**16 else None
+
+
 def _sections(toml: object) -> dict[str, dict[str, Any]]:
     if not isinstance(toml, str):
         raise TypeError("it is no text")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,15 +25,23 @@ from .model_files import check_same_files, model_files
 from .report import figure_png, print_classes, print_table
 from .resume import identity
 from .run_folder import CONFIG, FIGURE, RunFolder
+from .waiting import waiting
 
 COSTS = ("forwards", "bytes_up", "bytes_down", "skipped")
 """Entries of a row that are totals since the start."""
 
 SMALL = 4_000_000
-"""Number of parameters below which a run uses one thread, unless OMP_NUM_THREADS is set."""
+"""Number of parameters below which a run uses one thread, unless the user has chosen."""
 
 
-def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = False) -> Row:
+def run(
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    *,
+    quiet: bool = False,
+    choose_threads: bool = False,
+) -> Row:
     """Train as the config says, and then with MeZO if the config has [mezo].
 
     Args:
@@ -43,6 +50,8 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         folder: the folder of the results. Nothing is written before the model and the task are
             checked.
         quiet: print nothing. Default False.
+        choose_threads: set torch's number of threads to the faster of one and all (`threads`).
+            Default False: leave it as it is.
 
     Returns:
         The summary, which is the last line of metrics.jsonl.
@@ -52,7 +61,8 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     """
     start = time.perf_counter()
     beside = model_files(config.model.name)
-    model, task, recipe = models.load(config, splits)
+    with waiting(f"loading {config.model.name}", quiet=quiet):
+        model, task, recipe = models.load(config, splits)
     check_same_files(
         config.model.name,
         beside,
@@ -61,13 +71,17 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
     )
     # a hub id's files are in the cache by now
     about = identity(config, splits, model_files(config.model.name))
-    parameters = sum(p.numel() for p in model.parameters())
-    if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    if choose_threads and small:
         # A small model's operations are too short for several threads: they gain little on a free
         # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
-    experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
+    texts = len(splits.train) + len(splits.test) + len(splits.validation)
+    with waiting(f"encoding {texts} texts", quiet=quiet):
+        experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
     blocks = experiment.cut(model, config.optimizer)
+    if choose_threads and not small:
+        experiment.choose_threads(model)
     folder.create()
     if not quiet:
         experiment.print_partition()
@@ -89,6 +103,7 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         mezo_rows = mezo.rows
         summary |= {f"mezo_{key}": mezo_rows[-1][key] for key in COSTS}
         summary |= {f"mezo_{key}": value for key, value in _worth(mezo.after).items()}
+    summary["threads"] = torch.get_num_threads()
     bad = fault(summary, config, len(splits.test))
     if bad is not None:
         summary["fault"] = bad
@@ -101,6 +116,8 @@ def run(config: Config, splits: Splits, folder: RunFolder, *, quiet: bool = Fals
         print_classes(summary)
         for line in _told(config, summary):
             print(line)
+        if experiment.threads is not None and experiment.threads.line:
+            print(f"It was computed on {experiment.threads.line}.")
         print(f"Model, metrics, config and figure are in {folder.path}")
     return summary
 

@@ -18,7 +18,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedspzo.errors import InputError
-from fedspzo.files import Closing, folder_atomic, sync, write_atomic
+from fedspzo.files import Closing, folder_atomic, make_folder, sync, write_atomic
+from fedspzo.journal.salvage import salvage_in_place
 
 METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
 MEZO_METRICS = "mezo.jsonl"
@@ -122,6 +123,18 @@ class RunFolder(Closing):
         self.extended = self.resumes = True
         self.finished = False
 
+    def salvage(self) -> list[Path]:
+        """Cut damaged journals off before the damage, and return the copies of the damaged files.
+
+        Raises:
+            InputError: a journal's header is damaged, or a file cannot be written.
+        """
+        with self._explained():
+            self._acquire()
+            journals = [self.path / name for name in (JOURNAL, MEZO_JOURNAL)]
+            copies = [salvage_in_place(path) for path in journals if path.exists()]
+        return [copy for copy in copies if copy is not None]
+
     def create(self) -> None:
         """Create the folder, and take its lock.
 
@@ -133,7 +146,7 @@ class RunFolder(Closing):
             InputError: another process writes to the folder, or it cannot be written.
         """
         with self._explained():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             if self._lock is None:
                 before = self.resumes
                 self._acquire()

@@ -1,9 +1,10 @@
 """The journal: the records by which global weights change, on disk and applied to a model.
 
 `records` holds the terms of a round and applies them, `header` names the weights that they start
-from, `writer` and `reader` keep both on disk, `steps` journals central training, and `replica`
-follows a journal. May import `blocks`, `estimators` (for a step's report) and the root's modules;
-the journal knows no federation.
+from, `writer` and `reader` keep both on disk, `damage` and `salvage` find what is whole of a
+damaged file, `steps` journals central training, and `replica` follows a journal. May import
+`blocks`, `estimators` (for a step's report) and the root's modules; the journal knows no
+federation.
 """
 
 from __future__ import annotations

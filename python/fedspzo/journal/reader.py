@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,21 +22,52 @@ from typing import Any, BinaryIO
 
 from fedspzo.errors import InputError, one_line
 
+from .damage import (
+    CHECKSUM,
+    EVALUATION,
+    HEAD,
+    HEADER,
+    OVERHEAD,
+    ROUND,
+    ROUNDS,
+    TERMS,
+    Damage,
+    JournalWarning,
+    never_written,
+    rounds_behind,
+    rounds_in,
+)
+
+__all__ = [
+    "CHECKSUM",
+    "COMPACTED",
+    "EVALUATION",
+    "HEAD",
+    "HEADER",
+    "MAGIC",
+    "OVERHEAD",
+    "PREAMBLE",
+    "ROUND",
+    "ROUNDS",
+    "TERMS",
+    "VERSION",
+    "Entry",
+    "JournalError",
+    "JournalReader",
+]
+
 MAGIC = b"FSPZJRNL"
 VERSION = 3
-HEADER, ROUND, TERMS, EVALUATION, ROUNDS = 1, 2, 3, 4, 5
-"""Kinds of records."""
 
 COMPACTED = "was compacted, so its run cannot go on; resume the journal it was made from"
 """The reason why a journal with a record of kind ROUNDS is not continued."""
 
 PREAMBLE = struct.Struct("<8sI")  # magic, version
-HEAD = struct.Struct("<IBI")  # size of the body in bytes, kind, checksum of these two
-CHECKSUM = struct.Struct("<I")
 _UNWRITTEN = bytes(CHECKSUM.size)
-
-OVERHEAD = HEAD.size + CHECKSUM.size
-"""Size of a record without its body, in bytes."""
+_REMEDY = (
+    "restore the file from a copy, or use what is before it ('fedspzo journal salvage', or"
+    " --salvage)"
+)
 
 
 class JournalError(InputError):
@@ -69,6 +101,8 @@ class JournalReader:
 
     Args:
         path: the file, which is not changed.
+        salvage: end an iteration at a record whose checksums fail, and keep the place in `broken`.
+            Default False: raise JournalError.
 
     Attributes:
         header: the header's JSON object.
@@ -77,14 +111,17 @@ class JournalReader:
             every record has been read.
         torn: the number of bytes of a torn record at the end.
         chain: the last whole record's checksum.
+        broken: the damage that an iteration has found. None: none.
 
     Raises:
         JournalError: there is no such file, it is no journal, or it is damaged. An iteration may
             raise it too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, salvage: bool = False) -> None:
         self.path = path
+        self.salvage = salvage
+        self.broken: Damage | None = None
         self.end = self.torn = self.chain = 0
         first = next(self._scan(), None)
         if first is None:
@@ -100,13 +137,15 @@ class JournalReader:
 
     def damage(self, entry: Entry, reason: object) -> JournalError:
         """Return the error for a record whose checksums are right and whose values are wrong."""
-        return self._damage(entry.number, entry.offset, reason)
-
-    def _damage(self, number: int, offset: int, reason: object) -> JournalError:
         return JournalError(
-            f"{self.path}: record {number} at byte {offset} is damaged: {one_line(reason)};"
-            " restore the file from a copy"
+            f"{self.path}: record {entry.number} at byte {entry.offset} is damaged:"
+            f" {one_line(reason)}; restore the file from a copy"
         )
+
+    def warn(self) -> None:
+        """Warn of the damage that an iteration has found, if there is any."""
+        if self.broken is not None:
+            warnings.warn(f"{self.path}: {self.broken}", JournalWarning, stacklevel=2)
 
     def _object(self, entry: Entry) -> dict[str, Any]:
         if entry.kind != HEADER:
@@ -131,26 +170,39 @@ class JournalReader:
     def _entries(self, file: BinaryIO, size: int) -> Iterator[Entry]:
         preamble = file.read(PREAMBLE.size)
         self._check_preamble(preamble)
-        chain, end, number = zlib.crc32(preamble), PREAMBLE.size, 0
+        chain, end, number, kept = zlib.crc32(preamble), PREAMBLE.size, 0, 0
+        reason = None
         while size - end >= OVERHEAD:
             head = file.read(HEAD.size)
             length, kind, check = HEAD.unpack(head)
             head_chain = zlib.crc32(head[: -CHECKSUM.size], chain)
             if check != head_chain:
-                if _only_zeros(head, file):
-                    break
-                raise self._damage(number, end, "its length or kind fails its checksum")
+                if not _only_zeros(head, file):
+                    reason = "its length or kind fails its checksum"
+                break
             if size - end < OVERHEAD + length:
                 break
             body, check = file.read(length), file.read(CHECKSUM.size)
             body_chain = zlib.crc32(body, head_chain)
             if check != CHECKSUM.pack(body_chain):
-                if check == _UNWRITTEN and size - end == OVERHEAD + length:
-                    break
-                raise self._damage(number, end, "its body fails its checksum")
+                if check != _UNWRITTEN or size - end != OVERHEAD + length:
+                    reason = "its body fails its checksum"
+                break
             yield Entry(number, end, kind, body)
+            kept += rounds_in(kind, body)
             chain, end, number = body_chain, end + OVERHEAD + length, number + 1
         self.chain, self.end, self.torn = chain, end, size - end
+        if reason is None:
+            return
+        file.seek(end)
+        rest = file.read()
+        if number and never_written(rest, end):
+            return
+        broken = Damage(number, end, reason, kept, rounds_behind(rest))
+        if not number or not self.salvage:
+            remedy = _REMEDY if number else "restore the file from a copy"
+            raise JournalError(f"{self.path}: {broken}; {remedy}")
+        self.broken, self.torn = broken, 0
 
     def _check_preamble(self, data: bytes) -> None:
         if len(data) < PREAMBLE.size or not data.startswith(MAGIC):

@@ -55,7 +55,9 @@ class Compacted:
         return (self.bytes_after - self.header_after) / self.terms if self.terms else None
 
 
-def compact(journal: Path, output: Path, *, after: int | None = None) -> Compacted:
+def compact(
+    journal: Path, output: Path, *, after: int | None = None, salvage: bool = False
+) -> Compacted:
     """Write a smaller journal of a federated run, without reports and with merged records.
 
     The new journal replays to the same weights, also to those of each round in between. Each
@@ -72,6 +74,8 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
         output: a new file in an existing folder.
         after: number of rounds in the weights that the new journal starts from. Default None: as
             many as in those that the old one starts from.
+        salvage: compact the rounds before the first record whose checksums fail, with a warning.
+            Default False: such a record is an error.
 
     Returns:
         The sizes before and after.
@@ -81,7 +85,7 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
             after that, or has no digest of the weights to start from; or the output exists or
             cannot be written. No output is left then.
     """
-    log = DecodedJournal(journal)
+    log = DecodedJournal(journal, salvage=salvage)
     run = log.header.run or {}
     header = replace(log.header, run={name: run[name] for name in KEPT if name in run})
     after = log.first if after is None else after
@@ -122,6 +126,7 @@ def compact(journal: Path, output: Path, *, after: int | None = None) -> Compact
         raise InputError(
             f"output '{output}' cannot be written ({error.strerror}); name another file after -o"
         ) from None
+    log.reader.warn()
     return Compacted(
         first=after,
         rounds=rounds,

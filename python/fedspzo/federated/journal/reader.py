@@ -140,6 +140,7 @@ class DecodedJournal:
 
     Args:
         path: the journal's file.
+        salvage: end at a record whose checksums fail, as `JournalReader`. Default False.
 
     Attributes:
         header: the journal's header.
@@ -151,8 +152,8 @@ class DecodedJournal:
         JournalError: the file cannot be read or is damaged. An iteration raises it too.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.reader = JournalReader(path)
+    def __init__(self, path: Path, *, salvage: bool = False) -> None:
+        self.reader = JournalReader(path, salvage=salvage)
         try:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
@@ -207,9 +208,10 @@ class DecodedJournal:
             last: the journal's last round.
         """
         if not self.first <= value <= last:
+            broken = self.reader.broken
             raise InputError(
                 f"{self.reader.path}: {name} is {value}; the journal has rounds {self.first} to"
-                f" {last}"
+                f" {last}{'' if broken is None else f', as {broken}'}"
             )
 
     def _decode(self, entry: Entry, done: int, digest: str) -> Content:
