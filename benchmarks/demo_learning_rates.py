@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspzo.app import config as configuration
-from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.commands.run import DEMO_CONFIG
 from fedspzo.app.data import read_splits
 from fedspzo.app.run import run
 from fedspzo.app.run_folder import RunFolder

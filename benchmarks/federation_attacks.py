@@ -23,7 +23,7 @@ from machine import machine
 
 from fedspzo.app import config as configuration
 from fedspzo.app import models
-from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.commands.run import DEMO_CONFIG
 from fedspzo.app.data import read_splits
 from fedspzo.blocks.cut import split
 from fedspzo.federated import FederationConfig, Link, OptimizerConfig, Report, iid, run

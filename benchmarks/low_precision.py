@@ -20,7 +20,7 @@ from machine import machine
 from fedspzo import SPZO, split
 from fedspzo.app import config as configuration
 from fedspzo.app import models
-from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.commands.run import DEMO_CONFIG
 from fedspzo.app.data import read_splits
 from fedspzo.evaluation.in_place import Rounding
 from fedspzo_kernels import noise, perturb_

@@ -355,7 +355,7 @@ def test_a_model_that_could_not_be_saved_is_refused_before_it_trains(
 def test_the_demo_runs_its_config_again_and_again(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedspzo.app.cli.DEMO_CONFIG", write(end="[mezo]\nlr = 1e-4\n"))
+    monkeypatch.setattr("fedspzo.app.commands.run.DEMO_CONFIG", write(end="[mezo]\nlr = 1e-4\n"))
     for _ in range(2):
         assert main(["demo", "--quiet", "--rounds", "2"]) == 0
     summary = rows_of(Path("runs/mine/metrics.jsonl"))[-1]

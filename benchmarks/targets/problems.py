@@ -14,7 +14,7 @@ from torch import nn
 from fedspzo import Blocks, split
 from fedspzo.app import config as configuration
 from fedspzo.app import models
-from fedspzo.app.cli import DEMO_CONFIG
+from fedspzo.app.commands.run import DEMO_CONFIG
 from fedspzo.app.config import Config, ModelConfig
 from fedspzo.app.data import read_splits
 from fedspzo.app.tasks import Encoded, Task
