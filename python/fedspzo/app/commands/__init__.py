@@ -1,4 +1,5 @@
 """The commands, a module each: its `add` gives the parser a command, its functions run it.
 
-A module imports nothing heavy at its top, so that `fedspzo --help` is quick.
+May import all other packages, but nothing heavy at a module's top, so that `fedspzo --help` is
+quick. Only the command line imports this one.
 """
