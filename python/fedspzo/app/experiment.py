@@ -18,9 +18,9 @@ from fedspzo.blocks.cut import Blocks, split
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig, RoundResult
 from fedspzo.federated import run as run_federation
-from fedspzo.federated.client import spzo
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.optimizers import spzo
 from fedspzo.journal.records import digest
 from fedspzo.privacy import Mechanism
 
