@@ -15,9 +15,9 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
+from .data_section import DataConfig
 from .sections import (
     DEMO,
-    DataConfig,
     MezoConfig,
     ModelConfig,
     OutputConfig,

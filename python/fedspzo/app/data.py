@@ -15,10 +15,11 @@ from fedspzo.errors import InputError
 
 from . import examples
 from .config import Config
+from .data_section import DataConfig
 from .examples import Example, Reading, listing
 from .inputs import open_input
 from .rows import content, table
-from .sections import DataConfig, TaskConfig
+from .sections import TaskConfig
 from .sources import Source
 from .waiting import Count
 
