@@ -24,8 +24,9 @@ from fedspzo.journal.salvage import salvage_in_place
 METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
 MEZO_METRICS = "mezo.jsonl"
 JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
+REPORT = "report.html"
 LOCK = ".lock"
-WRITTEN = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
+WRITTEN = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, REPORT, MODEL)
 """All that a run writes, and removes of an earlier one."""
 
 
@@ -160,7 +161,7 @@ class RunFolder(Closing):
             if self.resumes:
                 return
             self.write(METRICS, "")
-            for name in (JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MEZO_METRICS):
+            for name in (JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, REPORT, MEZO_METRICS):
                 (self.path / name).unlink(missing_ok=True)
             self._remove_model()
 
