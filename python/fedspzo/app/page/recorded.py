@@ -113,11 +113,13 @@ def read(folder: Path) -> RecordedRun:
     except InputError as error:
         notes.append(str(error))
     try:
-        settings = sections((folder / CONFIG).read_text(encoding="utf-8"))
+        settings: Mapping[str, Mapping[str, Any]] = sections(
+            (folder / CONFIG).read_text(encoding="utf-8")
+        )
     except (OSError, UnicodeDecodeError):
         settings = {}
     if not settings:
-        settings = dict(journal.config) if journal is not None else {}
+        settings = journal.config if journal is not None else {}
         where = "the settings are those in the journal" if settings else "there are no settings"
         notes.append(f"{folder / CONFIG} is missing or no TOML, so {where}")
     return RecordedRun(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +115,9 @@ def _troubles(run: RecordedRun) -> Iterator[str]:
         who = "1 client" if clients == 1 else f"{clients} clients"
         yield f"{rejected:,} {what} rejected, of {who}."
     if run.last["skipped"]:
-        what = "step was" if run.last["skipped"] == 1 else "steps were"
-        yield f"{run.last['skipped']:,} {what} skipped, as their losses were not finite."
+        one = "step was skipped, as its loss was not finite."
+        many = "steps were skipped, as their losses were not finite."
+        yield f"{run.last['skipped']:,} {one if run.last['skipped'] == 1 else many}"
 
 
 def percent(value: float) -> str:
@@ -143,6 +144,6 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def asked(rows: list[Row] | Any) -> int:
+def asked(rows: Sequence[Row]) -> int:
     """Return how many different clients were asked."""
     return len({client for row in rows for client in row["clients"]})
