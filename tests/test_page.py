@@ -28,7 +28,7 @@ from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 @pytest.fixture(autouse=True)
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """The browser's library takes seconds to put together, and is nothing to read here."""
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda snippet: "")
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: "")
 
 
 def run(folder: Path, *rows: dict[str, Any], **summarised: Any) -> RecordedRun:
