@@ -141,6 +141,18 @@ class Browser:
             mobile=width < 600,
         )
 
+    def point_at(self, selector: str, across: float, down: float) -> None:
+        """Move the mouse to a place in an element, in shares of its width and height."""
+        left, top, width, height = self.evaluate(f"""(() => {{
+            const node = document.querySelector({selector!r});
+            node.scrollIntoView({{ block: "center" }});
+            const box = node.getBoundingClientRect();
+            return [box.x, box.y, box.width, box.height];
+        }})()""")
+        for step in (5, 0):
+            place = {"x": left + across * width - step, "y": top + down * height}
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """Write a PNG file of the window, or of the whole page."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -110,6 +110,16 @@ def test_curves_go_against_what_the_reader_chooses(browser: Browser, pages: Path
     assert_alone(browser, pages / "one.html")
 
 
+def test_a_point_says_its_figures(browser: Browser, pages: Path) -> None:
+    show(browser, pages / "one.html")
+    browser.point_at("[data-figure=rates] svg", 0.5, 0.5)
+    tooltip = "document.querySelector('#vg-tooltip-element.visible')"
+    browser.until(f"{tooltip} !== null && getComputedStyle({tooltip}).visibility === 'visible'")
+    text = browser.evaluate(f"{tooltip}.innerText")
+    for part in ("block", "learning rate", "round", "passes", "seconds", "bytes"):
+        assert part in text
+
+
 def test_a_dark_system_has_a_dark_page(browser: Browser, pages: Path) -> None:
     stroke = "getComputedStyle(document.querySelector('.mark-line path')).stroke"
     back = "getComputedStyle(document.body).backgroundColor"

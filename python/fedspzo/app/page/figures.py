@@ -111,9 +111,9 @@ def curves(
     Returns:
         The specification in Vega-Lite.
     """
-    scale = {"type": "log"} if logarithmic else {"zero": False}
+    scale: dict[str, Any] = {"type": "log"} if logarithmic else {"zero": False}
     if highest is not None:
-        scale["domainMax"] = highest  # type: ignore[assignment]
+        scale["domainMax"] = highest
     y = alt.Y(
         "value:Q",
         scale=alt.Scale(**scale),
@@ -126,35 +126,13 @@ def curves(
             title=AXES["forwards"]["title"], labelExpr=AXES["forwards"]["labels"], tickCount=6
         ),
     )
-    names = [line.name for line in lines]
-    legend = None
-    if len(lines) > 1:
-        legend = alt.Legend(
-            title=None,
-            orient="top",
-            columns=3,
-            symbolType="stroke",
-            symbolOpacity=1,
-            symbolSize=300,
-        )
-    colors = [f"var(--series-{line.color % COLORS})" for line in lines]
-    color = alt.Color("line:N", scale=alt.Scale(domain=names, range=colors), legend=legend)
-    patterns = [DASHES[line.dash % len(DASHES)] for line in lines]
-    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=names, range=patterns), legend=legend)
+    color, dash = _styles(lines)
     shown = _data([(line, line.points) for line in lines], logarithmic)
     base = alt.Chart(shown).encode(x=x, y=y, color=color)
     chosen = alt.selection_point(
         nearest=True, on="pointerover", clear="pointerout", empty=False, name="nearest"
     )
     few = max((len(line.points) for line in lines), default=0) <= 40
-    details = [
-        alt.Tooltip("line:N", title=" "),
-        alt.Tooltip("value:Q", title=title, format=format),
-        alt.Tooltip("round:Q", title="round", format=","),
-        alt.Tooltip("forwards:Q", title="passes", format=",.0f"),
-        alt.Tooltip("seconds:Q", title="seconds", format=",.1f"),
-        alt.Tooltip("bytes:Q", title="bytes", format=",.0f"),
-    ]
     layers = []
     if rule is not None:
         layers.append(
@@ -172,7 +150,7 @@ def curves(
     layers.append(
         base.mark_circle(clip=True)
         .encode(
-            tooltip=details,
+            tooltip=_details(title, format),
             size=alt.condition(chosen, alt.value(110), alt.value(34 if few else 24)),
             opacity=alt.condition(chosen, alt.value(1), alt.value(1 if few else 0)),
         )
@@ -186,6 +164,40 @@ def curves(
         )
     chart = alt.layer(*layers).properties(width="container", height=270)
     return specification(chart)
+
+
+def _styles(lines: Sequence[Line]) -> tuple[alt.Color, alt.StrokeDash]:
+    """Return the colours and patterns of lines, with their legend."""
+    legend = None
+    if len(lines) > 1:
+        legend = alt.Legend(
+            title=None,
+            orient="top",
+            columns=3,
+            symbolType="stroke",
+            symbolOpacity=1,
+            symbolSize=300,
+        )
+    names = [line.name for line in lines]
+    colors = [f"var(--series-{line.color % COLORS})" for line in lines]
+    patterns = [DASHES[line.dash % len(DASHES)] for line in lines]
+    return (
+        alt.Color("line:N", scale=alt.Scale(domain=names, range=colors), legend=legend),
+        alt.StrokeDash("line:N", scale=alt.Scale(domain=names, range=patterns), legend=legend),
+    )
+
+
+def _details(title: str, format: str) -> list[alt.Tooltip]:
+    """Return what is shown of a point that the pointer is near to."""
+    return [
+        # "title" is a tooltip's heading; page.js has the format
+        alt.Tooltip("line:N", title="title", format="", formatType="asText"),
+        alt.Tooltip("value:Q", title=title, format=format),
+        alt.Tooltip("round:Q", title="round", format=","),
+        alt.Tooltip("forwards:Q", title="passes", format=",.0f"),
+        alt.Tooltip("seconds:Q", title="seconds", format=",.1f"),
+        alt.Tooltip("bytes:Q", title="bytes", format=",.0f"),
+    ]
 
 
 def _marks(lines: Sequence[Line], format: str, *, logarithmic: bool) -> dict[str, Any]:

@@ -5,7 +5,12 @@ const { axes, figures } = JSON.parse(document.getElementById("data").textContent
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const views = new Map();
 
+// A text in a tooltip has this format: where the nearest point is meant, Vega-Lite finds only values
+// that have one.
+const expressionFunctions = { asText: String };
+
 const CONFIG = {
+  customFormatTypes: true,
   background: null,
   font: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
   view: { stroke: null },
@@ -48,6 +53,7 @@ async function drawOne(node, field) {
   views.get(id)?.finalize();
   const view = await vegaEmbed(node, specification, {
     actions: false, renderer: "svg", config: coloured(CONFIG), tooltip: { theme: "custom" },
+    expressionFunctions,
   });
   views.set(id, view);
 }

@@ -214,7 +214,10 @@ def of_clients(run: RecordedRun, runs: Sequence[RecordedRun]) -> Panel | None:
     chosen = clients.shown(found)
     shared = run.journal is not None and run.journal.shared
     colour = "weight in the update" if shared else "share of the update"
+    cells = clients.cells(run, chosen)
     caption = "Red: the report was rejected, or did not come. Triangle: the weights were sent."
+    if any(cell.share is None and not cell.rejected for cell in cells):
+        caption += " Grey: not known."
     if not shared:
         caption = f"A share is of the update's squared length. {caption}"
     if len(chosen) < len(found):
@@ -226,6 +229,6 @@ def of_clients(run: RecordedRun, runs: Sequence[RecordedRun]) -> Panel | None:
         id=f"clients-{list(runs).index(run)}",
         title=title,
         caption=caption,
-        specification=heatmap.heatmap(clients.cells(run, chosen), chosen, colour),
+        specification=heatmap.heatmap(cells, chosen, colour),
         table=tables.of_clients(f"Clients: {title}", found),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..report import human_bytes
 from .clients import ClientTotals
 from .figures import Line, thinned
+from .journal_facts import block_sizes
 from .recorded import RecordedRun
 from .words import duration, percent, short, state, worth
 
@@ -215,8 +217,10 @@ def _environment(run: RecordedRun) -> Iterator[tuple[str, str]]:
         header = run.journal.header
         yield "Written by", header.program
         yield "Base model", header.source
-        trained = sum(1 for p in header.parameters if p.block)
-        yield "Parameters", f"{len(header.parameters)}, {trained} in {len(header.names)} blocks"
+        sizes = block_sizes(header)
+        total = sum(math.prod(p.shape) for p in header.parameters if p.tied is None)
+        yield "Weights", f"{total:,}"
+        yield "Trained", " + ".join(f"{size:,.0f}" for size in sizes)
         yield "Noise", header.stream
     versions = summary.get("versions")
     if isinstance(versions, dict):

@@ -96,8 +96,8 @@ def sentences(run: RecordedRun) -> Iterator[str]:
     if run.last["bytes_up"] > 0 and run.last["fedavg_bytes"] > 0:
         ratio = _round(run.last["fedavg_bytes"] / run.last["bytes_up"])
         yield (
-            f"All clients together sent {human_bytes(run.last['bytes_up'])}; federated averaging"
-            f" would have sent {human_bytes(run.last['fedavg_bytes'])}, about {ratio} times that."
+            f"All clients together sent {amount(run.last['bytes_up'])}; federated averaging would"
+            f" have sent {amount(run.last['fedavg_bytes'])}, about {ratio} times that."
         )
     yield " ".join(_troubles(run)) or "No report was rejected, and no step was skipped."
 
@@ -118,6 +118,11 @@ def _troubles(run: RecordedRun) -> Iterator[str]:
         one = "step was skipped, as its loss was not finite."
         many = "steps were skipped, as their losses were not finite."
         yield f"{run.last['skipped']:,} {one if run.last['skipped'] == 1 else many}"
+
+
+def amount(count: float) -> str:
+    """Format a number of bytes with a blank that does not break."""
+    return human_bytes(count).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def percent(value: float) -> str:
