@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -95,7 +96,7 @@ class Browser:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            answer = self._next()
+            answer = self._next(end)
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -158,8 +159,11 @@ class Browser:
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            wait = max(end - time.monotonic(), 0)
+            if not select.select([self._from], [], [], wait)[0]:
+                raise TimeoutError(f"the browser says nothing for {SECONDS:.0f} s")
             part = os.read(self._from, 2**16)
             if not part:
                 raise RuntimeError("the browser has ended")

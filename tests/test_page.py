@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,26 @@ def test_the_command_writes_the_page_beside_the_run(
     assert "cannot be written (No such file or directory)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kept_round": "x"},
+        {"confusion": {"labels": 3, "rows": []}},
+        {"confusion": {"labels": ["a"], "rows": [[1]]}, "classes": {"a": {"precision": 1}}},
+        {"seconds": None},
+    ],
+)
+def test_a_summary_with_wrong_values_is_one_line(
+    tmp_path: Path, odd: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "a", [row(0), row(1)], summary(1, **odd))
+    assert report(folder) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be shown" in error
+    assert not (folder / "report.html").exists()
+
+
 def test_the_command_without_its_extra_says_how_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,3 +292,15 @@ def test_the_command_without_its_extra_says_how_to_install_it(
     assert report(write(tmp_path / "a", [row(0)])) == 2
     line = "report needs vl_convert, which is not installed; pip install 'fedspzo[report]'"
     assert line in capsys.readouterr().err
+
+
+def test_a_wheel_has_the_pages_files() -> None:
+    root = Path(__file__).parent.parent
+    setup = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    files = {
+        path.name
+        for path in (root / "python/fedspzo/app/page").iterdir()
+        if path.is_file() and path.suffix != ".py"
+    }
+    assert set(setup["package-data"]["fedspzo.app.page"]) == files
+    assert "fedspzo.app.page" in setup["packages"]

@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedspzo.errors import InputError
+from fedspzo.errors import InputError, explained
 
 from .. import arguments as types
 
@@ -38,7 +38,9 @@ def _report(options: argparse.Namespace) -> None:
     from ..page.recorded import read_all
     from ..run_folder import REPORT
 
-    runs = read_all(options.folders)
+    what = ", ".join(map(str, options.folders))
+    with explained(f"'{what}' cannot be shown", "restore the files in it from a copy"):
+        runs = read_all(options.folders)
     output: Path = options.output or (runs[0].path if len(runs) == 1 else Path()) / REPORT
     if output.is_dir():
         raise InputError(f"output '{output}' is a folder; name a file after -o")
@@ -46,7 +48,8 @@ def _report(options: argparse.Namespace) -> None:
         raise InputError(
             f"output '{output}' is there already, and is no such page; name another after -o"
         )
-    page = render(runs)
+    with explained(f"'{what}' cannot be shown", "restore the files in it from a copy"):
+        page = render(runs)
     try:
         write_atomic(output, page)
     except OSError as error:
