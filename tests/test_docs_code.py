@@ -53,6 +53,7 @@ NOT_RUN = {
 PLACES = {
     "CONFIG.toml": "run.toml",
     "--resume DIR": "--resume runs/my",
+    "DIR...": "runs/my",
     "--rounds N": f"--rounds {ROUNDS + 2}",
     "--after N": f"--after {ROUNDS - 2}",
     "BASE": "net",

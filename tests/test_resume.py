@@ -185,6 +185,7 @@ CHANGES = [
         ["[federation] rounds is 5, but 4 in the unfinished run in 'out'"],
     ),
     ("[output]", "[output]\n# only a comment", []),
+    ("[output]", "[output]\nreport_to = []", []),  # where it is shown, not what it is
 ]
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
+import fedspzo_kernels
 from fedspzo.blocks.output_rows import merge_rows
 
 from . import models
+from .callbacks import RunCallback, named
 from .config import Config, to_toml
 from .data import Splits
 from .ending import fault
@@ -25,6 +29,7 @@ from .model_files import check_same_files, model_files
 from .report import figure_png, print_classes, print_table
 from .resume import identity
 from .run_folder import CONFIG, FIGURE, RunFolder
+from .threads import Threads
 from .waiting import waiting
 
 COSTS = ("forwards", "bytes_up", "bytes_down", "skipped")
@@ -41,6 +46,7 @@ def run(
     *,
     quiet: bool = False,
     choose_threads: bool = False,
+    callbacks: Sequence[RunCallback] = (),
 ) -> Row:
     """Train as the config says, and then with MeZO if the config has [mezo].
 
@@ -52,6 +58,7 @@ def run(
         quiet: print nothing. Default False.
         choose_threads: set torch's number of threads to the faster of one and all (`threads`).
             Default False: leave it as it is.
+        callbacks: follow the run, after those that [output] report_to names. Default: none.
 
     Returns:
         The summary, which is the last line of metrics.jsonl.
@@ -60,6 +67,7 @@ def run(
         InputError: the model cannot be loaded, or does not fit the task, data or settings.
     """
     start = time.perf_counter()
+    followers = [*named(config), *callbacks]
     beside = model_files(config.model.name)
     with waiting(f"loading {config.model.name}", quiet=quiet):
         model, task, recipe = models.load(config, splits)
@@ -78,7 +86,9 @@ def run(
         torch.set_num_threads(1)
     task.encoded.total = splits.size
     with waiting("encoding", count=task.encoded, quiet=quiet):
-        experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
+        experiment = Experiment(
+            config, splits, model, task, recipe, folder, about, followers, quiet=quiet
+        )
     blocks = experiment.cut(model, config.optimizer)
     if choose_threads and not small:
         experiment.choose_threads(model)
@@ -86,6 +96,8 @@ def run(
     if not quiet:
         experiment.print_partition()
     folder.write(CONFIG, to_toml(config))
+    for callback in followers:
+        callback.on_begin(config, folder.path)
 
     trained = experiment.train_fedspzo(blocks)
     used = replace(trained.optimizer, at=config.optimizer.at)
@@ -111,18 +123,17 @@ def run(
     title = f"{config.name}: {config.federation.clients} clients, {summary['rounds']} rounds"
     folder.write(FIGURE, figure_png(trained.rows, mezo_rows, title))
     folder.finish(summary)
+    for callback in followers:
+        callback.on_end(summary)
     if not quiet:
         print_table(summary, title)
         print_classes(summary)
-        for line in _told(config, summary):
+        for line in _told(config, summary, experiment.threads, folder.path):
             print(line)
-        if experiment.threads is not None and experiment.threads.line:
-            print(f"It was computed on {experiment.threads.line}.")
-        print(f"Model, metrics, config and figure are in {folder.path}")
     return summary
 
 
-def _told(config: Config, summary: Row) -> Iterator[str]:
+def _told(config: Config, summary: Row, threads: Threads | None, folder: Path) -> Iterator[str]:
     """Yield what is printed below the tables."""
     for key, name in (("exact_match", "Exact match"), ("token_f1", "Token F1")):
         if key in summary:
@@ -142,6 +153,9 @@ def _told(config: Config, summary: Row) -> Iterator[str]:
             f" examples, with digest {summary['kept_digest']}."
         )
     yield f"Every participant holds the weights with digest {summary['digest']}."
+    if threads is not None and threads.line:
+        yield f"It was computed on {threads.line}."
+    yield f"Model, metrics, config and figure are in {folder}"
 
 
 def _summary(config: Config, test: list[Example], trained: Trained) -> Row:
@@ -162,7 +176,21 @@ def _summary(config: Config, test: list[Example], trained: Trained) -> Row:
     summary["rounds"] = last["round"]
     summary["seed"] = config.federation.seed
     summary["versions"] = {name: metadata.version(name) for name in ("torch", "transformers")}
+    summary["versions"]["python"] = platform.python_version()
+    summary["machine"] = _machine(next(trained.model.parameters()).device)
     return summary
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """Return what a run was computed on."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {
+        "system": platform.platform(terse=True),
+        "device": f"{device.type} ({name})",
+        "kernels": str(fedspzo_kernels.serving(device.type)),
+    }
 
 
 def _worth(measured: Measured) -> Row:

@@ -143,6 +143,8 @@ class OutputConfig:
             those of the last round. Default None: "best" with validation, else "last".
         patience: number of evaluations without a better round after which the run stops. Default
             None: it does not stop early.
+        report_to: names of what the metrics are also reported to (`callbacks`). Default None:
+            nothing.
 
     Raises:
         ValueError: `evaluate_every` or `patience` is below 1.
@@ -152,6 +154,7 @@ class OutputConfig:
     evaluate_every: int | None = None
     keep: Literal["best", "last"] | None = None
     patience: int | None = None
+    report_to: tuple[Literal["tensorboard"], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
