@@ -18,8 +18,10 @@ from .config import Config
 from .data import Splits
 from .examples import Example
 from .head_labels import head_names
-from .pretrained import Recipe, Source, load_from
+from .model_source import Source
+from .pretrained import load_from
 from .prompts import PromptClassification
+from .recipe import Recipe
 from .tasks import Encoded, HeadClassification, LanguageModelling, Task
 
 

@@ -65,7 +65,8 @@ def load(name: str, header: Header) -> Weights:
 def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
     from fedspzo.blocks.output_rows import merge_rows
 
-    from .pretrained import Recipe, pretrained
+    from .pretrained import pretrained
+    from .recipe import Recipe
 
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
