@@ -7,7 +7,7 @@ module does not import torch, so that the line appears at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,8 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
-from .sections import (
-    DEMO,
-    DataConfig,
-    MezoConfig,
-    ModelConfig,
-    OutputConfig,
-    TaskConfig,
-)
+from .model_section import ModelConfig
+from .sections import DEMO, DataConfig, MezoConfig, OutputConfig, TaskConfig
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
 
@@ -191,10 +185,12 @@ def to_toml(config: Config) -> str:
         section = getattr(config, name)
         if section is None:
             continue
-        tables: list[tuple[str, dict[str, str]]] = []
+        tables: list[tuple[str, dict[str, Any]]] = []
         lines.append(f"[{name}]")
         for f in fields(section):
             value = getattr(section, f.name)
+            if is_dataclass(value) and not isinstance(value, type):
+                value = asdict(value)
             if isinstance(value, dict):
                 tables.append((f.name, value))
             elif value is not None:

@@ -18,9 +18,10 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedspzo.blocks.output_rows import untie_rows
+from fedspzo.blocks.output_rows import merge_rows, untie_rows
 from fedspzo.errors import InputError
 
+from .adapters import add_adapters, base_of, is_adapter, load_adapters, save_adapters
 from .model_source import Source
 from .recipe import Recipe
 from .weight_files import check_weight_files
@@ -30,7 +31,8 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
     """Load a model onto the CPU, in evaluation mode, with its tokenizer.
 
     Args:
-        name: a folder, a hub id, or "demo".
+        name: a folder, a hub id, or "demo". With adapters in the recipe it is the base, which gets
+            new ones, or a folder of adapters, which names its base.
         recipe: the options of loading.
 
     Raises:
@@ -39,16 +41,54 @@ def pretrained(name: str, recipe: Recipe) -> tuple[Any, Any]:
     return load_from(Source.of(name), recipe)
 
 
-def load_from(source: Source, recipe: Recipe) -> tuple[Any, Any]:
-    """Load a model as `pretrained` does, from a place that was found."""
+def load_from(source: Source, recipe: Recipe, base: str | None = None) -> tuple[Any, Any]:
+    """Load a model as `pretrained` does, from a place that was found.
+
+    Args:
+        source: the place.
+        recipe: the options of loading.
+        base: the base of a folder of adapters. Default None: the one that the folder names.
+    """
+    with source.explained():
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.place, local_files_only=source.offline, trust_remote_code=False
+        )
+    folder = Path(source.place)
+    if recipe.adapter is None or not is_adapter(folder):
+        model = _whole(source, recipe)
+        if recipe.adapter is not None:
+            model = add_adapters(model, recipe.adapter, recipe.kind, source.name)
+    else:
+        root = Source.of(base_of(folder) if base is None else base)
+        model = add_adapters(_whole(root, recipe), recipe.adapter, recipe.kind, root.name)
+        load_adapters(model, folder)
+    if model.config.pad_token_id is None:
+        # a classification head of a causal model needs it to find a row's last token
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return model, tokenizer
+
+
+def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model, or its adapters, and the tokenizer to an empty folder.
+
+    A prompt's rows become part of an ordinary output layer (`merge_rows`).
+    """
+    merge_rows(model)
+    if hasattr(model, "peft_config"):
+        save_adapters(model, folder)
+    else:
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _whole(source: Source, recipe: Recipe) -> Any:
+    """Load a model without adapters."""
     name = source.name
     if Path(source.place).is_dir():
         itemsize = getattr(torch, recipe.dtype).itemsize
         check_weight_files(Path(source.place), source.config(), itemsize)
     with source.explained():
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.place, local_files_only=source.offline, trust_remote_code=False
-        )
         model = _from_pretrained(source, recipe)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
@@ -62,11 +102,7 @@ def load_from(source: Source, recipe: Recipe) -> tuple[Any, Any]:
     model.eval()
     if recipe.rows:
         _untie(name, model, recipe.rows)
-    if model.config.pad_token_id is None:
-        # a classification head of a causal model needs it to find a row's last token
-        pad = tokenizer.pad_token_id
-        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
-    return model, tokenizer
+    return model
 
 
 def _untie(name: str, model: nn.Module, rows: Sequence[int]) -> None:
