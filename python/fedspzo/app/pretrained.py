@@ -21,7 +21,15 @@ from transformers import (
 from fedspzo.blocks.output_rows import merge_rows, untie_rows
 from fedspzo.errors import InputError
 
-from .adapters import add_adapters, base_of, is_adapter, load_adapters, save_adapters
+from .adapters import (
+    ADAPTER_CONFIG,
+    add_adapters,
+    base_of,
+    is_adapter,
+    load_adapters,
+    save_adapters,
+)
+from .config import is_hub_id
 from .model_source import Source
 from .recipe import Recipe
 from .weight_files import check_weight_files
@@ -59,7 +67,7 @@ def load_from(source: Source, recipe: Recipe, base: str | None = None) -> tuple[
         if recipe.adapter is not None:
             model = add_adapters(model, recipe.adapter, recipe.kind, source.name)
     else:
-        root = Source.of(base_of(folder) if base is None else base)
+        root = Source.of(_checked(folder, base_of(folder) if base is None else base))
         model = add_adapters(_whole(root, recipe), recipe.adapter, recipe.kind, root.name)
         load_adapters(model, folder)
     if model.config.pad_token_id is None:
@@ -67,6 +75,16 @@ def load_from(source: Source, recipe: Recipe, base: str | None = None) -> tuple[
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     return model, tokenizer
+
+
+def _checked(folder: Path, base: str) -> str:
+    """Return the base of a folder's adapters. Raise InputError if it can be none."""
+    if not Path(base).is_dir() and not is_hub_id(base):
+        raise InputError(
+            f"'{folder}': the base of its adapters is {base!r}, which is no folder and no hub id;"
+            f" give it by --base, or correct base_model_name_or_path in {ADAPTER_CONFIG}"
+        )
+    return base
 
 
 def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,336 @@
+"""LoRA adapters as what is trained: alike for everybody, journalled, saved as PEFT saves them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from families import FAMILIES
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from saved_toys import LORA, run, write
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from fedspzo.app import config as configuration
+from fedspzo.app.adapters import add_adapters
+from fedspzo.app.cli import main
+from fedspzo.app.model_section import LoraConfig
+from fedspzo.app.saved_model import open_saved
+from fedspzo.errors import InputError
+from fedspzo.federated.journal.reader import DecodedJournal
+from fedspzo.journal.records import digest
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None: ...
+
+
+def adapted(**settings: Any) -> Any:
+    torch.manual_seed(5)
+    return add_adapters(FAMILIES["llama"](), LoraConfig(**settings), "causal", "net")
+
+
+# --- the initial weights ---
+
+
+def test_adapters_follow_from_their_seed_alone() -> None:
+    one = digest(adapted(seed=3).named_parameters())
+    torch.manual_seed(1)
+    model = FAMILIES["llama"]()
+    base = digest(model.named_parameters())
+    torch.manual_seed(5)
+    again = FAMILIES["llama"]()
+    torch.manual_seed(77)  # neither torch's state nor its releases count
+    before = torch.get_rng_state()
+    assert digest(add_adapters(again, LoraConfig(seed=3), "causal", "").named_parameters()) == one
+    assert torch.equal(torch.get_rng_state(), before)
+    assert digest(adapted(seed=4).named_parameters()) != one
+    assert digest(adapted(seed=2**64 - 1).named_parameters()) not in (one, base)
+
+
+def test_adapters_begin_as_pefts_do_with_no_effect() -> None:
+    ours = adapted(r=8)
+    torch.manual_seed(5)
+    theirs = peft.get_peft_model(
+        FAMILIES["llama"](), peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    )
+    shapes = {name: weight.shape for name, weight in theirs.named_parameters()}
+    assert {name: weight.shape for name, weight in ours.named_parameters()} == shapes
+    for name, weight in theirs.named_parameters():
+        mine = ours.get_parameter(name)
+        assert mine.requires_grad == weight.requires_grad == ("lora_" in name)
+        if "lora_A" in name:
+            spread = 1 / math.sqrt(3 * weight.shape[1])  # that of PEFT's uniform numbers
+            count = weight.numel()
+            assert mine.std().item() == pytest.approx(spread, rel=4 / math.sqrt(2 * count))
+            assert abs(mine.mean().item()) < 4 * spread / math.sqrt(count)
+        else:
+            assert torch.equal(mine, weight)
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.equal(ours(input_ids=ids).logits, theirs.eval()(input_ids=ids).logits)
+
+
+def test_an_embeddings_adapter_begins_at_pefts_scale() -> None:
+    model = adapted(r=4, target_modules=("embed_tokens",))
+    factors = {n: w for n, w in model.named_parameters() if "lora_" in n}
+    assert len(factors) == 2
+    (random,) = (w for w in factors.values() if w.any())
+    assert random.std().item() == pytest.approx(1, rel=4 / math.sqrt(2 * random.numel()))
+
+
+@pytest.mark.parametrize("names", [("nowhere",), ("input_layernorm",)])
+def test_layers_that_take_no_adapters_are_one_line(names: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"\[model\.lora\] target_modules is \('") as caught:
+        adapted(target_modules=names)
+    assert "\n" not in str(caught.value)
+
+
+# --- the config ---
+
+
+def settings_of(folder: Path, model: str) -> Any:
+    path = write(folder, "prompt", model=model)
+    return configuration.load(path).model
+
+
+def test_the_config_of_adapters(tmp_path: Path) -> None:
+    assert settings_of(tmp_path, "").lora is None
+    assert settings_of(tmp_path, 'adapter = "lora"').lora == LoraConfig()
+    given = 'adapter = "lora"\n[model.lora]\nr = 4\ntarget_modules = ["q_proj"]\nseed = 9'
+    found = settings_of(tmp_path, given)
+    assert found.lora == LoraConfig(r=4, target_modules=("q_proj",), seed=9)
+    config = configuration.load(tmp_path / "run.toml")
+    (tmp_path / "copy.toml").write_text(configuration.to_toml(config))
+    assert configuration.load(tmp_path / "copy.toml").model == found
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("[model.lora]\nr = 4", "[model] lora is given without adapter"),
+        ('adapter = "dora"', "[model] adapter is 'dora'; give one of 'lora'"),
+        ('adapter = "lora"\nlora = 3', "[model] lora is 3; give a table"),
+        (f"{LORA}\nrank = 4", "[model.lora] unknown key 'rank' = 4"),
+        ('adapter = "lora"\n[model.lora]\nr = 0', "[model.lora] r is 0; give a whole number"),
+        ('adapter = "lora"\n[model.lora]\nalpha = 1.5', "[model.lora] alpha is 1.5"),
+        ('adapter = "lora"\n[model.lora]\ntarget_modules = []', "target_modules is ()"),
+        ('adapter = "lora"\n[model.lora]\ntarget_modules = ".*"', "target_modules is '.*'"),
+        ('adapter = "lora"\n[model.lora]\nseed = -1', "[model.lora] seed is -1"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_line(tmp_path: Path, model: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings_of(tmp_path, model)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_peft_the_error_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedspzo.app.model_section.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs peft, .*; pip install 'fedspzo\[peft\]'"):
+        settings_of(tmp_path, 'adapter = "lora"')
+
+
+# --- whole runs ---
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return folder, run(folder, "lora prompt")
+
+
+AUTO = {
+    "prompt": AutoModelForCausalLM,
+    "masked": AutoModelForMaskedLM,
+    "head": AutoModelForSequenceClassification,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AUTO)
+def test_peft_opens_what_was_saved(tmp_path: Path, kind: str) -> None:
+    run(tmp_path, f"lora {kind}")
+    folder = tmp_path / "out" / "model"
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "net")
+    assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (2, 16, "LORA")
+    torch.manual_seed(1)
+    extra = {"num_labels": 2} if kind == "head" else {}
+    base = AUTO[kind].from_pretrained(settings["base_model_name_or_path"], **extra)
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    opened = open_saved(folder).model
+    ids = torch.tensor([[4, 5, 8, 2, 9]])
+    with torch.no_grad():
+        ours = opened(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, ours)
+        with model.disable_adapter():
+            assert not torch.equal(model(input_ids=ids).logits, ours)
+    assert AutoTokenizer.from_pretrained(folder).mask_token == "[MASK]"
+
+
+@pytest.mark.slow
+def test_a_pipeline_opens_adapters_with_their_base(done: tuple[Path, dict[str, Any]]) -> None:
+    folder = done[0] / "out" / "model"
+    generate = pipeline("text-generation", model=str(folder))
+    ids = torch.tensor([[4, 5, 8]])
+    with torch.no_grad():
+        assert torch.equal(
+            generate.model(input_ids=ids).logits, open_saved(folder).model(input_ids=ids).logits
+        )
+
+
+@pytest.mark.slow
+def test_adapters_alone_are_trained_journalled_and_saved(
+    done: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, summary = done
+    log = DecodedJournal(folder / "out" / "journal.fspz")
+    moved = [p for p in log.header.parameters if p.block]
+    assert {p.name for p in moved} == {p.name for p in log.header.parameters if "lora_" in p.name}
+    assert {p.block for p in moved} == {1, 2}
+    assert any(p.block == 1 and "layers.0" in p.name for p in moved)
+    assert log.header.model["adapter"]["seed"] == 7
+    with safe_open(folder / "out" / "model" / WEIGHTS, "pt") as file:
+        names = set(file.keys())
+    assert {name.replace(".weight", ".default.weight") for name in names} == {p.name for p in moved}
+    trained = sum(math.prod(p.shape) for p in moved)
+    # 3 rounds, 2 clients: what federated averaging would send is the adapters alone
+    assert summary["fedavg_bytes"] == 3 * 2 * trained * 4
+    opened = open_saved(folder / "out")
+    assert digest(opened.model.named_parameters()) == summary["digest"]
+    base = AutoModelForCausalLM.from_pretrained(folder / "net")
+    kept = {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): weight
+        for name, weight in opened.model.named_parameters()
+        if "lora_" not in name
+    }
+    assert kept.keys() == dict(base.named_parameters()).keys()
+    assert all(torch.equal(kept[name], weight) for name, weight in base.named_parameters())
+
+
+@pytest.mark.slow
+def test_replay_verify_compact_and_resume(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, summary = done
+    net, journal, model = (folder / name for name in ("net", "out/journal.fspz", "out/model"))
+
+    def command(*arguments: object) -> str:
+        assert main([str(one) for one in arguments]) == 0
+        return capsys.readouterr().out
+
+    assert summary["digest"] in command("replay", net, journal, "-o", tmp_path / "whole")
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
+    assert f"that of round 3 of {journal}" in command("verify", folder / "out", journal)
+    assert main(["verify", str(model), str(journal), "--round", "2"]) == 1
+    command("replay", net, journal, "--round", 1, "-o", tmp_path / "one", "--quiet")
+    assert "that of round 1" in command("verify", tmp_path / "one", journal, "--round", 1)
+    command("journal", "compact", journal, "-o", tmp_path / "all.fspz")
+    assert summary["digest"] in command("replay", net, tmp_path / "all.fspz", "-o", tmp_path / "c")
+    command("journal", "compact", journal, "-o", tmp_path / "tail.fspz", "--after", 1)
+    tail = command("replay", tmp_path / "one", tmp_path / "tail.fspz", "-o", tmp_path / "d")
+    assert summary["digest"] in tail
+
+    again = tmp_path / "again"
+    shutil.copytree(folder / "out", again)
+    for name in ("net", "train.jsonl", "test.jsonl", "run.toml"):
+        (shutil.copytree if name == "net" else shutil.copy)(folder / name, tmp_path / name)
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(lines[:-1]))
+    command("run", "--resume", again, "--rounds", 5, "--quiet")
+    straight = json.loads((again / "metrics.jsonl").read_text().splitlines()[-1])["digest"]
+    command("run", folder / "run.toml", "--rounds", 5, "--output", tmp_path / "five", "--quiet")
+    five = json.loads((tmp_path / "five" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert five["digest"] == straight != summary["digest"]
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_adapters(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0] / "out", out)
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:-1]))
+    path = done[0] / "other.toml"
+    path.write_text((done[0] / "run.toml").read_text().replace("seed = 7", "seed = 8"))
+    assert main(["run", str(path), "--quiet", "--output", str(out)]) == 2
+    assert "[model] lora is {" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_adapters_on_another_base_are_refused(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(done[0] / "out" / "model", folder)
+    shutil.copytree(done[0] / "net", tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "texts").write_text("a film\n")
+
+    def predicted(*arguments: object) -> str:
+        code = main(["predict", str(folder), str(tmp_path / "texts"), *map(str, arguments)])
+        out, error = capsys.readouterr()
+        assert (code, error.count("\n")) in ((0, 0), (2, 1))
+        return out if code == 0 else error
+
+    line = predicted()
+    assert "\t" in line
+    shutil.move(done[0] / "net", tmp_path / "moved")
+    try:
+        assert "is no folder and no hub id; give it by --base" in predicted()
+        assert predicted("--base", tmp_path / "moved") == line
+        assert "give the run's base model by --base" in predicted("--base", tmp_path / "other")
+    finally:
+        shutil.move(tmp_path / "moved", done[0] / "net")
+    settings = folder / "adapter_config.json"
+    settings.write_text("{}")
+    assert "no base_model_name_or_path that names the base" in predicted()
+    assert predicted("--base", done[0] / "net") == line
+    tensors = load_file(folder / WEIGHTS)
+    for change, message in (
+        ({name: tensor[:1] for name, tensor in tensors.items()}, "has the shape (1, 32), but"),
+        (dict(list(tensors.items())[1:]), "has the shape None, but"),
+        ({**tensors, "more": torch.zeros(1)}, "'more' has the shape (1,), but"),
+    ):
+        save_file(change, folder / WEIGHTS)
+        assert message in predicted("--base", done[0] / "net")
+    (folder / WEIGHTS).write_bytes(b"PK")
+    assert "holds no weights that can be read" in predicted("--base", done[0] / "net")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_found_rates_and_low_precision(tmp_path: Path, dtype: str) -> None:
+    path = write(tmp_path, "prompt", model=f'dtype = "{dtype}"\n{LORA}')
+    text = path.read_text().replace("lr = 5e-3\nperturbations = [1, 2]", 'lr = "auto"')
+    path.write_text(text.replace("rounds = 3", "rounds = 4"))
+    assert main(["run", str(path), "--quiet", "--output", str(tmp_path / "out")]) in (0, 4)
+    summary = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["skipped"] == 0
+    tensors = load_file(tmp_path / "out" / "model" / WEIGHTS)
+    assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
+    assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+    journal = str(tmp_path / "out" / "journal.fspz")
+    assert main(["verify", str(tmp_path / "out"), journal]) == 0
+    assert digest(open_saved(tmp_path / "out").model.named_parameters()) == summary["digest"]
