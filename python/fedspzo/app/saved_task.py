@@ -96,8 +96,14 @@ class SavedTask:
             answer_tokens=answer_tokens,
         )
 
-    def in_header(self) -> dict[str, Any]:
-        """Return what a journal's header keeps. Beside it the header has the base's recipe."""
+    def in_header(self) -> str:
+        """Return what a journal's header keeps, beside the recipe of the base.
+
+        It is JSON inside of JSON, as a header's keys are sorted, and the labels have an order.
+        """
+        return json.dumps(self._own())
+
+    def _own(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "task": _given(self.task),
@@ -120,16 +126,20 @@ class SavedTask:
         Raises:
             InputError: a value is wrong.
         """
-        if not isinstance(kept, dict):
+        try:
+            own = json.loads(kept) if isinstance(kept, str) else None
+        except (ValueError, RecursionError):
+            own = None
+        if not isinstance(own, dict):
             raise InputError(f"{path}: the task in its header is no JSON object; restore it")
-        found = cls._of(path, {**kept, "model": dict(recipe), "digest": digest})
+        found = cls._of(path, {**own, "model": dict(recipe), "digest": digest})
         return replace(found, recipe=found.recipe.of_saved)
 
     def write(self, folder: Path) -> None:
         """Write the file to a model's folder."""
         document = {
             "program": f"fedspzo {__version__}",
-            **self.in_header(),
+            **self._own(),
             "model": asdict(self.recipe),
             "digest": self.digest,
         }
