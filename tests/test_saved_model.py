@@ -216,6 +216,9 @@ def test_what_cannot_be_predicted_is_one_line(runs: Any, said: Any, tmp_path: Pa
     texts.write_text("a film")
     refused(said("predict", out, texts, "--tokens", 3), "tokens is 3, but the model chooses")
     refused(said("predict", out, texts, "--tokens", 0), "--tokens is 0")
+    refused(
+        said("predict", out, "--input", "xml"), "--input is 'xml'; give one of lines, jsonl, csv"
+    )
     refused(said("predict", out, texts, "--base", "demo"), "holds a whole model; leave it out")
     refused(said("predict", folder / "net", texts), f"holds no {TASK_FILE}", "'fedspzo run'")
     refused(said("predict", out, tmp_path / "gone.txt"), "cannot be read")

@@ -5,6 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from fedspzo.errors import InputError
@@ -21,22 +22,27 @@ FORMS = (LINES, *(suffix.removeprefix(".") for suffix in SUFFIXES))
 
 
 def read_texts(
-    path: Path | None, data: bytes, saved: SavedTask, *, form: str = LINES, text: str | None = None
+    path: Path | None, saved: SavedTask, *, form: str = LINES, text: str | None = None
 ) -> list[str]:
     """Return the texts, or a completion's prompts, of a file or of stdin.
 
     Args:
         path: the file. One with the ending of a data format has rows, another has a text a line.
             None: stdin.
-        data: the content.
         saved: the model's task.
         form: what stdin holds, one of `FORMS`. Default "lines".
         text: name of the field with the text. Default None: as in the run.
 
     Raises:
-        InputError: a text is missing; one line names the place and the remedy.
+        InputError: a text is missing, or there is no such form; one line names the place and the
+            remedy.
     """
-    if path is None:
+    if form not in FORMS:
+        raise InputError(f"--input is {form!r}; give one of {', '.join(FORMS)}")
+    if path is not None:
+        data = content(path)
+    else:
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
         path = Path("stdin" if form == LINES else f"stdin.{form}")
     if path.suffix.lower() not in SUFFIXES:
         return _lines(path, data)

@@ -8,18 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedspzo.errors import InputError
 
 from .. import arguments as types
-from ..inputs import FORMS, LINES, read_examples, read_texts
-from ..rows import content
-from ..saved_task import SavedTask
 
 if TYPE_CHECKING:
     from ..saved_model import SavedModel
+    from ..saved_task import SavedTask
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +33,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     predict.add_argument(
         "--format", choices=("text", "jsonl", "csv"), default="text", help="of the output"
     )
-    predict.add_argument("--input", choices=FORMS, default=LINES, help="what stdin holds")
+    predict.add_argument(
+        "--input", metavar="FORM", default="lines", help="what stdin holds: lines, jsonl or csv"
+    )
     predict.add_argument(
         "--tokens", type=int, metavar="N", help="the most tokens of a text that is written"
     )
@@ -54,12 +53,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from ..inputs import read_texts
+
     if options.tokens is not None and options.tokens < 1:
         raise InputError(f"--tokens is {options.tokens}; give at least 1")
     saved = _saved(options)
-    path: Path | None = options.file
-    data = sys.stdin.buffer.read() if path is None else content(path)
-    texts = read_texts(path, data, saved, form=options.input, text=options.text)
+    texts = read_texts(options.file, saved, form=options.input, text=options.text)
     opened = _open(options)
     from ..predictions import predict
 
@@ -67,6 +66,8 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from ..inputs import read_examples
+
     saved = _saved(options)
     examples = read_examples(options.file, saved, text=options.text, label=options.label)
     opened = _open(options)
@@ -89,7 +90,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _saved(options: argparse.Namespace) -> SavedTask:
     """Read the model's task, before torch is imported."""
-    from ..saved_task import model_folder
+    from ..saved_task import SavedTask, model_folder
 
     return SavedTask.read(model_folder(options.folder))
 
