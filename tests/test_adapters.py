@@ -187,6 +187,32 @@ def test_peft_opens_what_was_saved(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_output_layers_adapter_is_a_block_also_where_it_is_tied(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = 'target_modules = ["q_proj", "lm_head"]'
+    path = write(tmp_path, "prompt", model=f"{LORA}\n{names}")
+    settings = json.loads((tmp_path / "net" / "config.json").read_text())
+    torch.manual_seed(0)
+    tied = LlamaForCausalLM(LlamaConfig(**{**settings, "tie_word_embeddings": True}))
+    tied.save_pretrained(tmp_path / "net")
+    text = path.read_text().replace("lr = 5e-3\nperturbations = [1, 2]\nat = -1", 'lr = "auto"')
+    path.write_text(text)
+    assert main(["run", str(path), "--quiet", "--output", str(tmp_path / "out")]) in (0, 4)
+    header = DecodedJournal(tmp_path / "out" / "journal.fspz").header
+    assert {p.block for p in header.parameters if "lm_head.lora" in p.name} == {2}
+    assert {p.block for p in header.parameters if "q_proj.lora" in p.name} == {1}
+    folder = tmp_path / "out" / "model"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "net")
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    ids = torch.tensor([[4, 5, 8]])
+    with torch.no_grad():
+        ours = open_saved(folder).model(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, ours)
+
+
+@pytest.mark.slow
 def test_a_pipeline_opens_adapters_with_their_base(done: tuple[Path, dict[str, Any]]) -> None:
     folder = done[0] / "out" / "model"
     generate = pipeline("text-generation", model=str(folder))
@@ -260,6 +286,28 @@ def test_replay_verify_compact_and_resume(
     command("run", folder / "run.toml", "--rounds", 5, "--output", tmp_path / "five", "--quiet")
     five = json.loads((tmp_path / "five" / "metrics.jsonl").read_text().splitlines()[-1])
     assert five["digest"] == straight != summary["digest"]
+
+
+@pytest.mark.slow
+def test_the_example_learns_and_is_opened_by_peft(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "examples" / "lora" / "config.toml"
+    out = tmp_path / "out"
+    assert main(["run", str(path), "--quiet", "--rounds", "15", "--output", str(out)]) == 0
+    summary = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["zero_shot_accuracy"] < 0.8
+    assert summary["accuracy"] > 0.9
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(out / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    words = {" great": "positive", " terrible": "negative"}
+    tokens = [tokenizer(word, add_special_tokens=False).input_ids[-1] for word in words]
+    rows = (path.parents[1] / "sentiment" / "test.jsonl").read_text().splitlines()
+    right = 0
+    for row in map(json.loads, rows):
+        ids = tokenizer(f"{row['text']} It was", return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**ids).logits[0, -1, tokens]
+        right += list(words.values())[int(logits.argmax())] == row["label"]
+    assert right / len(rows) == pytest.approx(summary["accuracy"])
 
 
 @pytest.mark.slow
