@@ -50,15 +50,22 @@ verbalizers = { good = "great", bad = "awful" }"""
 SEVERAL = PROMPT.replace('"great"', '"very great"')
 MASKED = PROMPT.replace("it was", "it was {mask}")
 HEADED = 'type = "classification"\nlabels = { good = "POS", bad = "NEG" }'
+TEMPLATE = """{%- for one in messages -%}
+{{ 'it' if one['role'] == 'user' else 'very' }} {{ one['content'] }} [EOS]
+{%- endfor -%}
+{%- if add_generation_prompt -%}very{%- endif -%}"""
 LORA = 'adapter = "lora"\n[model.lora]\nr = 2\nseed = 7'
 KINDS: dict[str, dict[str, str]] = {
     "prompt": {"task": PROMPT},
+    "chat": {"task": f"{PROMPT}\nchat = true"},
+    "bfloat16": {"task": PROMPT, "model": 'dtype = "bfloat16"'},
     "several": {"task": SEVERAL},
     "masked": {"net": "masked", "task": MASKED},
     "new head": {"net": "encoder", "task": 'type = "classification"'},
     "own head": {"net": "headed", "task": HEADED},
     "replaced head": {"net": "headed", "task": 'type = "classification"\nnew_head = true'},
     "completion": {"task": 'type = "completion"\nmetric_rows = 4'},
+    "chat completion": {"task": 'type = "completion"\nmetric_rows = 4\nchat = true'},
     "lm": {"task": 'type = "lm"'},
     "lora prompt": {"task": PROMPT, "model": LORA},
     "lora masked": {"net": "masked", "task": MASKED, "model": LORA},
@@ -89,9 +96,9 @@ def write(folder: Path, kind: str, **changes: str) -> Path:
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     names = dict(zip(("pad_token", "unk_token", "mask_token", "eos_token"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=32, **names).save_pretrained(
-        folder / "net"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=32, **names)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "net")
     made: Any = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, **LAYERS, eos_token_id=3)),
         "masked": lambda: BertForMaskedLM(BertConfig(**SIZE, **LAYERS)),

@@ -62,6 +62,11 @@ def test_adapters_follow_from_their_seed_alone() -> None:
     assert digest(adapted(seed=2**64 - 1).named_parameters()) not in (one, base)
 
 
+def test_the_bits_of_a_seed_do_not_change() -> None:
+    factors = ((n, w) for n, w in adapted(seed=3).named_parameters() if "lora_A" in n)
+    assert digest(factors) == "34c064ebfb5caab038f3804958eacf5d"
+
+
 def test_adapters_begin_as_pefts_do_with_no_effect() -> None:
     ours = adapted(r=8)
     torch.manual_seed(5)
@@ -365,6 +370,22 @@ def test_adapters_on_another_base_are_refused(
         assert message in predicted("--base", done[0] / "net")
     (folder / WEIGHTS).write_bytes(b"PK")
     assert "holds no weights that can be read" in predicted("--base", done[0] / "net")
+
+
+@pytest.mark.slow
+def test_a_folder_of_adapters_is_no_base(done: tuple[Path, dict[str, Any]]) -> None:
+    path = done[0] / "on_top.toml"
+    path.write_text((done[0] / "run.toml").read_text().replace('"net"', '"out/model"'))
+    with pytest.raises(InputError, match="holds adapters and no whole model; name their base"):
+        configuration.load(path)
+
+
+@pytest.mark.slow
+def test_private_steps_of_adapters(tmp_path: Path) -> None:
+    private = "[privacy]\nclip = 1.0\nnoise_multiplier = 2.0\ndelta = 0.01\n"
+    summary = run(tmp_path, "lora prompt", federation=private)
+    assert all(epsilon > 0 for epsilon in summary["epsilons"])
+    assert digest(open_saved(tmp_path / "out").model.named_parameters()) == summary["digest"]
 
 
 @pytest.mark.slow

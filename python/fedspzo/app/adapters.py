@@ -19,10 +19,10 @@ from fedspzo.errors import InputError, explained, one_line
 from fedspzo.seeds import derive
 from fedspzo_kernels import parameter_key, perturb_
 
-from .model_section import LoraConfig
+from .model_section import ADAPTER_CONFIG, LoraConfig
 from .recipe import Kind
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TASK_TYPES = {"causal": "CAUSAL_LM", "classification": "SEQ_CLS", "masked": None}
 """PEFT's names. "SEQ_CLS" trains and saves the classification head beside the adapters."""
 

@@ -15,7 +15,7 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
-from .model_section import ModelConfig
+from .model_section import ADAPTER_CONFIG, ModelConfig
 from .sections import DEMO, DataConfig, MezoConfig, OutputConfig, TaskConfig
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
@@ -168,6 +168,11 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
         raise InputError(
             f"{path}: [model] name is {model.name!r}, which is no folder and no hub id; "
             "give a folder with config.json, a hub id, or 'demo'"
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{path}: [model] name: '{folder}' holds adapters and no whole model; name their base,"
+            " or merge them into it with peft (merge_and_unload) and save that"
         )
     if not (folder / "config.json").is_file():
         remedy = "give a folder written by save_pretrained"

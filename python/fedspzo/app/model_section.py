@@ -11,6 +11,8 @@ from typing import Literal
 
 from fedspzo.checks import LIMIT_16, LIMIT_64, check_text, check_whole
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file by which a folder holds adapters in place of a whole model."""
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 

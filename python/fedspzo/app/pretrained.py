@@ -22,7 +22,6 @@ from fedspzo.blocks.output_rows import merge_rows, untie_rows
 from fedspzo.errors import InputError
 
 from .adapters import (
-    ADAPTER_CONFIG,
     add_adapters,
     base_of,
     is_adapter,
@@ -30,6 +29,7 @@ from .adapters import (
     save_adapters,
 )
 from .config import is_hub_id
+from .model_section import ADAPTER_CONFIG
 from .model_source import Source
 from .recipe import Recipe
 from .weight_files import check_weight_files
