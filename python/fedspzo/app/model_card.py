@@ -64,7 +64,7 @@ def model_card(config: Config, splits: Splits, recipe: Recipe, summary: Mapping[
         library_name="transformers" if recipe.adapter is None else "peft",
         pipeline_tag=_PIPELINES[recipe.kind],
         tags=[*_TAGS, *(["lora"] if recipe.adapter is not None else [])],
-        model_name=config.name,
+        model_name=config.name or "model",
         eval_results=results,
     )
     parts = (
@@ -103,7 +103,7 @@ def _base(config: Config) -> str:
 
 def _what(config: Config) -> Iterator[str]:
     clients = config.federation.clients
-    yield f"# {re.sub(r'[^ -~]|[<>#`*_|]', '-', config.name)}"
+    yield f"# {code(config.name)}"
     yield ""
     yield (
         f"Fine-tuned from {_base(config)} by [fedspzo](https://arxiv.org/abs/2502.10239): zeroth"
