@@ -149,8 +149,11 @@ def test_without_peft_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedspzo.app.model_section.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs peft, .*; pip install 'fedspzo\[peft\]'"):
+    message = r"adapters need peft, .*; pip install 'fedspzo\[peft\]'"
+    with pytest.raises(InputError, match=r"\[model\] " + message):
         settings_of(tmp_path, 'adapter = "lora"')
+    with pytest.raises(InputError, match=message):
+        adapted()
 
 
 # --- whole runs ---
@@ -357,8 +360,12 @@ def test_adapters_on_another_base_are_refused(
     finally:
         shutil.move(tmp_path / "moved", done[0] / "net")
     settings = folder / "adapter_config.json"
-    settings.write_text("{}")
-    assert "no base_model_name_or_path that names the base" in predicted()
+    for content in ("{}", "[", '{"base_model_name_or_path": " "}', "[1]"):
+        settings.write_text(content)
+        assert "no base_model_name_or_path that names the base" in predicted()
+    for name in ("x" * 5000, "a/b/c", "a--b", "nobody/nothing"):
+        settings.write_text(json.dumps({"base_model_name_or_path": name}))
+        assert "no folder and no hub id" in (error := predicted()) or "does not load" in error
     assert predicted("--base", done[0] / "net") == line
     tensors = load_file(folder / WEIGHTS)
     for change, message in (

@@ -19,7 +19,7 @@ from fedspzo.errors import InputError, explained, one_line
 from fedspzo.seeds import derive
 from fedspzo_kernels import parameter_key, perturb_
 
-from .model_section import ADAPTER_CONFIG, LoraConfig
+from .model_section import ADAPTER_CONFIG, LoraConfig, check_peft
 from .recipe import Kind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -64,8 +64,9 @@ def add_adapters(model: nn.Module, settings: LoraConfig, kind: Kind, name: str) 
         The `peft.PeftModel`, in evaluation mode.
 
     Raises:
-        InputError: the model has no such layers, or none that peft adapts.
+        InputError: the model has no such layers, or none that peft adapts; or there is no peft.
     """
+    check_peft()
     import peft
 
     names = settings.target_modules

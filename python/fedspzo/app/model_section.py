@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from fedspzo.checks import LIMIT_16, LIMIT_64, check_text, check_whole
+from fedspzo.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file by which a folder holds adapters in place of a whole model."""
@@ -52,6 +53,12 @@ class LoraConfig:
             check_text("target_modules", name)
 
 
+def check_peft() -> None:
+    """Raise InputError if peft is not installed."""
+    if find_spec("peft") is None:
+        raise InputError("adapters need peft, which is not installed; pip install 'fedspzo[peft]'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The section [model].
@@ -64,7 +71,7 @@ class ModelConfig:
         lora: the adapters' settings. Default None: with `adapter`, those of `LoraConfig()`.
 
     Raises:
-        ValueError: `lora` is given without `adapter`, or peft is not installed.
+        ValueError: `lora` is given without `adapter`, or peft is not installed (InputError).
     """
 
     name: str
@@ -80,10 +87,6 @@ class ModelConfig:
                     "lora is given without adapter; add adapter = 'lora', or remove [model.lora]"
                 )
             return
-        if find_spec("peft") is None:
-            raise ValueError(
-                f"adapter is {self.adapter!r}, which needs peft, and it is not installed; pip"
-                " install 'fedspzo[peft]'"
-            )
+        check_peft()
         if self.lora is None:
             object.__setattr__(self, "lora", LoraConfig())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -45,7 +45,7 @@ class Source:
         place = str(files("fedspzo.demo") / "model") if name == DEMO else name
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        return cls(name, place, not Path(place).is_dir() and _hub_is_out_of_reach(place))
+        return cls(name, place, not os.path.isdir(place) and _hub_is_out_of_reach(place))
 
     def config(self) -> Any:
         """Read the model's config."""
@@ -83,8 +83,8 @@ def _hub_is_out_of_reach(name: str) -> bool:
     """
     try:
         HfApi().model_info(name, timeout=10)
-    except HfHubHTTPError:
-        return False  # the hub answered, and loading will give the reason
+    except (HfHubHTTPError, HFValidationError):
+        return False  # the hub answered, or was not asked; loading will give the reason
     except (HTTPError, OSError):
         return True
     return False

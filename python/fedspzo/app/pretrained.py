@@ -5,6 +5,7 @@ Weights are read from safetensors files alone. Nothing is unpickled.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def load_from(source: Source, recipe: Recipe, base: str | None = None) -> tuple[
 
 def _checked(folder: Path, base: str) -> str:
     """Return the base of a folder's adapters. Raise InputError if it can be none."""
-    if not Path(base).is_dir() and not is_hub_id(base):
+    if not os.path.isdir(base) and not is_hub_id(base):  # False for a name that is too long
         raise InputError(
             f"'{folder}': the base of its adapters is {base!r}, which is no folder and no hub id;"
             f" give it by --base, or correct base_model_name_or_path in {ADAPTER_CONFIG}"
@@ -103,7 +104,7 @@ def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
 def _whole(source: Source, recipe: Recipe) -> Any:
     """Load a model without adapters."""
     name = source.name
-    if Path(source.place).is_dir():
+    if os.path.isdir(source.place):
         itemsize = getattr(torch, recipe.dtype).itemsize
         check_weight_files(Path(source.place), source.config(), itemsize)
     with source.explained():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedspzo.errors import InputError
 
 from .. import arguments as types
+from ..waiting import waiting
 
 if TYPE_CHECKING:
     from ..saved_model import SavedModel
@@ -62,7 +63,9 @@ def _predict(options: argparse.Namespace) -> None:
     opened = _open(options)
     from ..predictions import predict
 
-    _write(predict(opened, texts, options.tokens), options.format)
+    with waiting(f"predicting {len(texts)} texts"):
+        rows = predict(opened, texts, options.tokens)
+    _write(rows, options.format)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -73,7 +76,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     opened = _open(options)
     from ..evaluations import evaluate
 
-    found = evaluate(opened, examples)
+    with waiting(f"measuring on {len(examples)} examples"):
+        found = evaluate(opened, examples)
     if options.format == "json":
         print(json.dumps(found))
         return
@@ -100,7 +104,8 @@ def _open(options: argparse.Namespace) -> SavedModel:
     from ..saved_model import open_saved
     from ..threads import one_thread_if_small
 
-    opened = open_saved(options.folder, base=options.base, device=options.device)
+    with waiting(f"loading {options.folder}"):
+        opened = open_saved(options.folder, base=options.base, device=options.device)
     if ours:
         one_thread_if_small(opened.model)
     return opened
