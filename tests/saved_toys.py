@@ -54,6 +54,7 @@ TEMPLATE = """{%- for one in messages -%}
 {{ 'it' if one['role'] == 'user' else 'very' }} {{ one['content'] }} [EOS]
 {%- endfor -%}
 {%- if add_generation_prompt -%}very{%- endif -%}"""
+NEW_HEAD = 'type = "classification"\nnew_head = true'
 LORA = 'adapter = "lora"\n[model.lora]\nr = 2\nseed = 7'
 KINDS: dict[str, dict[str, str]] = {
     "prompt": {"task": PROMPT},
@@ -63,13 +64,15 @@ KINDS: dict[str, dict[str, str]] = {
     "masked": {"net": "masked", "task": MASKED},
     "new head": {"net": "encoder", "task": 'type = "classification"'},
     "own head": {"net": "headed", "task": HEADED},
-    "replaced head": {"net": "headed", "task": 'type = "classification"\nnew_head = true'},
+    "replaced head": {"net": "headed", "task": NEW_HEAD},
     "completion": {"task": 'type = "completion"\nmetric_rows = 4'},
     "chat completion": {"task": 'type = "completion"\nmetric_rows = 4\nchat = true'},
     "lm": {"task": 'type = "lm"'},
     "lora prompt": {"task": PROMPT, "model": LORA},
     "lora masked": {"net": "masked", "task": MASKED, "model": LORA},
     "lora head": {"net": "encoder", "task": 'type = "classification"', "model": LORA},
+    "lora own head": {"net": "headed", "task": HEADED, "model": LORA},
+    "lora replaced head": {"net": "headed", "task": NEW_HEAD, "model": LORA},
     "lora completion": {"task": 'type = "completion"\nmetric_rows = 4', "model": LORA},
 }
 SIZE = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 32}

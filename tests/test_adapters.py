@@ -194,6 +194,44 @@ def test_peft_opens_what_was_saved(tmp_path: Path, kind: str) -> None:
     assert AutoTokenizer.from_pretrained(folder).mask_token == "[MASK]"
 
 
+HEADLESS = {
+    "a head alone": ("LlamaModel", {"score"}),
+    "a pooler": ("BertForMaskedLM", {"bert.pooler.dense", "classifier"}),
+    "a head of two layers": ("RobertaModel", {"classifier"}),
+    "two heads": ("DistilBertModel", {"pre_classifier", "classifier"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HEADLESS)
+def test_what_the_base_lacks_is_saved_with_the_adapters(tmp_path: Path, case: str) -> None:
+    import transformers
+
+    name, new = HEADLESS[case]
+    write(tmp_path, "lora head")
+    torch.manual_seed(0)
+    maker = getattr(transformers, name)
+    bert = json.loads((tmp_path / "net" / "config.json").read_text())
+    size = {key: bert[key] for key in ("vocab_size", "hidden_size", "num_attention_heads")}
+    size |= {"num_hidden_layers": 2, "pad_token_id": 0, "max_position_embeddings": 64}
+    maker(maker.config_class(**size)).save_pretrained(tmp_path / "net")
+    path = tmp_path / "run.toml"
+    assert main(["run", str(path), "--quiet", "--output", str(tmp_path / "out")]) in (0, 4)
+    folder = tmp_path / "out" / "model"
+    saved = {key.removeprefix("base_model.model.") for key in load_file(folder / WEIGHTS)}
+    whole = {key for key in saved if "lora_" not in key}
+    assert {one for one in new if any(key.startswith(f"{one}.") for key in whole)} == new
+    assert all(key.startswith(tuple(new)) for key in whole)
+    torch.manual_seed(99)  # PEFT's user gets a new head of another seed, which is replaced
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "net", num_labels=2)
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    ids = torch.tensor([[4, 5, 8, 9]])
+    with torch.no_grad():
+        ours = open_saved(folder).model(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, ours)
+    assert main(["verify", str(folder), str(tmp_path / "out" / "journal.fspz")]) == 0
+
+
 @pytest.mark.slow
 def test_the_output_layers_adapter_is_a_block_also_where_it_is_tied(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -26,7 +26,7 @@ PRIVATE = "[privacy]\nclip = 1.0\nnoise_multiplier = 2.0\ndelta = 0.01\n"
         ("a`b", "`` a`b ``"),
         ("``", "``` `` ```"),
         ("a|b", "`a\\|b`"),
-        ("a\nb\x7f", "`a\\nb\\u007f`"),
+        ("a\nb\x7f", "`a\\nb\\x7f`"),
         ('say "ü"', '`say "ü"`'),
     ],
 )

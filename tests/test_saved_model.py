@@ -92,7 +92,7 @@ def test_predictions_are_those_that_were_measured(runs: Any, said: Any, kind: st
     assert code == 0
     rows = [json.loads(line) for line in out.splitlines()]
     true = [json.loads(line)["label"] for line in (folder / "test.jsonl").read_text().splitlines()]
-    names = {"good": "POS", "bad": "NEG"} if kind == "own head" else {}
+    names = {"good": "POS", "bad": "NEG"} if kind.endswith("own head") else {}
     labels = summary["confusion"]["labels"]
     confusion = [[0] * len(labels) for _ in labels]
     loss = 0.0
@@ -247,7 +247,7 @@ def test_eval_takes_other_fields_and_the_heads_own_labels(
 
 
 def test_a_replayed_model_has_its_task_too(runs: Any, said: Any, tmp_path: Path) -> None:
-    for kind in ("prompt", "replaced head", "completion", "lora head"):
+    for kind in ("prompt", "replaced head", "completion", "lora replaced head"):
         folder, _ = runs(kind)
         journal = folder / "out" / "journal.fspz"
         rebuilt = tmp_path / kind

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from .recipe import Kind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TASK_TYPES = {"causal": "CAUSAL_LM", "classification": "SEQ_CLS", "masked": None}
-"""PEFT's names. "SEQ_CLS" trains and saves the classification head beside the adapters."""
+"""PEFT's names. With "SEQ_CLS" it trains and saves `_HEADS` beside the adapters."""
+_HEADS = ("classifier", "score")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -51,7 +53,9 @@ def base_of(folder: Path) -> str:
     return name
 
 
-def add_adapters(model: nn.Module, settings: LoraConfig, kind: Kind, name: str) -> Any:
+def add_adapters(
+    model: nn.Module, settings: LoraConfig, kind: Kind, name: str, new: Sequence[str] = ()
+) -> Any:
     """Add adapters to a model, and freeze its own weights, but for a classification head.
 
     Args:
@@ -59,6 +63,8 @@ def add_adapters(model: nn.Module, settings: LoraConfig, kind: Kind, name: str) 
         settings: the adapters.
         kind: the model's head.
         name: the model, for the message.
+        new: names of modules that the checkpoint lacks, such as a classifier's pooler. They train
+            and are saved, as nobody else could have them. Default: none.
 
     Returns:
         The `peft.PeftModel`, in evaluation mode.
@@ -82,6 +88,7 @@ def add_adapters(model: nn.Module, settings: LoraConfig, kind: Kind, name: str) 
             lora_alpha=settings.alpha,
             target_modules=names if isinstance(names, str) else list(names),
             task_type=_TASK_TYPES[kind],
+            modules_to_save=[one for one in new if one not in _HEADS] or None,
         )
         # weights of one dtype, so that what follows from [model] dtype is the same for all
         adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)

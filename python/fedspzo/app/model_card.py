@@ -5,7 +5,6 @@ It has what the run measured, and says what that does not show. Of paths it has 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -69,7 +68,7 @@ def model_card(config: Config, splits: Splits, recipe: Recipe, summary: Mapping[
     )
     parts = (
         _what(config),
-        _use(config, recipe, splits),
+        _use(config, recipe),
         _measured(config, splits, summary),
         _training(config, splits, recipe, summary),
         _replay(config, summary),
@@ -81,8 +80,8 @@ def model_card(config: Config, splits: Splits, recipe: Recipe, summary: Mapping[
 
 def code(text: object) -> str:
     """Return a text of the user's as code, on one line, as it can also stand in a table."""
-    line = json.dumps(str(text), ensure_ascii=False)[1:-1].replace('\\"', '"')
-    line = line.replace("\x7f", "\\u007f").replace("\u2028", "\\u2028").replace("|", "\\|")
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = "".join(printable).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     blank = " " if fence != "`" or line != line.strip() or not line else ""
     return f"{fence}{blank}{line}{blank}{fence}"
@@ -106,13 +105,13 @@ def _what(config: Config) -> Iterator[str]:
     yield f"# {code(config.name)}"
     yield ""
     yield (
-        f"Fine-tuned from {_base(config)} by [fedspzo](https://arxiv.org/abs/2502.10239): zeroth"
-        f" order, forward passes alone, over {clients} client{'s' if clients > 1 else ''} that"
-        " exchange scalars."
+        f"Fine-tuned from {_base(config)} by fedspzo ([arXiv"
+        " 2502.10239](https://arxiv.org/abs/2502.10239)): zeroth order, forward passes alone, over"
+        f" {clients} client{'s' if clients > 1 else ''} that exchange scalars."
     )
 
 
-def _use(config: Config, recipe: Recipe, splits: Splits) -> Iterator[str]:
+def _use(config: Config, recipe: Recipe) -> Iterator[str]:
     task = config.task
     yield "## Use"
     yield ""

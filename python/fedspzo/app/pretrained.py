@@ -64,12 +64,13 @@ def load_from(source: Source, recipe: Recipe, base: str | None = None) -> tuple[
         )
     folder = Path(source.place)
     if recipe.adapter is None or not is_adapter(folder):
-        model = _whole(source, recipe)
+        model, new = _whole(source, recipe)
         if recipe.adapter is not None:
-            model = add_adapters(model, recipe.adapter, recipe.kind, source.name)
+            model = add_adapters(model, recipe.adapter, recipe.kind, source.name, new)
     else:
         root = Source.of(_checked(folder, base_of(folder) if base is None else base))
-        model = add_adapters(_whole(root, recipe), recipe.adapter, recipe.kind, root.name)
+        model, new = _whole(root, recipe)
+        model = add_adapters(model, recipe.adapter, recipe.kind, root.name, new)
         load_adapters(model, folder)
     if model.config.pad_token_id is None:
         # a classification head of a causal model needs it to find a row's last token
@@ -101,14 +102,14 @@ def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _whole(source: Source, recipe: Recipe) -> Any:
-    """Load a model without adapters."""
+def _whole(source: Source, recipe: Recipe) -> tuple[Any, tuple[str, ...]]:
+    """Load a model without adapters, and name its modules that the checkpoint lacks."""
     name = source.name
     if os.path.isdir(source.place):
         itemsize = getattr(torch, recipe.dtype).itemsize
         check_weight_files(Path(source.place), source.config(), itemsize)
     with source.explained():
-        model = _from_pretrained(source, recipe)
+        model, new = _from_pretrained(source, recipe)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         # its perturbed weights could not be saved; this is told before the first round
@@ -121,7 +122,7 @@ def _whole(source: Source, recipe: Recipe) -> Any:
     model.eval()
     if recipe.rows:
         _untie(name, model, recipe.rows)
-    return model
+    return model, new
 
 
 def _untie(name: str, model: nn.Module, rows: Sequence[int]) -> None:
@@ -131,7 +132,7 @@ def _untie(name: str, model: nn.Module, rows: Sequence[int]) -> None:
         raise InputError(f"{name!r} is not the journal's model: {error}") from None
 
 
-def _from_pretrained(source: Source, recipe: Recipe) -> Any:
+def _from_pretrained(source: Source, recipe: Recipe) -> tuple[Any, tuple[str, ...]]:
     options = {
         "local_files_only": source.offline,
         "trust_remote_code": False,  # by default transformers would ask the user
@@ -153,11 +154,13 @@ def _from_pretrained(source: Source, recipe: Recipe) -> Any:
             f"{min(report['missing_keys'])!r} and so would predict at random; name a model with "
             "its language-modelling head, or set [task] type = 'classification'"
         )
-    return model
+    return model, ()
 
 
-def _classifier(source: Source, recipe: Recipe, options: dict[str, Any]) -> Any:
-    """Load a classifier. A head that is new is initialized from the recipe's seed."""
+def _classifier(
+    source: Source, recipe: Recipe, options: dict[str, Any]
+) -> tuple[Any, tuple[str, ...]]:
+    """Load a classifier. What is new of it is initialized from the recipe's seed, and named."""
     labels = dict(enumerate(recipe.labels))
     options |= {
         "num_labels": len(labels),
@@ -184,7 +187,13 @@ def _classifier(source: Source, recipe: Recipe, options: dict[str, Any]) -> Any:
             f" config.json does not say so; add its architecture ({type(model).__name__}) and"
             " id2label there, or set [task] new_head = true"
         )
-    return model
+    base = f"{model.base_model_prefix}."
+    heads = [name for name, _ in model.named_parameters() if not name.startswith(base)]
+    new = (*missing, *(heads if recipe.new_head else ()))
+    # a head is new as a whole; of the base model it may be a pooler
+    return model, tuple(
+        sorted({k.rpartition(".")[0] if k.startswith(base) else k.split(".")[0] for k in new})
+    )
 
 
 def _replace_head(model: Any) -> None:
