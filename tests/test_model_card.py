@@ -47,7 +47,7 @@ def test_a_card_has_the_test_splits_measures_and_the_way_back(tmp_path: Path) ->
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
     assert data.base_model is None  # a folder is no place that the Hub knows
-    assert data.model_name == "run"
+    assert data.model_name == "out"
     found = {one.metric_name: one for one in data.eval_results}
     assert found["accuracy"].metric_value == summary["accuracy"]
     assert found["macro F1"].metric_value == summary["macro_f1"]

@@ -63,7 +63,7 @@ def model_card(config: Config, splits: Splits, recipe: Recipe, summary: Mapping[
         library_name="transformers" if recipe.adapter is None else "peft",
         pipeline_tag=_PIPELINES[recipe.kind],
         tags=[*_TAGS, *(["lora"] if recipe.adapter is not None else [])],
-        model_name=config.name or "model",
+        model_name=_name(config),
         eval_results=results,
     )
     parts = (
@@ -87,6 +87,11 @@ def code(text: object) -> str:
     return f"{fence}{blank}{line}{blank}{fence}"
 
 
+def _name(config: Config) -> str:
+    """Return the name of the run's folder, which stays where the run goes on by --resume."""
+    return config.output_dir.resolve().name or "model"
+
+
 def _is_on_hub(config: Config) -> bool:
     name = config.model.name
     return name != DEMO and not Path(name).is_absolute() and is_hub_id(name)
@@ -102,7 +107,7 @@ def _base(config: Config) -> str:
 
 def _what(config: Config) -> Iterator[str]:
     clients = config.federation.clients
-    yield f"# {code(config.name)}"
+    yield f"# {code(_name(config))}"
     yield ""
     yield (
         f"Fine-tuned from {_base(config)} by fedspzo ([arXiv"
