@@ -27,6 +27,7 @@ from fedspzo.app import config as configuration
 from fedspzo.app.adapters import add_adapters
 from fedspzo.app.cli import main
 from fedspzo.app.model_section import LoraConfig
+from fedspzo.app.predictions import predict
 from fedspzo.app.saved_model import open_saved
 from fedspzo.errors import InputError
 from fedspzo.federated.journal.reader import DecodedJournal
@@ -338,22 +339,20 @@ def test_replay_verify_compact_and_resume(
 def test_the_example_learns_and_is_opened_by_peft(tmp_path: Path) -> None:
     path = Path(__file__).parents[1] / "examples" / "lora" / "config.toml"
     out = tmp_path / "out"
-    assert main(["run", str(path), "--quiet", "--rounds", "15", "--output", str(out)]) == 0
+    assert main(["run", str(path), "--quiet", "--rounds", "10", "--output", str(out)]) == 0
     summary = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert summary["zero_shot_accuracy"] < 0.8
-    assert summary["accuracy"] > 0.9
+    assert summary["accuracy"] > summary["zero_shot_accuracy"] + 0.05
     model = peft.AutoPeftModelForCausalLM.from_pretrained(out / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
-    words = {" great": "positive", " terrible": "negative"}
-    tokens = [tokenizer(word, add_special_tokens=False).input_ids[-1] for word in words]
-    rows = (path.parents[1] / "sentiment" / "test.jsonl").read_text().splitlines()
-    right = 0
-    for row in map(json.loads, rows):
-        ids = tokenizer(f"{row['text']} It was", return_tensors="pt")
+    tokens = [tokenizer(w, add_special_tokens=False).input_ids[-1] for w in (" great", " terrible")]
+    rows = (path.parents[1] / "sentiment" / "test.jsonl").read_text().splitlines()[:30]
+    texts = [json.loads(row)["text"] for row in rows]
+    for text, row in zip(texts, predict(open_saved(out), texts), strict=True):
+        ids = tokenizer(f"{text} It was", return_tensors="pt")
         with torch.no_grad():
-            logits = model(**ids).logits[0, -1, tokens]
-        right += list(words.values())[int(logits.argmax())] == row["label"]
-    assert right / len(rows) == pytest.approx(summary["accuracy"])
+            shares = model(**ids).logits[0, -1, tokens].softmax(0).tolist()
+        assert list(row["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
 
 
 @pytest.mark.slow
