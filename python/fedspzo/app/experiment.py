@@ -33,7 +33,7 @@ from .data import Splits
 from .examples import Example
 from .measures import Measured
 from .metrics import Row, as_row
-from .pretrained import Recipe
+from .recipe import Recipe
 from .replay import advance
 from .report import ProgressReport, partition_lines
 from .resume import begun_threads

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -193,13 +193,12 @@ class RunFolder(Closing):
             sync(self.path / METRICS)
         self.finished = True
 
-    def save_model(self, model: Any, tokenizer: Any) -> None:
-        """Save the model and the tokenizer with `save_pretrained`, under `model`."""
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        """Replace the folder `model` by one that `save` fills."""
         with self._explained():
             self._remove_model()
             with folder_atomic(self.path / MODEL) as temporary:
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
+                save(temporary)
 
     def _remove_temporary(self) -> None:
         """Remove the temporary files of a process that was killed."""

@@ -19,21 +19,6 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The section [model].
-
-    Attributes:
-        name: a hub id, a local folder, or "demo" for the packaged model.
-        dtype: dtype of the weights. Default "float32".
-        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
-    """
-
-    name: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """The section [task].
 
