@@ -1,0 +1,248 @@
+"""The server's link to clients behind Flower: SuperNodes, or the simulation's nodes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.serverapp import Grid
+
+from .envelopes import ASK, TELL, Answer, pack
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 90.0
+"""Seconds that a link waits for a client that is not there, by default.
+
+It is more than the minute after which a SuperLink calls a silent SuperNode offline.
+"""
+
+
+class ClientFailed(RuntimeError):
+    """Reports a client that failed, with the name and text of its exception."""
+
+
+@dataclass
+class _Sent:
+    """A message that is under way.
+
+    Attributes:
+        node: the node that was asked.
+        client: the client that the node is. None: the node is asked who it is.
+        message: the encoded message.
+        since: the time at which it was first sent.
+        error: why no answer will come.
+        done: True if nothing more will come.
+    """
+
+    node: int
+    client: int | None
+    message: bytes
+    since: float
+    error: Exception | None = None
+    done: bool = False
+
+
+@dataclass
+class _Client:
+    """What is known of a client.
+
+    Attributes:
+        node: the node that says it is this client.
+        round: the round whose weights it holds.
+        digest: their digest.
+        arrived: encoded messages that have come from it and were not returned yet.
+        sent: the message that it is working on.
+    """
+
+    node: int
+    round: int = 0
+    digest: str = ""
+    arrived: list[bytes] = field(default_factory=list)
+    sent: _Sent | None = None
+
+
+class FlowerLink:
+    """Carries messages to clients behind Flower. It is a `RemoteLink`.
+
+    Each node that Flower knows is asked once which client it is. Where two nodes say that they are
+    the same client, the one that came last is: a SuperNode that was started again. A message that
+    its predecessor did not answer is then sent to it.
+
+    Args:
+        grid: Flower's grid, as a ServerApp's function gets it.
+        run: names the run, so that clients do not mix weights of two runs. A run that goes on after
+            a crash has to have the same name. Default None: a new name.
+        timeout: seconds that a client may take, with the start of its process. Default None: no
+            limit but Flower's, which tells that a node is gone.
+        patience: seconds to wait for a client that is not there. Default `PATIENCE`.
+        poll: seconds from one look for answers to the next. Default 0.2.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        run: str | None = None,
+        timeout: float | None = None,
+        patience: float = PATIENCE,
+        poll: float = 0.2,
+    ) -> None:
+        self.run = uuid.uuid4().hex if run is None else run
+        self._grid = grid
+        self._timeout = timeout
+        self._patience = patience
+        self._poll = poll
+        self._clients: dict[int, _Client] = {}
+        self._nodes: set[int] = set()  # those that were asked who they are
+        self._under_way: dict[str, _Sent] = {}  # by Flower's id of the message
+        self._looked = -1.0
+        self._heard = time.monotonic()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """End all waiting: what waits, and whatever is called later, raises KeyboardInterrupt."""
+        self._closed.set()
+
+    def holds(self, client: int) -> tuple[int, str] | None:
+        """Return the round whose weights a client says it holds, and their digest.
+
+        None: it holds the base, or is not there within the link's patience.
+        """
+        found = self._find(client)
+        return None if found is None or not found.round else (found.round, found.digest)
+
+    def start(self, client: int, message: bytes, weights: Iterable[bytes]) -> None:
+        """Send a client a message, if the client is there. `exchange` then waits for the answer."""
+        found = self._clients.get(client)
+        if found is not None:
+            found.sent = self._send(found.node, client, pack(self.run, message, weights), message)
+
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> list[bytes]:
+        """Send a client a message, unless `start` has sent it, and return what has come from it.
+
+        Raises:
+            ClientFailed: the client failed; the text has its exception.
+            ConnectionError: the client is not there, or has gone.
+            TimeoutError: the client took too long.
+        """
+        found = self._find(client)
+        if found is None:
+            raise ConnectionError(
+                f"no node is client {client}; start a SuperNode with --node-config"
+                f' "partition-id={client}"'
+            )
+        content = None
+        if found.sent is None or found.sent.message != message:
+            content = pack(self.run, message, weights)
+            found.sent = self._send(found.node, client, content, message)
+        sent, found.sent = found.sent, None
+        while not sent.done:
+            self._wait()
+            if self._timeout is not None and time.monotonic() - sent.since > self._timeout:
+                raise TimeoutError(f"no answer within {self._timeout:g} s")
+            if found.node != sent.node and not sent.done:
+                logger.info("client %d: asked again, as its node was started again", client)
+                content = content or pack(self.run, message, weights)
+                sent = self._send(found.node, client, content, message, since=sent.since)
+        arrived, found.arrived = found.arrived, []
+        if sent.error is not None:
+            raise sent.error
+        return arrived
+
+    def _find(self, client: int) -> _Client | None:
+        """Return a client once it is there. Return None if it does not come."""
+        self._look()
+        while client not in self._clients:
+            if time.monotonic() - self._heard > self._patience:
+                return None
+            self._wait()
+        return self._clients[client]
+
+    def _send(
+        self,
+        node: int,
+        client: int | None,
+        content: RecordDict,
+        message: bytes = b"",
+        since: float | None = None,
+    ) -> _Sent:
+        started = time.monotonic() if since is None else since
+        sent = _Sent(node, client, message, started)
+        envelope = Message(
+            content, node, TELL if client is None else ASK, ttl=self._timeout or DEFAULT_TTL
+        )
+        (number,) = self._grid.push_messages([envelope]) or (None,)
+        if number is None:
+            sent.error = ConnectionError("Flower did not take the message; see its log")
+            sent.done = True
+        else:
+            self._under_way[number] = sent
+        return sent
+
+    def _wait(self) -> None:
+        """Wait a moment, and take what has come."""
+        if self._closed.wait(self._poll):
+            raise KeyboardInterrupt
+        self._look()
+        for reply in self._grid.pull_messages(list(self._under_way)) if self._under_way else ():
+            sent = self._under_way.pop(reply.metadata.reply_to_message_id, None)
+            if sent is not None:
+                self._take(sent, reply)
+                sent.done = True
+
+    def _look(self) -> None:
+        """Ask new nodes who they are. Forget clients whose node is gone. Once a second."""
+        now = time.monotonic()
+        if now - self._looked < 1:
+            return
+        self._looked = now
+        nodes = set(self._grid.get_node_ids())
+        for number in [n for n, known in self._clients.items() if known.node not in nodes]:
+            if self._clients[number].sent is None:
+                del self._clients[number]
+        for node in sorted(nodes - self._nodes):
+            self._send(node, None, pack(self.run))
+        self._nodes = nodes
+
+    def _take(self, sent: _Sent, reply: Message) -> None:
+        """Note what a node has answered."""
+        self._heard = time.monotonic()
+        if reply.has_error():
+            sent.error = ConnectionError(reply.error.reason)
+            if sent.client is None:
+                logger.warning("node %d does not say who it is: %s", sent.node, reply.error.reason)
+            return
+        try:
+            answer = Answer.unpack(reply.content)
+        except ValueError as error:
+            sent.error = error
+            logger.warning("node %d: %s", sent.node, error)
+            return
+        if sent.client is None:
+            old = self._clients.get(answer.client)
+            if old is None:
+                old = self._clients[answer.client] = _Client(sent.node)
+            elif old.node != sent.node:
+                logger.warning(
+                    "client %d: node %d takes the place of node %d",
+                    answer.client,
+                    sent.node,
+                    old.node,
+                )
+            old.node, old.round, old.digest = sent.node, answer.round, answer.digest
+            return
+        if answer.client != sent.client:
+            sent.error = ClientFailed(f"its node says now that it is client {answer.client}")
+            return
+        client = self._clients.setdefault(sent.client, _Client(sent.node))
+        if client.node == sent.node:
+            client.round, client.digest = answer.round, answer.digest
+        client.arrived += answer.messages
+        if answer.error:
+            sent.error = ClientFailed(answer.error)
