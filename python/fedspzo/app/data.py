@@ -52,7 +52,14 @@ class Splits:
         return sum((one.text, one.answer) in seen for one in self.test)
 
 
-def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
+def read_splits(
+    data: DataConfig,
+    task: TaskConfig,
+    seed: int = 0,
+    *,
+    only: Collection[str] | None = None,
+    known: tuple[str, ...] = (),
+) -> Splits:
     """Read the files, and check them against the task.
 
     The labels are those of the verbalizers, in their order. With a classification head they are
@@ -62,11 +69,15 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
         data: the section [data].
         task: the section [task].
         seed: seed that chooses the examples of a validation share. Default 0.
+        only: the keys of the files to read, where a participant has not all of them. Default None:
+            all.
+        known: the labels, where `only` is given.
 
     Raises:
         InputError: a file has a mistake; one line names file, line, value and remedy.
     """
-    contents = {key: _contents(path) for key, path in data.files.items()}
+    wanted = data.files if only is None else only
+    contents = {key: _contents(path) for key, path in data.files.items() if key in wanted}
     skipped: dict[str, int] = {}
 
     def take(key: str, labels: Sequence[str] = (), remedy: str = "") -> list[Example]:
@@ -90,13 +101,16 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
 
     labels: tuple[str, ...] = ()
     remedy = ""
-    if task.type == "prompt":
+    if only is not None:
+        labels, remedy = known, "it is not among the labels of the federation: correct it"
+        train = take("train", labels, remedy) if "train" in contents else []
+    elif task.type == "prompt":
         labels, remedy = tuple(task.verbalizers), "give it a word in [task.verbalizers]"
         train = take("train", labels, remedy)
         _check_all_used(data.train, train, labels)
     else:
         train = take("train")
-    if task.type == "classification":
+    if task.type == "classification" and only is None:
         labels = tuple(sorted({one.label for one in train if one.label is not None}))
         if len(labels) < 2:
             raise InputError(
@@ -106,10 +120,10 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
         remedy = f"it is not among the labels of '{data.train}': correct it or add training rows"
     others = {key: take(key, labels, remedy) for key in contents if key != "train"}
     validation = others.get("validation", [])
-    if isinstance(data.validation, float):
+    if isinstance(data.validation, float) and only is None:
         train, validation = _set_aside(train, data, seed)
     hashes = {key: _hash(read) for key, read in contents.items()}
-    return Splits(train, others["test"], labels, validation, hashes, skipped)
+    return Splits(train, others.get("test", []), labels, validation, hashes, skipped)
 
 
 def _contents(path: Path) -> dict[Path, bytes]:

@@ -17,6 +17,7 @@ from . import models
 from .config import Config, to_toml
 from .data import Splits
 from .ending import fault
+from .engines import Engine, engine_of
 from .examples import Example
 from .experiment import Experiment, Trained
 from .measures import Measured, by_class
@@ -41,6 +42,7 @@ def run(
     *,
     quiet: bool = False,
     choose_threads: bool = False,
+    engine: Engine | None = None,
 ) -> Row:
     """Train as the config says, and then with MeZO if the config has [mezo].
 
@@ -52,6 +54,7 @@ def run(
         quiet: print nothing. Default False.
         choose_threads: set torch's number of threads to the faster of one and all (`threads`).
             Default False: leave it as it is.
+        engine: runs the clients. Default None: that of the config.
 
     Returns:
         The summary, which is the last line of metrics.jsonl.
@@ -59,7 +62,7 @@ def run(
     Raises:
         InputError: the model cannot be loaded, or does not fit the task, data or settings.
     """
-    start = time.perf_counter()
+    start, engine = time.perf_counter(), engine or engine_of(config)
     beside = model_files(config.model.name)
     with waiting(f"loading {config.model.name}", quiet=quiet):
         model, task, recipe = models.load(config, splits)
@@ -78,7 +81,9 @@ def run(
         torch.set_num_threads(1)
     texts = len(splits.train) + len(splits.test) + len(splits.validation)
     with waiting(f"encoding {texts} texts", quiet=quiet):
-        experiment = Experiment(config, splits, model, task, recipe, folder, about, quiet=quiet)
+        experiment = Experiment(
+            config, splits, model, task, recipe, folder, about, quiet=quiet, engine=engine
+        )
     blocks = experiment.cut(model, config.optimizer)
     if choose_threads and not small:
         experiment.choose_threads(model)

@@ -17,6 +17,7 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Privacy, public_setting
 
+from .client import Client, measures
 from .exchange import InProcess, Link, RemoteLink, play
 from .first_steps import begin
 from .server import Server
@@ -70,7 +71,10 @@ class FedSPZO(Strategy):
         direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
         if server is None:
-            server, self.spent = begin(base, clients, setup.federation, setup.optimizer, self._link)
+            if not clients and (setup.optimizer.lr == "auto" or measures(setup.optimizer)):
+                raise ValueError("lr, perturbations and newton have to be given, without clients")
+            first = clients or [Client(0, base, (None,), setup.task)]
+            server, self.spent = begin(base, first, setup.federation, setup.optimizer, self._link)
             if journal is not None:
                 journal.begin(server, privacy, self.spent)
         elif journal is not None:

@@ -112,23 +112,23 @@ class _Node:
         messages: tuple[bytes, ...] = ()
         reason = ""
         try:
-            client = _held.get(key)
-            if client is None:
-                client = _held[key] = make(self._context)
+            if key not in _held:
+                _held[key] = make(self._context)
             if self._kept is not None:
-                self._kept.load(client.replica)
-            link = InProcess({self._number: client}, timeout)
+                self._kept.load(_held[key].replica)
+            link = InProcess({self._number: _held[key]}, timeout)
             messages = tuple(link.exchange(self._number, self._message, self._weights))
         except Exception as error:  # the server names the client, and goes on without it
             logger.exception("client %d", self._number)
             reason = f"{type(error).__name__}: {error}"
-            if key not in _held or isinstance(error, ValueError | DigestError):
+            if isinstance(error, ValueError | DigestError):
                 # its weights may be wrong; the base and all updates lead to the right ones
                 _held.pop(key, None)
                 if self._kept is not None:
                     self._kept.forget()
-                return Answer(self._number, 0, "", error=reason)
-        replica = client.replica
+        if key not in _held:
+            return Answer(self._number, 0, "", error=reason)
+        replica = _held[key].replica
         digest = replica.digest()
         if self._kept is not None:
             self._kept.save(replica, digest)

@@ -52,11 +52,11 @@ class Answer:
         for name, kind in wanted.items():
             if type(values.get(name)) is not kind:
                 raise ValueError(f"a node's answer has {name} {values.get(name)!r}")
-        messages = tuple(values["messages"])  # type: ignore[arg-type]
+        messages = tuple(values["messages"])
         if not all(isinstance(message, bytes) for message in messages):
             raise ValueError("a node's answer has messages that are not bytes")
         given = {name: values[name] for name in wanted if name != "messages"}
-        return cls(messages=messages, **given)  # type: ignore[arg-type]
+        return cls(messages=messages, **given)
 
 
 def pack(run: str, message: bytes = b"", weights: Iterable[bytes] = ()) -> RecordDict:
