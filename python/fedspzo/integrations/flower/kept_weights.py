@@ -13,11 +13,12 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from fedspzo.federated.protocol import download
 from fedspzo.files import file_atomic
-from fedspzo.journal.replica import Replica
+
+if TYPE_CHECKING:
+    from fedspzo.journal.replica import Replica
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class KeptWeights:
 
         A file that is damaged, or of another base, is logged and removed.
         """
+        from fedspzo.federated.protocol import download
+
         for path in self._newest_first():
             if int(path.stem) <= replica.round:
                 return
@@ -73,6 +76,8 @@ class KeptWeights:
 
     def save(self, replica: Replica, digest: str) -> None:
         """Keep a replica's weights, unless weights of its round or a later one are kept."""
+        from fedspzo.federated.protocol import download
+
         kept = list(self._newest_first())
         if replica.round == 0 or (kept and int(kept[0].stem) >= replica.round):
             return
