@@ -8,7 +8,7 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults sweep fuzz lint format hooks bench sass real sentences minilm info clean
+.PHONY: demo check test flower faults sweep fuzz lint format hooks bench sass real sentences minilm info clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -23,6 +23,10 @@ check: .venv/tools
 # Every test; CI runs this.
 test: .venv/tools
 	$(PYTEST)
+
+# Federations on Flower, by its simulation and by a deployment on loopback.
+flower: .venv-flower/installed
+	FLWR_TELEMETRY_ENABLED=0 OMP_NUM_THREADS=1 .venv-flower/bin/python -m pytest -m flower
 
 # kill -9 at over 1,000 points of a run, and on to the same bits; power cuts, each in 200 ways.
 # `make test` has a short form.
@@ -100,6 +104,19 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
 	@touch $@
 
+# Flower wants older releases of some packages than others here do. So it is in an environment of its
+# own, which finds in .venv whatever it has not itself. The .pth file that says so comes last: pip
+# would take .venv's packages for installed.
+.venv-flower/installed: .venv/tools constraints-flower.txt
+	@echo "Setting up .venv-flower: Flower, beside .venv"
+	@$(PYTHON) -m venv --clear .venv-flower
+	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off \
+		"flwr[simulation]>=1.41,<2" -c constraints-flower.txt)
+	@beside=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		own=$$(.venv-flower/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		echo "import site; site.addsitedir('$$beside')" > $$own/zz_beside.pth
+	@touch $@
+
 .venv/reviews: .venv/installed examples/reviews/prepare.py
 	@$(call quietly,$(PIP) gguf -c constraints.txt)
 	@$(BIN)/python examples/reviews/prepare.py
@@ -114,4 +131,4 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info fedspzo_kernels/*.so
+	rm -rf .venv .venv-flower build *.egg-info fedspzo_kernels/*.so
