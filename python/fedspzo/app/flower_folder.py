@@ -56,6 +56,10 @@ output = {output}
 rounds = 0
 # Replace a finished run in the folder.
 overwrite = false
+# A folder with the public keys of the clients' SuperNodes, 0.pub for client 0 and so on, as
+# ssh-keygen writes them. Nobody else is then taken for these clients. It needs a SuperLink that was
+# started with --enable-supernode-auth. "": a SuperNode is the client that it says.
+keys = ""
 """
 
 _MODULE = """\

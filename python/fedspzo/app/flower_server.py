@@ -7,10 +7,11 @@ test on, and needs none to train on.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedspzo.errors import InputError, one_line
 from fedspzo.files import write_atomic
 from fedspzo.integrations.flower import FlowerLink
 
@@ -35,7 +36,8 @@ def server_app(folder: Path) -> ServerApp:
     """Return the ServerApp of an app folder.
 
     It does what `fedspzo run` does, with clients that are nodes. The keys of its run config are
-    `output`, the folder of the results, `rounds` (0: as in the config), and `overwrite`.
+    `output`, the folder of the results, `rounds` (0: as in the config), `overwrite`, and `keys`, a
+    folder with the public keys of the clients' nodes, N.pub for client N ("": none).
     """
     from flwr.serverapp import ServerApp
 
@@ -50,13 +52,20 @@ def server_app(folder: Path) -> ServerApp:
             output=Path(str(given["output"])),
             rounds=int(given["rounds"]) or None,
             overwrite=bool(given["overwrite"]),
+            keys=Path(str(given["keys"])) if given["keys"] else None,
         )
 
     return app
 
 
 def serve(
-    folder: Path, grid: Grid, *, output: Path, rounds: int | None = None, overwrite: bool = False
+    folder: Path,
+    grid: Grid,
+    *,
+    output: Path,
+    rounds: int | None = None,
+    overwrite: bool = False,
+    keys: Path | None = None,
 ) -> None:
     """Run the server of an app folder. A run that was begun in the output folder goes on.
 
@@ -66,6 +75,7 @@ def serve(
         output: folder of the results.
         rounds: number of rounds. Default None: as in the config.
         overwrite: replace a finished run. Default False.
+        keys: a folder with the nodes' public keys. Default None: a node is the client that it says.
 
     Raises:
         InputError: the config or a file has a mistake, or the output holds a finished run.
@@ -79,6 +89,7 @@ def serve(
     config = configuration.load(
         folder / CONFIG, {"data": elsewhere, "federation": {"partition": None}}
     ).with_overrides(output=output, rounds=rounds)
+    known = None if keys is None else public_keys(keys, config.federation.clients)
     here = tuple(key for key in config.data.files if key != "train")
     seed = config.federation.seed
     splits = read_splits(config.data, config.task, seed, only=here, known=labels(folder))
@@ -86,11 +97,11 @@ def serve(
         check_removal(out, config)
         if out.resumes:
             check_same_run(out, config, splits)
-        run(config, splits, out, engine=_over(grid, out, config))
+        run(config, splits, out, engine=_over(grid, out, config, known))
 
 
 def _over(
-    grid: Grid, out: RunFolder, config: Config
+    grid: Grid, out: RunFolder, config: Config, keys: Mapping[int, bytes] | None
 ) -> Callable[[Callable[[Link | None], RunResult]], RunResult]:
     """Return the engine whose clients are Flower's nodes."""
 
@@ -98,6 +109,37 @@ def _over(
         token = out.path / TOKEN
         if not (out.resumes and token.exists()):
             write_atomic(token, uuid.uuid4().hex)
-        return play(FlowerLink(grid, run=token.read_text(), timeout=config.federation.timeout))
+        link = FlowerLink(grid, run=token.read_text(), keys=keys, timeout=config.federation.timeout)
+        return play(link)
 
     return rounds
+
+
+def public_keys(folder: Path, clients: int) -> dict[int, bytes]:
+    """Return the public key of each client's node, as Flower has it.
+
+    Args:
+        folder: holds N.pub for client N, as ssh-keygen writes it.
+        clients: number of clients.
+
+    Raises:
+        InputError: a key is missing, or cannot be read.
+    """
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_ssh_public_key,
+    )
+
+    keys = {}
+    for number in range(clients):
+        path = folder / f"{number}.pub"
+        try:
+            key = load_ssh_public_key(path.read_bytes())
+            keys[number] = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: holds no public key ({one_line(error)}); give that of client {number}'s"
+                " SuperNode, as ssh-keygen writes it"
+            ) from None
+    return keys

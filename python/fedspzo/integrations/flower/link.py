@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import DEFAULT_TTL, Message, RecordDict
@@ -78,6 +78,9 @@ class FlowerLink:
         grid: Flower's grid, as a ServerApp's function gets it.
         run: names the run, so that clients do not mix weights of two runs. A run that goes on after
             a crash has to have the same name. Default None: a new name.
+        keys: the public key of each client's node, as Flower has it (PEM). No other node is then
+            the client. A SuperLink checks the keys if it was started with --enable-supernode-auth.
+            Default None: a node is the client that it says.
         timeout: seconds that a client may take, with the start of its process. Default None: no
             limit but Flower's, which tells that a node is gone.
         patience: seconds to wait for a client that is not there. Default `PATIENCE`.
@@ -89,17 +92,19 @@ class FlowerLink:
         grid: Grid,
         *,
         run: str | None = None,
+        keys: Mapping[int, bytes] | None = None,
         timeout: float | None = None,
         patience: float = PATIENCE,
         poll: float = 0.2,
     ) -> None:
         self.run = uuid.uuid4().hex if run is None else run
         self._grid = grid
+        self._keys = keys
         self._timeout = timeout
         self._patience = patience
         self._poll = poll
         self._clients: dict[int, _Client] = {}
-        self._nodes: set[int] = set()  # those that were asked who they are
+        self._nodes: dict[int, bytes] = {}  # those that were asked who they are, with their keys
         self._under_way: dict[str, _Sent] = {}  # by Flower's id of the message
         self._looked = -1.0
         self._heard = time.monotonic()
@@ -202,13 +207,14 @@ class FlowerLink:
         if now - self._looked < 1:
             return
         self._looked = now
-        nodes = set(self._grid.get_node_ids())
+        nodes = {node.node_id: node.public_key for node in self._grid.get_nodes()}
         for number in [n for n, known in self._clients.items() if known.node not in nodes]:
             if self._clients[number].sent is None:
                 del self._clients[number]
-        for node in sorted(nodes - self._nodes):
-            self._send(node, None, pack(self.run))
+        new = sorted(set(nodes) - set(self._nodes))
         self._nodes = nodes
+        for node in new:
+            self._send(node, None, pack(self.run))
 
     def _take(self, sent: _Sent, reply: Message) -> None:
         """Note what a node has answered."""
@@ -225,17 +231,7 @@ class FlowerLink:
             logger.warning("node %d: %s", sent.node, error)
             return
         if sent.client is None:
-            old = self._clients.get(answer.client)
-            if old is None:
-                old = self._clients[answer.client] = _Client(sent.node)
-            elif old.node != sent.node:
-                logger.warning(
-                    "client %d: node %d takes the place of node %d",
-                    answer.client,
-                    sent.node,
-                    old.node,
-                )
-            old.node, old.round, old.digest = sent.node, answer.round, answer.digest
+            self._meet(sent.node, answer)
             return
         if answer.client != sent.client:
             sent.error = ClientFailed(f"its node says now that it is client {answer.client}")
@@ -246,3 +242,20 @@ class FlowerLink:
         client.arrived += answer.messages
         if answer.error:
             sent.error = ClientFailed(answer.error)
+
+    def _meet(self, node: int, answer: Answer) -> None:
+        """Note which client a node is."""
+        number = answer.client
+        if self._keys is not None and self._keys.get(number) != self._nodes.get(node):
+            logger.warning(
+                "node %d says that it is client %d, but has another key, and is not used",
+                node,
+                number,
+            )
+            return
+        client = self._clients.setdefault(number, _Client(node))
+        if client.node != node:
+            logger.warning(
+                "client %d: node %d takes the place of node %d", number, node, client.node
+            )
+        client.node, client.round, client.digest = node, answer.round, answer.digest
