@@ -124,9 +124,19 @@ def test_a_run_that_finds_its_rates_goes_on_and_repeats(
     Path("whole", "config.toml").rename("again.toml")
     assert main(["run", "again.toml", "--quiet", "--output", "repeated"]) == 0
     mine = [{**row, "seconds": 0} for row in rows(Path("whole", "metrics.jsonl"))]
-    for folder in ("halted", "repeated"):
-        theirs = [{**row, "seconds": 0} for row in rows(Path(folder, "metrics.jsonl"))]
-        assert theirs == mine
+    halted, repeated = (
+        [{**row, "seconds": 0} for row in rows(Path(folder, "metrics.jsonl"))]
+        for folder in ("halted", "repeated")
+    )
+    assert halted == mine
+    # the config that a run leaves has what was measured, which costs nothing any more
+    costs = ("forwards", "bytes_up", "bytes_down")
+    saved = {name: mine[0][name] - repeated[0][name] for name in costs}
+    assert min(saved.values()) > 0
+    for row, whole in zip(repeated, mine, strict=True):
+        for name in costs:
+            assert row[name] + saved[name] == pytest.approx(whole[name])
+        assert {**row, **{name: whole[name] for name in costs}} == whole
     assert "lr" not in mine[0]
     assert all(len(row["lr"]) == 2 for row in mine[1:-1])
     assert main(["verify", "whole/model", "halted/journal.fspz"]) == 0

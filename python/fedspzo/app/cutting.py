@@ -11,7 +11,7 @@ from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks, split
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig
-from fedspzo.federated.client import spzo
+from fedspzo.federated.optimizers import spzo
 
 from . import models
 from .config import Config

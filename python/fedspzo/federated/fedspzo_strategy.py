@@ -17,7 +17,6 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Privacy, public_setting
 
-from .client import Client, measures
 from .exchange import InProcess, Link, RemoteLink, play
 from .first_steps import begin
 from .server import Server
@@ -71,10 +70,9 @@ class FedSPZO(Strategy):
         direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
         if server is None:
-            if not clients and (setup.optimizer.lr == "auto" or measures(setup.optimizer)):
-                raise ValueError("lr, perturbations and newton have to be given, without clients")
-            first = clients or [Client(0, base, (None,), setup.task)]
-            server, self.spent = begin(base, first, setup.federation, setup.optimizer, self._link)
+            # clients elsewhere tell themselves how many examples they have
+            sizes = {client.client: len(client.examples) for client in clients} or None
+            server, self.spent = begin(base, setup.federation, setup.optimizer, self._link, sizes)
             if journal is not None:
                 journal.begin(server, privacy, self.spent)
         elif journal is not None:

@@ -38,18 +38,6 @@ class Rejection:
         return f"client {self.client}: {self.reason}"
 
 
-class ClientError(RuntimeError):
-    """Raised where a step on a client's examples failed. Its cause is the client's exception.
-
-    Attributes:
-        client: the client's id.
-    """
-
-    def __init__(self, client: int, cause: Exception) -> None:
-        super().__init__(f"client {client}: {type(cause).__name__}: {cause}")
-        self.client = client
-
-
 class QuorumError(RuntimeError):
     """Raised where too few clients reported. The server has not changed.
 

@@ -49,7 +49,7 @@ class Server:
     Args:
         replica: the base model, at round 0.
         federation: the run's settings.
-        optimizer: the step's settings, resolved (`client.resolve`).
+        optimizer: the step's settings, resolved (`optimizers.resolve`).
         found: decides the learning rates if `optimizer.lr` is "auto". Default None.
 
     Attributes:
