@@ -122,7 +122,8 @@ def lines() -> list[str]:
     return [
         "# A round on Flower",
         "",
-        f"`python benchmarks/flower_rounds.py`, {machine()}. Medians of {ROUNDS - SKIPPED} rounds.",
+        f"`python benchmarks/flower_rounds.py`, {machine()}, whose load was"
+        f" {os.getloadavg()[2]:.0f}. Medians of {ROUNDS - SKIPPED} rounds.",
         "",
         "| two clients on a random model of a few thousand weights | seconds a round |",
         "| --- | --- |",

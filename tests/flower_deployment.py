@@ -41,6 +41,7 @@ class Deployment:
         self.home = folder / "home"
         self.home.mkdir()
         self.port = _free_port()
+        self.started: list[subprocess.Popen[bytes]] = []
         _write_certificates(folder)
         (self.home / "config.toml").write_text(
             '[superlink]\ndefault = "test"\n[superlink.test]\n'
@@ -61,7 +62,7 @@ class Deployment:
     def start(self, name: str, command: str, *options: str) -> subprocess.Popen[bytes]:
         """Start one of Flower's programs, by which name it and its children are found."""
         with (self.folder / f"{name}.log").open("ab") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [BIN / command, *options],
                 env={**self.environment, MARK: f"{self.folder}:{name}"},
                 cwd=self.folder,
@@ -69,6 +70,8 @@ class Deployment:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
 
     def superlink(self) -> None:
         """Start the SuperLink, and wait until it answers."""
@@ -140,6 +143,7 @@ class Deployment:
             return not left
 
         eventually("all processes are gone", gone)
+        self.started = [process for process in self.started if process.poll() is None]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from fedspzo.journal.replica import Replica
 
 pytestmark = pytest.mark.flower
 
-ROUNDS = 5
+ROUNDS = 4
 LONG = 240.0
 """Seconds for a round on a busy machine, in which processes start and a model is loaded."""
 
@@ -76,10 +76,9 @@ class TestSimulation:
             number = int(context.node_config["partition-id"])
             return Client(number, replica, toy_data(SIZES)[number], ToyTask())
 
+        nothing: list[list[Any]] = [[] for _ in SIZES]  # the examples are with the clients alone
         result = simulate(
-            lambda link: run(
-                toy(), ToyTask(), toy_data(SIZES), FEDERATION, OPTIMIZER, link=lambda _: link
-            ),
+            lambda link: run(toy(), ToyTask(), nothing, FEDERATION, OPTIMIZER, link=lambda _: link),
             client_app(make),
             clients=len(SIZES),
         )
@@ -123,7 +122,7 @@ class TestDeployment:
         self, deployed: tuple[Deployment, Path], in_process: Path
     ) -> None:
         made, output = deployed
-        eventually("two rounds", lambda: done(output) >= 2, LONG)
+        eventually("a round", lambda: done(output) >= 1, LONG)
 
         eventually("client 1 is at work", lambda: made.processes("node1", "flwr-clientapp"), LONG)
         made.kill("node1")

@@ -124,7 +124,7 @@ class FlowerLink:
 
     def start(self, client: int, message: bytes, weights: Iterable[bytes]) -> None:
         """Send a client a message, if the client is there. `exchange` then waits for the answer."""
-        found = self._clients.get(client)
+        found = self._find(client)
         if found is not None:
             found.sent = self._send(found.node, client, pack(self.run, message, weights), message)
 
