@@ -15,7 +15,7 @@ from small_federation import FEDERATION, OPTIMIZER, SIZES, digests, train
 from tiny_run import write_run
 
 from fedspzo.app.cli import main
-from fedspzo.federated import Client, iid, run
+from fedspzo.federated import Client, OptimizerConfig, iid, run
 from fedspzo.journal.replica import Replica
 
 pytestmark = pytest.mark.flower
@@ -67,7 +67,10 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestSimulation:
-    def test_ends_at_the_bits_of_the_engine_in_one_process(self) -> None:
+    @pytest.mark.parametrize("optimizer", [OPTIMIZER, OptimizerConfig()], ids=["given", "auto"])
+    def test_ends_at_the_bits_of_the_engine_in_one_process(
+        self, optimizer: OptimizerConfig
+    ) -> None:
         from fedspzo.integrations.flower import client_app, simulate
 
         replica = Replica(toy())
@@ -78,11 +81,13 @@ class TestSimulation:
 
         nothing: list[list[Any]] = [[] for _ in SIZES]  # the examples are with the clients alone
         result = simulate(
-            lambda link: run(toy(), ToyTask(), nothing, FEDERATION, OPTIMIZER, link=lambda _: link),
+            lambda link: run(toy(), ToyTask(), nothing, FEDERATION, optimizer, link=lambda _: link),
             client_app(make),
             clients=len(SIZES),
         )
-        assert digests(result) == digests(train())
+        alone = train(optimizer=optimizer)
+        assert digests(result) == digests(alone)
+        assert result.final.forwards == alone.final.forwards
 
     def test_a_config_names_the_engine(self, in_process: Path, tmp_path: Path) -> None:
         path = write_config(tmp_path, engine='[engine]\nname = "flower"\nprocesses = 2\n')
