@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -15,8 +16,6 @@ import pytest
 from small_federation import a_federation
 
 pytestmark = pytest.mark.flower
-
-flwr_app = pytest.importorskip("flwr.app", reason="run `make flower`")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +64,11 @@ class Grid:
         return [node for kind, node in types if kind.startswith("train")]
 
 
+def flwr() -> Any:
+    """Flower's messages. This file is read where Flower is not, and its tests are not run there."""
+    return importlib.import_module("flwr.app")
+
+
 def node(client: int, *messages: bytes, silent: bool = False, **answer: Any) -> Handler:
     """A node that says it is a client, and answers with these messages."""
     from fedspzo.integrations.flower.envelopes import Answer
@@ -76,13 +80,13 @@ def node(client: int, *messages: bytes, silent: bool = False, **answer: Any) -> 
         if silent and not told:
             return None
         content = Answer(client, messages=() if told else messages, **values).pack()
-        return flwr_app.Message(content, reply_to=message)
+        return flwr().Message(content, reply_to=message)
 
     return handle
 
 
 def failing(reason: str) -> Handler:
-    return lambda message: flwr_app.Message(flwr_app.Error(1, reason), reply_to=message)
+    return lambda message: flwr().Message(flwr().Error(1, reason), reply_to=message)
 
 
 def link(grid: Grid, **options: Any) -> Any:
@@ -184,8 +188,8 @@ class TestExchange:
         grid = Grid({1: node(0)})
         to = link(grid)
         to.holds(0)
-        record = flwr_app.RecordDict({"fedspzo": flwr_app.ConfigRecord(content)})
-        grid.nodes[1] = lambda message: flwr_app.Message(record, reply_to=message)
+        record = flwr().RecordDict({"fedspzo": flwr().ConfigRecord(content)})
+        grid.nodes[1] = lambda message: flwr().Message(record, reply_to=message)
         with pytest.raises(ValueError, match="a node's answer has"):
             to.exchange(0, b"plan", ())
 
