@@ -177,6 +177,33 @@ class TestExchange:
         threading.Timer(0.1, lambda: grid.nodes.update({1: node(0, b"a")})).start()
         assert link(grid, patience=30).exchange(0, b"plan", ()) == [b"a"]
 
+    def test_clients_that_are_absent_are_waited_for_together(self) -> None:
+        to = link(Grid(), patience=0.5)
+        start = time.monotonic()
+        for client in range(20):
+            assert to.holds(client) is None
+            to.start(client, b"plan", ())
+            with pytest.raises(ConnectionError):
+                to.exchange(client, b"plan", ())
+        assert 0.5 < time.monotonic() - start < 5
+
+    def test_patience_counts_the_waiting_alone(self) -> None:
+        grid = Grid()
+        to = link(grid, patience=0.5)
+        time.sleep(0.6)  # the server evaluates its model
+        threading.Timer(0.2, lambda: grid.nodes.update({1: node(0, b"a")})).start()
+        assert to.exchange(0, b"plan", ()) == [b"a"]
+
+    def test_a_download_to_a_node_that_was_started_again_has_failed(self) -> None:
+        grid = Grid({1: node(0, silent=True)})
+        to = link(grid)
+        to.holds(0)
+        to.start(0, b"plan", iter([b"weights"]))
+        grid.nodes[2] = node(0, b"again")
+        with pytest.raises(ConnectionError, match="started again during a download"):
+            to.exchange(0, b"plan", iter([]))
+        assert to.exchange(0, b"plan", iter([b"weights"])) == [b"again"]
+
     def test_a_node_that_came_later_takes_the_place_and_the_message(self) -> None:
         grid = Grid({1: node(0, silent=True)})
         threading.Timer(0.1, lambda: grid.nodes.update({2: node(0, b"again")})).start()
