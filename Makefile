@@ -121,14 +121,16 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
 	@touch $@
 
+FLOWER := "flwr[simulation]>=1.41,<2"
+
 # Flower wants older releases of some packages than others here do. So it is in an environment of its
 # own, which finds in .venv whatever it has not itself. The .pth file that says so comes last: pip
 # would take .venv's packages for installed.
 .venv-flower/installed: .venv/tools constraints-flower.txt
 	@echo "Setting up .venv-flower: Flower, beside .venv"
 	@$(PYTHON) -m venv --clear .venv-flower
-	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off \
-		"flwr[simulation]>=1.41,<2" -c constraints-flower.txt)
+	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off $(FLOWER) \
+		-c constraints-flower.txt)
 	@beside=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
 		own=$$(.venv-flower/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
 		echo "import site; site.addsitedir('$$beside')" > $$own/zz_beside.pth
