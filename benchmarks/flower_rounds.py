@@ -74,7 +74,7 @@ def deployed(folder: Path, config: Path) -> float:
         made.superlink()
         for number in range(2):
             made.supernode(number, folder / f"client{number}.jsonl")
-        made.run(folder / "app")
+        made.flwr("run", str(folder / "app"), "test")
         metrics = output / "metrics.jsonl"
         eventually(
             "the run ends", lambda: metrics.exists() and '"summary"' in metrics.read_text(), 1200

@@ -73,7 +73,7 @@ class Deployment:
         self.started.append(process)
         return process
 
-    def superlink(self) -> None:
+    def superlink(self, *options: str) -> None:
         """Start the SuperLink, and wait until it answers."""
         folder = self.folder
         process = self.start(
@@ -85,25 +85,29 @@ class Deployment:
             *("--ssl-keyfile", str(folder / "server.key")),
             *("--database", str(folder / "state.db")),
             "--disable-runtime-dependency-installation",
+            *options,
         )
         eventually("the SuperLink answers", lambda: _listens(self.port) or process.poll())
         assert process.poll() is None, self.log("superlink")
 
-    def supernode(self, client: int, data: Path) -> subprocess.Popen[bytes]:
+    def supernode(
+        self, client: int, data: Path, *options: str, name: str = "node"
+    ) -> subprocess.Popen[bytes]:
         """Start a SuperNode with a client's data."""
         return self.start(
-            f"node{client}",
+            f"{name}{client}",
             "flower-supernode",
             *("--superlink", f"{ADDRESS}:{self.port}"),
             *("--root-certificates", str(self.folder / "ca.crt")),
             *("--port", str(_free_port())),
             *("--node-config", f'partition-id={client} data="{data}"'),
+            *options,
         )
 
-    def run(self, app: Path) -> None:
-        """Start a run of an app. Returns at once."""
+    def flwr(self, *arguments: str) -> None:
+        """Give Flower a command, such as to run an app. Returns at once."""
         done = subprocess.run(
-            [BIN / "flwr", "run", str(app), "test"],
+            [BIN / "flwr", *arguments],
             env=self.environment,
             cwd=self.folder,
             capture_output=True,

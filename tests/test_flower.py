@@ -30,14 +30,15 @@ def _nothing_is_sent_home() -> None:
     assert os.environ.get("FLWR_TELEMETRY_ENABLED") == "0", "run `make flower`"
 
 
-def write_config(folder: Path, *, engine: str = "", name: str = "run") -> Path:
-    """A run of two clients of the same size, all of whom have to report."""
+def write_config(folder: Path, *, engine: str = "", clients: int = 2, rounds: int = ROUNDS) -> Path:
+    """A run of clients of the same size, all of whom have to report."""
     write_run(folder)
     text = (folder / "run.toml").read_text()
-    text = text.replace("clients = 3\nrounds = 4", f"clients = 2\nrounds = {ROUNDS}\nquorum = 1.0")
+    numbers = f"clients = {clients}\nrounds = {rounds}\nquorum = 1.0"
+    text = text.replace("clients = 3\nrounds = 4", numbers)
     text = text.replace("participation = 0.7\n", "")
     text = text.replace("lr = 1e-3\n[mezo]\nlr = 1e-3\n", "lr = 1e-3\nperturbations = [1, 2]\n")
-    path = folder / f"{name}.toml"
+    path = folder / "run.toml"
     path.write_text(text.replace("evaluate_every = 2", "evaluate_every = 1") + engine)
     return path
 
@@ -118,7 +119,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deploym
         made.superlink()
         for number in range(2):
             made.supernode(number, folder / f"client{number}")
-        made.run(app)
+        made.flwr("run", str(app), "test")
         yield made, output
 
 
@@ -139,7 +140,7 @@ class TestDeployment:
         assert done(output) < ROUNDS, "the run was over before the server was killed"
         journal = (output / "journal.fspz").read_bytes()
         made.superlink()
-        made.run(made.folder / "app")
+        made.flwr("run", str(made.folder / "app"), "test")
         eventually("the run ends", lambda: "summary" in rows(output)[-1], LONG)
 
         assert round_digests(output) == round_digests(in_process)
@@ -174,3 +175,53 @@ class TestDeployment:
         made, _ = deployed
         made.kill()
         assert not made.processes()
+
+
+def write_key(folder: Path, name: str) -> Path:
+    """Write a pair of keys as ssh-keygen does, and return the private one's file."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    path = folder / name
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    path.with_suffix(".pub").write_bytes(public)
+    return path
+
+
+def test_only_the_node_with_its_key_is_the_client(tmp_path: Path) -> None:
+    """Two nodes that the SuperLink lets in say that they are client 0; one has client 0's key."""
+    path = write_config(tmp_path, clients=1, rounds=1)
+    output, keys = tmp_path / "out", tmp_path / "keys"
+    path.write_text(path.read_text() + f'dir = "{output}"\n')
+    assert main(["flower", str(path), "-o", str(tmp_path / "app")]) == 0
+    keys.mkdir()
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"text": "a great film", "label": "bad"}\n')
+    with deployment(tmp_path) as made:
+        made.superlink("--enable-supernode-auth")
+        for name, folder, data in (
+            ("node", keys, "train.jsonl"),
+            ("liar", tmp_path, "others.jsonl"),
+        ):
+            key = write_key(folder, "0")
+            made.flwr("supernode", "register", str(key.with_suffix(".pub")), "test")
+            option = ("--auth-supernode-private-key", str(key))
+            made.supernode(0, tmp_path / data, *option, name=name)
+        made.flwr("run", str(tmp_path / "app"), "test", "--run-config", f'keys="{keys}"')
+        eventually("the run ends", lambda: rows(output) and "summary" in rows(output)[-1], LONG)
+        unknown = write_key(tmp_path, "unknown")
+        option = ("--auth-supernode-private-key", str(unknown))
+        assert made.supernode(0, others, *option, name="unknown").wait(DEADLINE) != 0
+        assert "train.fedspzo" in made.log("node0")
+        assert "query.fedspzo" in made.log("liar0")
+        assert "train.fedspzo" not in made.log("liar0")
+    alone = tmp_path / "alone"
+    assert main(["run", str(path), "--quiet", "--output", str(alone)]) in (0, 4)
+    assert round_digests(output) == round_digests(alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -15,8 +16,6 @@ import pytest
 from small_federation import a_federation
 
 pytestmark = pytest.mark.flower
-
-flwr_app = pytest.importorskip("flwr.app", reason="run `make flower`")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +64,11 @@ class Grid:
         return [node for kind, node in types if kind.startswith("train")]
 
 
+def flwr() -> Any:
+    """Flower's messages. This file is read where Flower is not, and its tests are not run there."""
+    return importlib.import_module("flwr.app")
+
+
 def node(client: int, *messages: bytes, silent: bool = False, **answer: Any) -> Handler:
     """A node that says it is a client, and answers with these messages."""
     from fedspzo.integrations.flower.envelopes import Answer
@@ -76,13 +80,13 @@ def node(client: int, *messages: bytes, silent: bool = False, **answer: Any) -> 
         if silent and not told:
             return None
         content = Answer(client, messages=() if told else messages, **values).pack()
-        return flwr_app.Message(content, reply_to=message)
+        return flwr().Message(content, reply_to=message)
 
     return handle
 
 
 def failing(reason: str) -> Handler:
-    return lambda message: flwr_app.Message(flwr_app.Error(1, reason), reply_to=message)
+    return lambda message: flwr().Message(flwr().Error(1, reason), reply_to=message)
 
 
 def link(grid: Grid, **options: Any) -> Any:
@@ -173,6 +177,33 @@ class TestExchange:
         threading.Timer(0.1, lambda: grid.nodes.update({1: node(0, b"a")})).start()
         assert link(grid, patience=30).exchange(0, b"plan", ()) == [b"a"]
 
+    def test_clients_that_are_absent_are_waited_for_together(self) -> None:
+        to = link(Grid(), patience=0.5)
+        start = time.monotonic()
+        for client in range(20):
+            assert to.holds(client) is None
+            to.start(client, b"plan", ())
+            with pytest.raises(ConnectionError):
+                to.exchange(client, b"plan", ())
+        assert 0.5 < time.monotonic() - start < 5
+
+    def test_patience_counts_the_waiting_alone(self) -> None:
+        grid = Grid()
+        to = link(grid, patience=0.5)
+        time.sleep(0.6)  # the server evaluates its model
+        threading.Timer(0.2, lambda: grid.nodes.update({1: node(0, b"a")})).start()
+        assert to.exchange(0, b"plan", ()) == [b"a"]
+
+    def test_a_download_to_a_node_that_was_started_again_has_failed(self) -> None:
+        grid = Grid({1: node(0, silent=True)})
+        to = link(grid)
+        to.holds(0)
+        to.start(0, b"plan", iter([b"weights"]))
+        grid.nodes[2] = node(0, b"again")
+        with pytest.raises(ConnectionError, match="started again during a download"):
+            to.exchange(0, b"plan", iter([]))
+        assert to.exchange(0, b"plan", iter([b"weights"])) == [b"again"]
+
     def test_a_node_that_came_later_takes_the_place_and_the_message(self) -> None:
         grid = Grid({1: node(0, silent=True)})
         threading.Timer(0.1, lambda: grid.nodes.update({2: node(0, b"again")})).start()
@@ -184,8 +215,8 @@ class TestExchange:
         grid = Grid({1: node(0)})
         to = link(grid)
         to.holds(0)
-        record = flwr_app.RecordDict({"fedspzo": flwr_app.ConfigRecord(content)})
-        grid.nodes[1] = lambda message: flwr_app.Message(record, reply_to=message)
+        record = flwr().RecordDict({"fedspzo": flwr().ConfigRecord(content)})
+        grid.nodes[1] = lambda message: flwr().Message(record, reply_to=message)
         with pytest.raises(ValueError, match="a node's answer has"):
             to.exchange(0, b"plan", ())
 

@@ -83,7 +83,7 @@ class Experiment:
         folder: the folder of the results.
         about: what identifies the run, for the journals' headers (`resume.identity`).
         quiet: print nothing.
-        engine: runs FedSPZO's clients.
+        engine: runs FedSPZO's clients. Default: this process.
 
     Raises:
         InputError: the examples cannot be dealt as [federation] says, or do not fit [privacy].
@@ -100,7 +100,7 @@ class Experiment:
         about: Row,
         *,
         quiet: bool,
-        engine: Engine,
+        engine: Engine = in_process,
     ) -> None:
         self.config = config
         self.engine = engine

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,7 @@ def serve(
     config = configuration.load(
         folder / CONFIG, {"data": elsewhere, "federation": {"partition": None}}
     ).with_overrides(output=output, rounds=rounds)
+    config = replace(config, name=output.name)
     known = None if keys is None else public_keys(keys, config.federation.clients)
     here = tuple(key for key in config.data.files if key != "train")
     seed = config.federation.seed

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.app import DEFAULT_TTL, Message
 from flwr.serverapp import Grid
 
 from .envelopes import ASK, TELL, Answer, pack
@@ -36,6 +36,7 @@ class _Sent:
         client: the client that the node is. None: the node is asked who it is.
         message: the encoded message.
         since: the time at which it was first sent.
+        alone: no download goes with it.
         error: why no answer will come.
         done: True if nothing more will come.
     """
@@ -44,6 +45,7 @@ class _Sent:
     client: int | None
     message: bytes
     since: float
+    alone: bool = True
     error: Exception | None = None
     done: bool = False
 
@@ -83,7 +85,8 @@ class FlowerLink:
             Default None: a node is the client that it says.
         timeout: seconds that a client may take, with the start of its process. Default None: no
             limit but Flower's, which tells that a node is gone.
-        patience: seconds to wait for a client that is not there. Default `PATIENCE`.
+        patience: seconds to wait for clients that are not there, while nothing is heard of any.
+            Default `PATIENCE`.
         poll: seconds from one look for answers to the next. Default 0.2.
     """
 
@@ -106,8 +109,9 @@ class FlowerLink:
         self._clients: dict[int, _Client] = {}
         self._nodes: dict[int, bytes] = {}  # those that were asked who they are, with their keys
         self._under_way: dict[str, _Sent] = {}  # by Flower's id of the message
+        self._absent: set[int] = set()  # clients that were waited for, and did not come
         self._looked = -1.0
-        self._heard = time.monotonic()
+        self._waited = 0.0  # seconds of waiting since something was heard
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -119,14 +123,17 @@ class FlowerLink:
 
         None: it holds the base, or is not there within the link's patience.
         """
+        self._absent.discard(client)
         found = self._find(client)
+        if found is None:
+            self._absent.add(client)
         return None if found is None or not found.round else (found.round, found.digest)
 
     def start(self, client: int, message: bytes, weights: Iterable[bytes]) -> None:
         """Send a client a message, if the client is there. `exchange` then waits for the answer."""
         found = self._find(client)
         if found is not None:
-            found.sent = self._send(found.node, client, pack(self.run, message, weights), message)
+            found.sent = self._send(found.node, client, message, weights)
 
     def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> list[bytes]:
         """Send a client a message, unless `start` has sent it, and return what has come from it.
@@ -142,46 +149,46 @@ class FlowerLink:
                 f"no node is client {client}; start a SuperNode with --node-config"
                 f' "partition-id={client}"'
             )
-        content = None
         if found.sent is None or found.sent.message != message:
-            content = pack(self.run, message, weights)
-            found.sent = self._send(found.node, client, content, message)
+            found.sent = self._send(found.node, client, message, weights)
         sent, found.sent = found.sent, None
         while not sent.done:
             self._wait()
             if self._timeout is not None and time.monotonic() - sent.since > self._timeout:
                 raise TimeoutError(f"no answer within {self._timeout:g} s")
             if found.node != sent.node and not sent.done:
+                if not sent.alone:  # the download was made once, as it was taken
+                    raise ConnectionError("its node was started again during a download")
                 logger.info("client %d: asked again, as its node was started again", client)
-                content = content or pack(self.run, message, weights)
-                sent = self._send(found.node, client, content, message, since=sent.since)
+                since = sent.since
+                sent = self._send(found.node, client, message)
+                sent.since = since
         arrived, found.arrived = found.arrived, []
         if sent.error is not None:
             raise sent.error
         return arrived
 
     def _find(self, client: int) -> _Client | None:
-        """Return a client once it is there. Return None if it does not come."""
+        """Return a client once it is there. Return None if it does not come.
+
+        One that `holds` has waited for is not waited for again.
+        """
         self._look()
         while client not in self._clients:
-            if time.monotonic() - self._heard > self._patience:
+            if client in self._absent or self._waited > self._patience:
                 return None
             self._wait()
         return self._clients[client]
 
     def _send(
-        self,
-        node: int,
-        client: int | None,
-        content: RecordDict,
-        message: bytes = b"",
-        since: float | None = None,
+        self, node: int, client: int | None, message: bytes = b"", weights: Iterable[bytes] = ()
     ) -> _Sent:
-        started = time.monotonic() if since is None else since
-        sent = _Sent(node, client, message, started)
-        envelope = Message(
-            content, node, TELL if client is None else ASK, ttl=self._timeout or DEFAULT_TTL
-        )
+        """Send a node a message for its client. None: ask it who it is."""
+        parts = list(weights)
+        sent = _Sent(node, client, message, time.monotonic(), alone=not parts)
+        kind = TELL if client is None else ASK
+        content = pack(self.run, message, parts)
+        envelope = Message(content, node, kind, ttl=self._timeout or DEFAULT_TTL)
         (number,) = self._grid.push_messages([envelope]) or (None,)
         if number is None:
             sent.error = ConnectionError("Flower did not take the message; see its log")
@@ -192,6 +199,7 @@ class FlowerLink:
 
     def _wait(self) -> None:
         """Wait a moment, and take what has come."""
+        start = time.monotonic()
         if self._closed.wait(self._poll):
             raise KeyboardInterrupt
         self._look()
@@ -200,6 +208,8 @@ class FlowerLink:
             if sent is not None:
                 self._take(sent, reply)
                 sent.done = True
+                self._waited, start = 0.0, time.monotonic()
+        self._waited += time.monotonic() - start
 
     def _look(self) -> None:
         """Ask new nodes who they are. Forget clients whose node is gone. Once a second."""
@@ -214,11 +224,11 @@ class FlowerLink:
         new = sorted(set(nodes) - set(self._nodes))
         self._nodes = nodes
         for node in new:
-            self._send(node, None, pack(self.run))
+            self._send(node, None)
+            self._waited = 0.0
 
     def _take(self, sent: _Sent, reply: Message) -> None:
         """Note what a node has answered."""
-        self._heard = time.monotonic()
         if reply.has_error():
             sent.error = ConnectionError(reply.error.reason)
             if sent.client is None:
