@@ -301,6 +301,30 @@ class TestKeptWeights:
         assert [path.name for path in tmp_path.rglob("*.weights")] == ["2.weights"]
         assert KeptWeights(tmp_path / "kept", "another run").latest() is None
 
+    def test_processes_that_begin_a_run_together_do_not_disturb_each_other(
+        self, tmp_path: Path
+    ) -> None:
+        from fedspzo.integrations.flower.kept_weights import KeptWeights
+
+        server, clients = a_federation()
+        server.aggregate([clients[n].handle(server.plan(n, since=0)) for n in server.sample()])
+        KeptWeights(tmp_path, "an earlier run").save(server.replica, server.digest)
+        kept = KeptWeights(tmp_path, "run")
+        (kept._folder).mkdir()
+        (kept._folder / ".1.weights.being_written").write_bytes(b"")
+        kept._remove_other_runs()
+        assert [path.name for path in kept._folder.iterdir()] == [".1.weights.being_written"]
+        assert [path.name for path in tmp_path.iterdir()] == [kept._folder.name]
+
+    def test_a_full_disk_is_a_warning(self, tmp_path: Path, caplog: Any) -> None:
+        from fedspzo.integrations.flower.kept_weights import KeptWeights
+
+        server, clients = a_federation()
+        server.aggregate([clients[n].handle(server.plan(n, since=0)) for n in server.sample()])
+        (tmp_path / "file").write_bytes(b"")
+        KeptWeights(tmp_path / "file", "run").save(server.replica, server.digest)
+        assert "the weights cannot be kept" in caplog.text
+
     @pytest.mark.parametrize("damage", ["flip", "cut", "head"])
     def test_damaged_weights_are_removed_and_not_used(self, tmp_path: Path, damage: str) -> None:
         from fedspzo.integrations.flower.kept_weights import KeptWeights

@@ -75,22 +75,37 @@ class KeptWeights:
                 path.unlink(missing_ok=True)
 
     def save(self, replica: Replica, digest: str) -> None:
-        """Keep a replica's weights, unless weights of its round or a later one are kept."""
-        from fedspzo.federated.protocol import download
+        """Keep a replica's weights, unless weights of its round or a later one are kept.
 
+        If they cannot be written, a warning says so. The next process then starts from the base.
+        """
         kept = list(self._newest_first())
         if replica.round == 0 or (kept and int(kept[0].stem) >= replica.round):
             return
-        if not kept and self._runs.is_dir():
-            for other in self._runs.iterdir():
-                shutil.rmtree(other, ignore_errors=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if not self._folder.exists():
+                self._remove_other_runs()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(replica, digest)
+        except OSError as error:
+            logger.warning("%s: the weights cannot be kept (%s)", self._folder, error)
+            return
+        for path in kept:
+            path.unlink(missing_ok=True)
+
+    def _write(self, replica: Replica, digest: str) -> None:
+        from fedspzo.federated.protocol import download
+
         with file_atomic(self._folder / f"{replica.round}{_SUFFIX}") as file:
             file.write(json.dumps({"round": replica.round, "digest": digest}).encode() + b"\n")
             for message in download.encode(replica):
                 file.write(_LENGTH.pack(len(message)) + message)
-        for path in kept:
-            path.unlink(missing_ok=True)
+
+    def _remove_other_runs(self) -> None:
+        if self._runs.is_dir():
+            for other in self._runs.iterdir():
+                if other != self._folder:  # another process may have just made it
+                    shutil.rmtree(other, ignore_errors=True)
 
     def forget(self) -> None:
         """Remove the weights."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from flwr.app import DEFAULT_TTL, Message
 from flwr.serverapp import Grid
 
+from fedspzo.errors import one_line
+
 from .envelopes import ASK, TELL, Answer, pack
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,10 @@ PATIENCE = 90.0
 
 It is more than the minute after which a SuperLink calls a silent SuperNode offline.
 """
+
+
+_REASON = 500
+"""Most characters of an error of Flower's that are shown. It may be a whole traceback."""
 
 
 class ClientFailed(RuntimeError):
@@ -230,9 +236,10 @@ class FlowerLink:
     def _take(self, sent: _Sent, reply: Message) -> None:
         """Note what a node has answered."""
         if reply.has_error():
-            sent.error = ConnectionError(reply.error.reason)
+            reason = one_line(reply.error.reason)[:_REASON]
+            sent.error = ConnectionError(reason)
             if sent.client is None:
-                logger.warning("node %d does not say who it is: %s", sent.node, reply.error.reason)
+                logger.warning("node %d does not say who it is: %s", sent.node, reason)
             return
         try:
             answer = Answer.unpack(reply.content)
