@@ -105,6 +105,12 @@ class TestApp:
         path = changed(folder, "[federation]", "validation = 0.25\n[federation]")
         assert "give a file" in error(capsys, "flower", path, "-o", tmp_path / "app")
 
+    def test_a_share_of_train_to_test_on_is_refused(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = changed(folder, 'test = "test.csv"', "test_share = 0.25")
+        assert "give test a file" in error(capsys, "flower", path, "-o", tmp_path / "app")
+
 
 class TestEngine:
     def test_processes_belong_to_flower(

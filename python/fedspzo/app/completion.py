@@ -63,6 +63,7 @@ class Completion(Task):
         encoded, lengths = [], []
         least = len(self._prompt("")) + 1  # a token of the prompt, behind those that every one has
         for example in examples:
+            self.encoded.done += 1
             answer = self._answer(example)
             lengths.append(least + len(answer))
             if lengths[-1] <= self.max_length:

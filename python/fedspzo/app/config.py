@@ -17,9 +17,9 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
+from .data_section import DataConfig
 from .sections import (
     DEMO,
-    DataConfig,
     EngineConfig,
     MezoConfig,
     ModelConfig,

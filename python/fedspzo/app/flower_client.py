@@ -111,7 +111,8 @@ def _load(
     if device:
         changes["model"]["device"] = device
     if data:
-        own = {"train": str(Path(data).expanduser()), "client": None, "validation": None}
+        own: dict[str, str | None] = {"train": str(Path(data).expanduser())}
+        own |= dict.fromkeys(("client", "validation", "test_share"))
         changes["data"] = {**own, "test": str(path.parent / ELSEWHERE)}
         changes["federation"] = {"partition": None}
     config = configuration.load(path, changes)

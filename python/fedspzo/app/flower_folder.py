@@ -120,6 +120,11 @@ def write(config: Config, folder: Path) -> Iterator[str]:
             f"{config.path}: [data] validation is {config.data.validation:g}, a share of the"
             " training examples, which the server has not; give a file"
         )
+    if config.data.test_share is not None:
+        raise InputError(
+            f"{config.path}: [data] test_share is {config.data.test_share:g}, a share of the"
+            " training examples, which the server has not; give test a file"
+        )
     if not re.fullmatch(_VALID, folder.resolve().name):
         raise InputError(
             f"output '{folder}' is no name that Flower takes: letters, digits and hyphens, a letter"

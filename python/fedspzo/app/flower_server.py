@@ -92,7 +92,7 @@ def serve(
     ).with_overrides(output=output, rounds=rounds)
     config = replace(config, name=output.name)
     known = None if keys is None else public_keys(keys, config.federation.clients)
-    here = tuple(key for key in config.data.files if key != "train")
+    here = tuple(key for key in config.data.sources if key != "train")
     seed = config.federation.seed
     splits = read_splits(config.data, config.task, seed, only=here, known=labels(folder))
     with RunFolder(output, overwrite=overwrite) as out:

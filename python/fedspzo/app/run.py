@@ -79,8 +79,8 @@ def run(
         # A small model's operations are too short for several threads: they gain little on a free
         # machine, and lose a factor of twenty on a busy one, where they wait for each other.
         torch.set_num_threads(1)
-    texts = len(splits.train) + len(splits.test) + len(splits.validation)
-    with waiting(f"encoding {texts} texts", quiet=quiet):
+    task.encoded.total = splits.size
+    with waiting("encoding", count=task.encoded, quiet=quiet):
         experiment = Experiment(
             config, splits, model, task, recipe, folder, about, quiet=quiet, engine=engine
         )

@@ -66,7 +66,7 @@ def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
     """Create the frozen dataclass `cls` from a section's table.
 
     A field's annotation is the type that its key must have. A field without default is needed. A
-    `Path` is relative to the file's folder.
+    `Path` is relative to the file's folder. A class with a method `parse` makes its values by that.
 
     Raises:
         InputError: a key or value is wrong; one line names file, section, key, value and remedy.
@@ -99,6 +99,8 @@ def _convert(value: object, hint: Any, folder: Path) -> Any:
         return float(value)
     if type(value) is hint:
         return value
+    if hasattr(hint, "parse"):
+        return hint.parse(value)
     raise TypeError(_WANTED[hint])
 
 
@@ -139,14 +141,15 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
 
 def _convert_union(value: object, choices: tuple[Any, ...], folder: Path) -> Any:
     wanted = []
-    for choice in choices:
-        if (
-            choice in _WANTED or get_origin(choice) is not None
-        ):  # other types can be given in Python alone
+    # a text of a special form is first looked for, as it may be taken for a path too
+    for choice in sorted(choices, key=lambda choice: not hasattr(choice, "parse")):
+        special = hasattr(choice, "parse")
+        # other types can be given in Python alone
+        if special or choice in _WANTED or get_origin(choice) is not None:
             try:
                 return _convert(value, choice, folder)
             except TypeError as error:
-                wanted.append(str(error))
+                wanted += [] if special else [str(error)]
     raise TypeError(" or ".join(wanted))
 
 

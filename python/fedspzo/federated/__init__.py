@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedspzo.privacy import Privacy
 
     from .aggregation import AggregationRule, register_rule
-    from .client import Client, DigestError
+    from .client import Client
     from .exchange import Link
     from .journal.compaction import compact
     from .journal.writer import RunJournal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .partition import dirichlet, iid
     from .protocol.messages import Plan, Report
     from .protocol.probes import Probe, ProbeReport
-    from .rejections import QuorumError, Rejection
+    from .rejections import DigestError, QuorumError, Rejection
     from .results import RoundResult, RunResult
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AggregationRule": ".aggregation",
     "Client": ".client",
-    "DigestError": ".client",
+    "DigestError": ".rejections",
     "FederationConfig": ".settings",
     "Link": ".exchange",
     "OptimizerConfig": ".settings",

@@ -30,12 +30,9 @@ from fedspzo.privacy import Mechanism
 from .optimizers import losses_of, probing, retake, spzo
 from .partition import draw
 from .protocol import download
+from .rejections import DigestError
 from .settings import OptimizerConfig
 from .task import PrivateTask, Task
-
-
-class DigestError(RuntimeError):
-    """Raised where weights that should be equal have different digests."""
 
 
 class Client:

@@ -38,6 +38,10 @@ class Rejection:
         return f"client {self.client}: {self.reason}"
 
 
+class DigestError(RuntimeError):
+    """Raised where weights that should be equal have different digests."""
+
+
 class QuorumError(RuntimeError):
     """Raised where too few clients reported. The server has not changed.
 

@@ -14,12 +14,11 @@ from fedspzo.federated.protocol.updates import Update, record
 from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 
-from .client import DigestError
 from .coefficients import aggregate, coefficients
 from .found_rates import FoundRates
 from .participation import sample
 from .protocol import download
-from .rejections import NO_FINITE_LOSS, QuorumError, Rejection
+from .rejections import NO_FINITE_LOSS, DigestError, QuorumError, Rejection
 from .settings import FederationConfig, OptimizerConfig
 from .update_cache import UpdateCache
 

@@ -115,12 +115,13 @@ def _train(
     from ..installed import check_installed
     from ..removal import check_removal
     from ..resume import check_same_run
-    from ..waiting import waiting
+    from ..waiting import Count, waiting
 
     if config.on_flower:
         check_installed(f"{config.path}: [engine] name is 'flower'", "flower", "flwr", "ray")
-    with waiting("reading the data", quiet=options.quiet):
-        splits = read_splits(config.data, config.task, config.federation.seed)
+    count = Count()
+    with waiting("reading the data", count=count, quiet=options.quiet):
+        splits = read_splits(config.data, config.task, config.federation.seed, count)
     check_repeated(config.data, splits)
     check_clients(config, splits)
     check_removal(folder, config)
@@ -129,10 +130,10 @@ def _train(
     level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
     logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
-        for key, count in splits.skipped.items():
-            if count:
-                path = config.data.files[key]
-                line = f"{count} rows of '{path}' have no text or no label, and are skipped"
+        for key, skipped in splits.skipped.items():
+            if skipped:
+                source = config.data.sources[key]
+                line = f"{skipped} rows of '{source}' have no text or no label, and are skipped"
                 print(f"fedspzo: {line}", file=sys.stderr)
         if splits.repeated:
             print(
