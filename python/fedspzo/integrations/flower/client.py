@@ -105,7 +105,7 @@ class _Node:
 
     def answer(self, make: Callable[[Context], Client], timeout: float | None) -> Answer:
         """Let the client do what the message asks for, and return its answer, or its failure."""
-        from fedspzo.federated.client import DigestError
+        from fedspzo.federated import DigestError
         from fedspzo.federated.exchange import InProcess
 
         key = (self._run, self._number)
