@@ -185,6 +185,7 @@ CHANGES = [
         ["[federation] rounds is 5, but 4 in the unfinished run in 'out'"],
     ),
     ("[output]", "[output]\n# only a comment", []),
+    ("[output]", "[output]\nreport_to = []", []),  # where it is shown, not what it is
 ]
 
 
@@ -398,8 +399,10 @@ def test_replay_verify_and_show(
     journal, out = "done/journal.fspz", str(tmp_path / "new")
     done = rows(DONE / "metrics.jsonl")
     assert main(["replay", "net", journal, "-o", out, "--quiet"]) == 0
-    for path in (DONE / "model").iterdir():
-        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+    names = {path.name for path in (DONE / "model").iterdir()}
+    assert {path.name for path in Path(out).iterdir()} == names - {"README.md"}  # the run's card
+    for name in names - {"README.md"}:
+        assert (Path(out) / name).read_bytes() == (DONE / "model" / name).read_bytes(), name
     capsys.readouterr()
     for model in (out, "done"):
         assert main(["verify", model, journal]) == 0

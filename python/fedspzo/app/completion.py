@@ -77,6 +77,20 @@ class Completion(Task):
             )
         return encoded
 
+    def encode_prompts(self, examples: Sequence[Example], tokens: int) -> list[Encoded]:
+        """Return prompts as token ids for `answers`, cut so that answers of `tokens` tokens fit.
+
+        Raises:
+            InputError: answers of that length leave no room for a prompt.
+        """
+        least = len(self._prompt("")) + 1
+        if least + tokens > self.max_length:
+            raise InputError(
+                f"an answer of {tokens} tokens leaves no room for a prompt in"
+                f" {self.max_length}; give at most {self.max_length - least}"
+            )
+        return [self._encode(example, [self.end] * tokens) for example in examples]
+
     def _encode(self, example: Example, answer: list[int]) -> Encoded:
         text = example.text
         room = self.max_length - len(answer)
@@ -163,10 +177,7 @@ class Completion(Task):
         `max_length` leaves.
         """
         prompts = [example.ids[: example.position + 1] for example in examples]
-        most = max(
-            len(example.ids) - len(prompt)
-            for example, prompt in zip(examples, prompts, strict=True)
-        )
+        most = longest_answer(examples)
         own = getattr(model, "generation_config", None)
         ends = {self.end, *_listed(getattr(own, "eos_token_id", None))}
         texts = [""] * len(examples)
@@ -186,6 +197,11 @@ class Completion(Task):
                 for number, tokens in zip(batch, found, strict=True):
                     texts[number] = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return texts
+
+
+def longest_answer(examples: Sequence[Encoded]) -> int:
+    """Return the most tokens of an answer, its end included."""
+    return max(len(example.ids) - example.position - 1 for example in examples)
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +18,8 @@ from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
 from .data_section import DataConfig
-from .sections import (
-    DEMO,
-    EngineConfig,
-    MezoConfig,
-    ModelConfig,
-    OutputConfig,
-    TaskConfig,
-)
+from .model_section import ADAPTER_CONFIG, ModelConfig
+from .sections import DEMO, EngineConfig, MezoConfig, OutputConfig, TaskConfig
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
 
@@ -200,6 +194,11 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
             f"{path}: [model] name is {model.name!r}, which is no folder and no hub id; "
             "give a folder with config.json, a hub id, or 'demo'"
         )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{path}: [model] name: '{folder}' holds adapters and no whole model; name their base,"
+            " or merge them into it with peft (merge_and_unload) and save that"
+        )
     if not (folder / "config.json").is_file():
         remedy = "give a folder written by save_pretrained"
         raise InputError(f"{path}: [model] name: '{folder}' holds no config.json; {remedy}")
@@ -216,10 +215,12 @@ def to_toml(config: Config) -> str:
         section = getattr(config, name)
         if section is None:
             continue
-        tables: list[tuple[str, dict[str, str]]] = []
+        tables: list[tuple[str, dict[str, Any]]] = []
         lines.append(f"[{name}]")
         for f in fields(section):
             value = getattr(section, f.name)
+            if is_dataclass(value) and not isinstance(value, type):
+                value = asdict(value)
             if isinstance(value, dict):
                 tables.append((f.name, value))
             elif value is not None:

@@ -119,7 +119,7 @@ class PromptClassification(Task):
         return every
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the prompts as token ids. Texts are cut to fit."""
+        """Return the prompts as token ids. Texts are cut to fit. Without a label it is 0."""
         encoded: list[Encoded] = []
         for start in range(0, len(examples), AT_ONCE):
             part = examples[start : start + AT_ONCE]
@@ -137,7 +137,8 @@ class PromptClassification(Task):
         if self.masked:
             places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
             position = places[-1 if self.mask_is_last else 0]
-        return Encoded(tuple(ids), self.labels[example.label or ""], position)
+        number = 0 if example.label is None else self.labels[example.label]
+        return Encoded(tuple(ids), number, position)
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Pad prompts to a batch.

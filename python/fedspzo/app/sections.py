@@ -19,21 +19,6 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The section [model].
-
-    Attributes:
-        name: a hub id, a local folder, or "demo" for the packaged model.
-        dtype: dtype of the weights. Default "float32".
-        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
-    """
-
-    name: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """The section [task].
 
@@ -143,6 +128,8 @@ class OutputConfig:
             those of the last round. Default None: "best" with validation, else "last".
         patience: number of evaluations without a better round after which the run stops. Default
             None: it does not stop early.
+        report_to: names of what the metrics are also reported to (`callbacks`). Default None:
+            nothing.
 
     Raises:
         ValueError: `evaluate_every` or `patience` is below 1.
@@ -152,6 +139,7 @@ class OutputConfig:
     evaluate_every: int | None = None
     keep: Literal["best", "last"] | None = None
     patience: int | None = None
+    report_to: tuple[Literal["tensorboard"], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:

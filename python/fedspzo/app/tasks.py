@@ -182,9 +182,9 @@ class HeadClassification(Task):
         return self._outputs
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the texts as token ids, cut to `max_length`."""
+        """Return the texts as token ids, cut to `max_length`. Without a label it is 0."""
         return [
-            Encoded(tuple(ids), self.labels[example.label or ""])
+            Encoded(tuple(ids), 0 if example.label is None else self.labels[example.label])
             for ids, example in zip(_ids(self, examples), examples, strict=True)
         ]
 
