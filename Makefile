@@ -8,8 +8,8 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo report check test browser faults sweep fuzz lint format hooks bench sass real sentences \
-	minilm info wheel docs clean
+.PHONY: demo report check test flower browser faults sweep fuzz lint format hooks bench sass real \
+	sentences minilm info wheel docs clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -24,7 +24,7 @@ info: .venv/installed
 
 # The quick tests, while you work: under a minute on two cores.
 check: .venv/tools
-	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep)"
+	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep or flower)"
 
 # Every test; CI runs this.
 test: .venv/tools browser
@@ -39,6 +39,10 @@ browser: .venv/tools
 		{ apt-get update && apt-get install -y --no-install-recommends chromium; } \
 			>> $(LOG) 2>&1 || tail -n 5 $(LOG) >&2; \
 	fi
+
+# Federations on Flower, by its simulation and by a deployment on loopback.
+flower: .venv-flower/installed
+	FLWR_TELEMETRY_ENABLED=0 OMP_NUM_THREADS=1 .venv-flower/bin/python -m pytest -m flower
 
 # kill -9 at over 1,000 points of a run, and on to the same bits; power cuts, each in 200 ways.
 # `make test` has a short form.
@@ -132,6 +136,21 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@$(call quietly,$(PIP) --no-build-isolation --editable "$(DEVELOP)" -c constraints.txt)
 	@touch $@
 
+FLOWER := "flwr[simulation]>=1.41,<2"
+
+# Flower wants older releases of some packages than others here do. So it is in an environment of its
+# own, which finds in .venv whatever it has not itself. The .pth file that says so comes last: pip
+# would take .venv's packages for installed.
+.venv-flower/installed: .venv/tools constraints-flower.txt
+	@echo "Setting up .venv-flower: Flower, beside .venv"
+	@$(PYTHON) -m venv --clear .venv-flower
+	@$(call quietly,.venv-flower/bin/pip install --no-color --progress-bar off $(FLOWER) \
+		-c constraints-flower.txt)
+	@beside=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		own=$$(.venv-flower/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		echo "import site; site.addsitedir('$$beside')" > $$own/zz_beside.pth
+	@touch $@
+
 .venv/reviews: .venv/installed examples/reviews/prepare.py
 	@$(call quietly,$(PIP) gguf -c constraints.txt)
 	@$(BIN)/python examples/reviews/prepare.py
@@ -146,4 +165,4 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info fedspzo_kernels/*.so
+	rm -rf .venv .venv-flower build dist *.egg-info fedspzo_kernels/*.so

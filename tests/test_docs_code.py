@@ -48,6 +48,7 @@ NOT_RUN = {
     r"torchrun .*": "tests/test_examples.py runs it; the script is there",
     r"python -m fedspzo.demo.corpus .*": "tests/test_demo_model.py runs it; its options are known",
     r"python -m fedspzo.demo.build": "takes four minutes; its module is there",
+    r"(flower-super\w+|flwr run|export FLWR_\w+)\b.*": "tests/test_flower.py does it",
 }
 # What a reader puts in the place of a word in capitals.
 PLACES = {
@@ -138,6 +139,11 @@ def check(words: list[str], where: str) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for name in re.findall(r"\[(\w+)\]", " ".join(rest)):
             assert name in extras["optional-dependencies"], where
+    elif program.startswith(("flower-", "flwr", "export")):
+        source = (ROOT / "tests/flower_deployment.py").read_text()
+        names = [word.split("=")[0] for word in rest if re.match(r"--|FLWR_", word)]
+        shown = [] if program != "flwr" else ["--stream"]  # it prints what the tests read as files
+        assert [name for name in names if f'"{name}"' not in source] == shown, where
     elif rest[0] == "-m":
         assert find_spec(rest[1]) is not None, where
         source = Path(str(find_spec(rest[1]).origin)).read_text()

@@ -21,7 +21,7 @@ from fedspzo.federated.rejections import QuorumError
 from fedspzo.journal.damage import JournalWarning
 
 from .arguments import Parser
-from .commands import info, journal, predict, replay, report, run
+from .commands import flower, info, journal, predict, replay, report, run
 from .streams import discard, print_any_text, say
 
 OURS = tuple(
@@ -107,6 +107,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"fedspzo {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, predict, replay, journal, report, info):
+    for module in (run, predict, replay, journal, report, flower, info):
         module.add(commands)
     return parser

@@ -19,12 +19,15 @@ def deal(
 
     Args:
         config: says how they are dealt, in [federation].
-        splits: the examples. Where they say whose they are, each client has its own.
+        splits: the examples. Where they say whose they are, each client has its own. Without
+            training examples no client has any here.
         encode: encodes examples. It may leave some out.
 
     Raises:
         ValueError: they cannot be dealt so; the message names the setting.
     """
+    if not splits.train:
+        return [[] for _ in range(config.federation.clients)]
     if splits.owners:
         return [
             encode([one for one in splits.train if one.client == owner]) for owner in splits.owners

@@ -7,8 +7,10 @@ module does not import torch, so that the line appears at once.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedspzo.errors import InputError
@@ -17,7 +19,7 @@ from fedspzo.privacy import Privacy, public_setting
 
 from .data_section import DataConfig
 from .model_section import ADAPTER_CONFIG, ModelConfig
-from .sections import DEMO, MezoConfig, OutputConfig, TaskConfig
+from .sections import DEMO, EngineConfig, MezoConfig, OutputConfig, TaskConfig
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
 
@@ -31,6 +33,7 @@ class Config:
         model, task, data, federation, optimizer, output: the sections.
         mezo: section of the comparison run. Default None: no comparison.
         privacy: section of differential privacy. Default None: not private.
+        engine: section of the engine. Default None: in this process.
 
     Raises:
         ValueError: two sections do not fit together; the message names them and the remedy.
@@ -46,6 +49,7 @@ class Config:
     mezo: MezoConfig | None = None
     privacy: Privacy | None = None
     output: OutputConfig = field(default_factory=OutputConfig)
+    engine: EngineConfig | None = None
 
     def __post_init__(self) -> None:
         if self.task.type in ("lm", "completion") and self.federation.partition == "dirichlet":
@@ -67,6 +71,11 @@ class Config:
                     f"[output] {name} is {getattr(self.output, name)!r}, but no examples are set"
                     " aside to choose by; give [data] validation a file, or a share of train"
                 )
+        if self.privacy is not None and self.on_flower:
+            raise ValueError(
+                "[engine] name is 'flower', whose clients do not keep a privacy account between"
+                " messages; remove [engine], or [privacy]"
+            )
         if self.privacy is not None and self.mezo is not None:
             raise ValueError(
                 "[mezo] compares on the same data, which [privacy] would not count; remove [mezo], "
@@ -77,6 +86,11 @@ class Config:
     def output_dir(self) -> Path:
         """The folder of the results: [output] dir, or runs/NAME in the current folder."""
         return self.output.dir if self.output.dir is not None else Path("runs") / self.name
+
+    @property
+    def on_flower(self) -> bool:
+        """The clients run by Flower's simulation engine."""
+        return self.engine is not None and self.engine.name == "flower"
 
     @property
     def keeps_best(self) -> bool:
@@ -121,12 +135,20 @@ SECTIONS: dict[str, tuple[type, bool]] = {
     "mezo": (MezoConfig, False),
     "privacy": (Privacy, False),
     "output": (OutputConfig, False),
+    "engine": (EngineConfig, False),
 }
 """The sections by name: the dataclass, and True if the file must have the section."""
 
 
-def load(path: str | Path) -> Config:
+def load(
+    path: str | Path, replaced: Mapping[str, Mapping[str, str | None]] = MappingProxyType({})
+) -> Config:
     """Read and check a TOML file. Relative paths in it start at its folder.
+
+    Args:
+        path: the file.
+        replaced: values in place of the file's, by section and key. None: the key is left out.
+            Default: none.
 
     Raises:
         InputError: the file has a mistake; one line names file, key, value and remedy.
@@ -141,6 +163,8 @@ def load(path: str | Path) -> Config:
         table = document.get(name, {})
         if not isinstance(table, dict):
             raise InputError(f"{path}: {name} is {table!r}; write it as a section, [{name}]")
+        table = {**table, **replaced.get(name, {})}
+        table = {key: value for key, value in table.items() if value is not None}
         sections[name] = build(cls, path, name, table)
     sections["model"] = _resolve_model(path, sections["model"])
     name = path.resolve().parent.name if path.name == "config.toml" else path.stem

@@ -64,7 +64,13 @@ class Splits:
 
 
 def read_splits(
-    data: DataConfig, task: TaskConfig, seed: int = 0, count: Count | None = None
+    data: DataConfig,
+    task: TaskConfig,
+    seed: int = 0,
+    count: Count | None = None,
+    *,
+    only: Collection[str] | None = None,
+    known: tuple[str, ...] = (),
 ) -> Splits:
     """Read the files, and check them against the task.
 
@@ -76,10 +82,13 @@ def read_splits(
         task: the section [task].
         seed: seed that chooses the examples of a test and a validation share. Default 0.
         count: counts the rows. Default None: nobody is told how far it is.
+        only: the keys of what is read, where a participant has not all of it. Default None: all.
+        known: the labels, where `only` is given.
 
     Raises:
         InputError: a file has a mistake; one line names file, line, value and remedy.
     """
+    wanted = [key for key in data.sources if only is None or key in only]
     skipped: dict[str, int] = {}
     hashes: dict[str, str] = {}
 
@@ -107,13 +116,16 @@ def read_splits(
 
     labels: tuple[str, ...] = ()
     remedy = ""
-    if task.type == "prompt":
+    if only is not None:
+        labels, remedy = known, "it is not among the labels of the federation: correct it"
+        train = take("train", labels, remedy) if "train" in wanted else []
+    elif task.type == "prompt":
         labels, remedy = tuple(task.verbalizers), "give it a word in [task.verbalizers]"
         train = take("train", labels, remedy)
         _check_all_used(data.train, train, labels)
     else:
         train = take("train")
-    if task.type == "classification":
+    if task.type == "classification" and only is None:
         labels = tuple(sorted({one.label for one in train if one.label is not None}))
         if len(labels) < 2:
             raise InputError(
@@ -121,11 +133,11 @@ def read_splits(
                 " more"
             )
         remedy = f"it is not among the labels of '{data.train}': correct it or add training rows"
-    others = {key: take(key, labels, remedy) for key in data.sources if key != "train"}
+    others = {key: take(key, labels, remedy) for key in wanted if key != "train"}
     test, validation = others.get("test", []), others.get("validation", [])
-    if data.test_share is not None:
+    if data.test_share is not None and only is None:
         train, test = _hold_out(train, data, seed)
-    if isinstance(data.validation, float):
+    if isinstance(data.validation, float) and only is None:
         train, validation = _set_aside(train, data, seed)
     return Splits(train, test, labels, validation, hashes, skipped)
 

@@ -13,14 +13,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from fedspzo import estimators
-from fedspzo.blocks.cut import Blocks, split
+from fedspzo.blocks.cut import Blocks
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig, RoundResult
 from fedspzo.federated import run as run_federation
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
-from fedspzo.federated.optimizers import spzo
 from fedspzo.journal.records import digest
 from fedspzo.privacy import Mechanism
 
@@ -29,7 +27,9 @@ from .best_round import best_round, out_of_patience
 from .callbacks import RunCallback
 from .clients import deal
 from .config import Config, evaluation_interval
+from .cutting import cut
 from .data import Splits
+from .engines import Engine, in_process
 from .examples import Example
 from .measures import Measured
 from .metrics import Row, as_row
@@ -85,6 +85,7 @@ class Experiment:
         about: what identifies the run, for the journals' headers (`resume.identity`).
         callbacks: follow the run.
         quiet: print nothing.
+        engine: runs FedSPZO's clients. Default: this process.
 
     Raises:
         InputError: the examples cannot be dealt as [federation] says, or do not fit [privacy].
@@ -102,8 +103,10 @@ class Experiment:
         callbacks: Sequence[RunCallback] = (),
         *,
         quiet: bool,
+        engine: Engine = in_process,
     ) -> None:
         self.config = config
+        self.engine = engine
         self.about = about
         self.callbacks = callbacks
         self.splits = splits
@@ -118,6 +121,7 @@ class Experiment:
         self.by_loss = config.task.type in ("lm", "completion")
         with self._naming("[federation]"):
             self.clients = deal(config, splits, partial(self._encode, model))
+        self.samples = self.clients[0] or self.test  # of clients elsewhere there are none here
         self.owners = splits.owners or tuple(map(str, range(len(self.clients))))
         with self._naming("[privacy]"):
             if config.privacy is not None:
@@ -133,17 +137,7 @@ class Experiment:
         Raises:
             InputError: the model cannot be cut there, or a setting does not fit the blocks.
         """
-        batch = self.task.collate(self.clients[0][:1])
-        with models.working(self.config.model.name, "forward pass"), torch.no_grad():
-            self.task.loss(model, batch)
-        if estimators.find(optimizer.estimator).joint:
-            return Blocks.single(model)
-        device = next(model.parameters()).device
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-        with self._naming("[optimizer]"):
-            blocks = split(model, optimizer.at, example=inputs)
-            spzo(blocks, optimizer)  # raises ValueError if a setting does not fit the blocks
-        return blocks
+        return cut(self.config, self.task, model, self.samples[:1], optimizer)
 
     def choose_threads(self, model: nn.Module) -> None:
         """Set torch to the faster of one thread and all, or to the number that the run began with.
@@ -152,7 +146,7 @@ class Experiment:
         """
         if next(model.parameters()).device.type != "cpu":
             return
-        batch = self.task.collate(self.clients[0][: self.config.federation.batch_size])
+        batch = self.task.collate(self.samples[: self.config.federation.batch_size])
 
         def work() -> None:
             with torch.no_grad():
@@ -166,7 +160,9 @@ class Experiment:
         self.about = {**self.about, "threads": begun}
 
     def print_partition(self) -> None:
-        """Print how many examples of which labels each client has, to stderr."""
+        """Print how many examples of which labels each client has, to stderr, if it is known."""
+        if not self.splits.train:
+            return
         classes = self.task.classes or ("",)
         counts = [Counter(classes[example.label] for example in own) for own in self.clients]
         for line in partition_lines(counts, self.owners):
@@ -182,6 +178,7 @@ class Experiment:
             every=self.config.output.evaluate_every,
             files=(METRICS, JOURNAL),
             title="FedSPZO",
+            engine=self.engine,
         )
         return replace(trained, before=replace(trained.before, answers=answers))
 
@@ -215,6 +212,7 @@ class Experiment:
             every=None,
             files=(MEZO_METRICS, MEZO_JOURNAL),
             title="MeZO",
+            engine=in_process,
         )
 
     def _base(self, expected: str) -> nn.Module:
@@ -236,6 +234,7 @@ class Experiment:
         every: int | None,
         files: tuple[str, str],
         title: str,
+        engine: Engine,
     ) -> Trained:
         """Fine-tune a model in place. Go on after the journal's rounds if it has any.
 
@@ -248,6 +247,7 @@ class Experiment:
             files: names of the metrics and the journal. The metrics of a resumed run are written
                 again from the journal.
             title: the method's name, for the progress.
+            engine: runs the clients.
         """
         metrics, name = files
         config = self.config
@@ -295,7 +295,8 @@ class Experiment:
                     rows, patience, by_loss=self.by_loss
                 )
 
-            outcome = run_federation(
+            federate = partial(
+                run_federation,
                 blocks,
                 self.task,
                 self.clients,
@@ -309,6 +310,7 @@ class Experiment:
                 journal=journal,
                 privacy=config.privacy,
             )
+            outcome = engine(lambda link: federate(link=None if link is None else lambda _: link))
         last = int(rows[-1]["round"])
         best = best_round(rows, by_loss=self.by_loss) if config.keeps_best else last
         model: nn.Module = blocks.model

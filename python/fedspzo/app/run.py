@@ -22,6 +22,7 @@ from .completion import Completion, longest_answer
 from .config import Config, to_toml
 from .data import Splits
 from .ending import fault
+from .engines import Engine, engine_of
 from .examples import Example
 from .experiment import Experiment, Trained
 from .measures import by_class, worth
@@ -49,6 +50,7 @@ def run(
     *,
     quiet: bool = False,
     choose_threads: bool = False,
+    engine: Engine | None = None,
     callbacks: Sequence[RunCallback] = (),
 ) -> Row:
     """Train as the config says, and then with MeZO if the config has [mezo].
@@ -61,6 +63,7 @@ def run(
         quiet: print nothing. Default False.
         choose_threads: set torch's number of threads to the faster of one and all (`threads`).
             Default False: leave it as it is.
+        engine: runs the clients. Default None: that of the config.
         callbacks: follow the run, after those that [output] report_to names. Default: none.
 
     Returns:
@@ -69,7 +72,7 @@ def run(
     Raises:
         InputError: the model cannot be loaded, or does not fit the task, data or settings.
     """
-    start = time.perf_counter()
+    start, engine = time.perf_counter(), engine or engine_of(config)
     followers = [*named(config), *callbacks]
     beside = model_files(config.model.name)
     with waiting(f"loading {config.model.name}", quiet=quiet):
@@ -86,7 +89,16 @@ def run(
     task.encoded.total = splits.size
     with waiting("encoding", count=task.encoded, quiet=quiet):
         experiment = Experiment(
-            config, splits, model, task, recipe, folder, about, followers, quiet=quiet
+            config,
+            splits,
+            model,
+            task,
+            recipe,
+            folder,
+            about,
+            followers,
+            quiet=quiet,
+            engine=engine,
         )
     saved = _saved_task(config, recipe, task, experiment.test)
     experiment.about["task"] = saved.in_header()

@@ -149,6 +149,32 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The section [engine]: what runs the clients.
+
+    Attributes:
+        name: "in-process": one after another, in this process. "flower": by Flower's simulation
+            engine, in processes of their own.
+        processes: number of processes of "flower", each of which loads the model. Default 1.
+
+    Raises:
+        ValueError: `processes` is below 1, or given without "flower".
+    """
+
+    name: Literal["in-process", "flower"] = "in-process"
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"processes is {self.processes}; give at least 1")
+        if self.processes > 1 and self.name != "flower":
+            raise ValueError(
+                f"processes is {self.processes}, but name = {self.name!r} has no use for it; remove"
+                " it, or set name = 'flower'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MezoConfig:
     """The section [mezo]: a comparison run of MeZO, from the same start at the same computation.
 

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedspzo.federated.journal.rounds import Round
-from fedspzo.federated.protocol.messages import Report
+from fedspzo.federated.protocol.messages import Plan, Report
 
 from .client import Client
 from .rejections import QuorumError, Rejection
@@ -42,16 +42,35 @@ class Link(Protocol):
         """
 
 
+@runtime_checkable
+class RemoteLink(Link, Protocol):
+    """A link to clients in other processes, which work at the same time."""
+
+    def start(self, client: int, message: bytes, weights: Iterable[bytes]) -> None:
+        """Send a client a message. The `exchange` of the same message then waits for the answer.
+
+        The arguments are those of `exchange`. A client that cannot be reached raises no error here.
+        """
+
+    def holds(self, client: int) -> tuple[int, str] | None:
+        """Return the round whose weights a client says it holds, and their digest.
+
+        Waits for the client, within the link's own limit. None: it holds the base, or is not there.
+        """
+
+
 class InProcess:
     """Calls clients that are objects of this process. This is the default link.
 
     Args:
-        clients: the clients, by id.
+        clients: the clients, by id; all of them, or some.
         timeout: seconds that a client may take. The time is looked at before each evaluation of the
             loss, and when the report is ready. Default None: no limit.
     """
 
-    def __init__(self, clients: Sequence[Client], timeout: float | None = None) -> None:
+    def __init__(
+        self, clients: Sequence[Client] | Mapping[int, Client], timeout: float | None = None
+    ) -> None:
         self.clients = clients
         self.timeout = timeout
 
@@ -158,6 +177,20 @@ class _Counted:
             yield message
 
 
+@dataclass(frozen=True)
+class _Message:
+    """What a client is sent in a round: a plan, and the messages of its download."""
+
+    plan: Plan
+    weights: _Counted
+
+    @classmethod
+    def of(cls, server: Server, client: int, since: int) -> _Message:
+        """Make the message for a client that holds the weights of the round `since`."""
+        plan = server.plan(client, since=since)
+        return cls(plan, _Counted(server.download() if plan.download else ()))
+
+
 def play(
     server: Server, link: Link, known: Mapping[int, int], elapsed: Callable[[], float]
 ) -> Round:
@@ -181,9 +214,13 @@ def play(
     for attempt in range(retries + 1):
         have = {report.client for report in reports}
         answers.reports = list(reports)
-        for client in asked:
-            if client not in have:
-                _ask(server, link, client, known.get(client, 0), answers)
+        left = [client for client in asked if client not in have]
+        messages = {client: _Message.of(server, client, known.get(client, 0)) for client in left}
+        if isinstance(link, RemoteLink):
+            for client, message in messages.items():
+                link.start(client, message.plan.encode(), message.weights)
+        for message in messages.values():
+            _ask(server, link, message, answers)
         try:
             done = server.aggregate(answers.reports, answers.rejected)
             break
@@ -207,24 +244,15 @@ def play(
     )
 
 
-def _ask(server: Server, link: Link, client: int, since: int, answers: Answers[Report]) -> None:
-    """Send a client its plan, and add the result to the answers.
-
-    Args:
-        server: the server.
-        link: carries the messages.
-        client: the client's id.
-        since: the round whose weights it holds.
-        answers: collects the answers.
-    """
-    plan = server.plan(client, since=since)
-    weights = _Counted(server.download() if plan.download else ())
+def _ask(server: Server, link: Link, message: _Message, answers: Answers[Report]) -> None:
+    """Send a client its plan, and add the result to the answers."""
+    plan, weights = message.plan, message.weights
     before = len(answers.reports)
-    send(link, client, plan.encode(), answers, weights)
+    send(link, plan.client, plan.encode(), answers, weights)
     answered = len(answers.reports) > before
     if plan.download and (answered or weights.bytes == server.download_bytes):
-        logger.info("round %d: client %d downloads the weights", server.round, client)
-        answers.downloads.append(client)
+        logger.info("round %d: client %d downloads the weights", server.round, plan.client)
+        answers.downloads.append(plan.client)
         # a client of this process may share the weights, and then takes no message
         answers.down += server.download_bytes
     else:

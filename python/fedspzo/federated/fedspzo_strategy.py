@@ -7,7 +7,7 @@ their updates are scalars along seeded directions too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fedspzo.checks import check_whole
@@ -17,7 +17,7 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Privacy, public_setting
 
-from .exchange import InProcess, Link, play
+from .exchange import InProcess, Link, RemoteLink, play
 from .first_steps import begin
 from .server import Server
 from .strategy import Played, Reply, Setup, Strategy
@@ -31,6 +31,9 @@ class FedSPZO(Strategy):
     Every message is encoded and decoded as if it crossed a network, and its bytes are counted.
     The server and the clients have separate models. After each round all of them are brought to
     the new weights, and their digests are compared with the server's.
+
+    With a `RemoteLink` the clients are elsewhere, and have the examples. Those in `setup` are then
+    all empty.
 
     Args:
         setup: the run's model, task, examples and settings.
@@ -62,11 +65,13 @@ class FedSPZO(Strategy):
         check_whole("replicas", replicas, 1, setup.federation.clients)
         base = Replica(setup.blocks)
         server = None if journal is None else _resume(base, setup, journal, privacy)
-        clients = setup.clients([base.copy() for _ in range(replicas)], privacy)
+        there = any(map(len, setup.examples))
+        clients = setup.clients([base.copy() for _ in range(replicas)], privacy) if there else []
         direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
         if server is None:
-            sizes = {client.client: len(client.examples) for client in clients}
+            # clients elsewhere tell themselves how many examples they have
+            sizes = {client.client: len(client.examples) for client in clients} or None
             server, self.spent = begin(base, setup.federation, setup.optimizer, self._link, sizes)
             if journal is not None:
                 journal.begin(server, privacy, self.spent)
@@ -75,12 +80,14 @@ class FedSPZO(Strategy):
         self._server, self._clients, self._journal = server, clients, journal
         self._one_a_copy = clients[:replicas]
         self._known: dict[int, int] = {}  # the round whose weights each client holds
+        self._digests: list[str] = []  # of the weights of each round, from the base on
         self._records: list[Record] = []
         self._past: tuple[Round, ...] = () if journal is None else tuple(journal.rounds)
         self.optimizer = server.optimizer
         self.base = server.digest if journal is None else journal.header.base
         self.trainable_bytes = base.trainable_bytes
         self.resumed = len(self._past)
+        self._digests.append(self.base)
         if journal is not None:
             self.evaluations = journal.evaluations
 
@@ -103,7 +110,10 @@ class FedSPZO(Strategy):
             QuorumError: too few clients reported, also after the retries.
         """
         self._warm_up()
-        done = play(self._server, self._link, self._known, clock)
+        known: Mapping[int, int] = self._known
+        if isinstance(self._link, RemoteLink):
+            known = _Held(self._link, self._digests)
+        done = play(self._server, self._link, known, clock)
         if self._journal is not None:
             self._journal.append(done)
         for client in self._one_a_copy:  # each compares its digest with the server's
@@ -125,6 +135,7 @@ class FedSPZO(Strategy):
     def _played(self, done: Round) -> Played:
         """Record a finished round, and return its summary."""
         self._records.append(self._server.record(done.update))
+        self._digests.append(done.digest)
         self._known.update({report.client: done.round for report in done.reports})
         return Played(
             replies=tuple(
@@ -150,7 +161,7 @@ class FedSPZO(Strategy):
     def _count(self, done: Round) -> None:
         """Charge a round from the journal to the privacy accounts of its clients."""
         federation = self._server.federation
-        for number in done.clients:
+        for number in done.clients if self._clients else ():
             account = self._clients[number].privacy
             if account is not None:
                 account.count(federation.batch_size, federation.local_steps)
@@ -158,7 +169,7 @@ class FedSPZO(Strategy):
     def _warm_up(self) -> None:
         """Warm up the clients that took part in the journal's rounds. Does so once."""
         first: dict[int, int] = {}
-        for done in self._past:
+        for done in self._past if self._clients else ():
             for report in done.reports:
                 first.setdefault(report.client, done.round)
         for number, round in first.items():
@@ -168,6 +179,32 @@ class FedSPZO(Strategy):
             except Exception as error:  # it fails in the round again, and is named there
                 logger.warning("client %d: %s: %s", number, type(error).__name__, error)
         self._past = ()
+
+
+class _Held(Mapping[int, int]):
+    """The round whose weights each client holds. Looking one up asks the client.
+
+    Args:
+        link: the link to the clients.
+        digests: digest of the weights of each round, from the base on. A client that names another
+            digest, or a later round, has weights of something else, and starts from the base.
+    """
+
+    def __init__(self, link: RemoteLink, digests: Sequence[str]) -> None:
+        self._link = link
+        self._digests = digests
+
+    def __getitem__(self, client: int) -> int:
+        held = self._link.holds(client)
+        if held is None or held[1] not in self._digests[held[0] : held[0] + 1]:
+            raise KeyError(client)
+        return held[0]
+
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError("the clients are known to the link alone; look one up")
+
+    def __len__(self) -> int:
+        raise TypeError("the clients are known to the link alone; look one up")
 
 
 def _resume(

@@ -21,7 +21,7 @@ from fedspzo.federated.protocol.probes import Probe, ProbeReport, StepLosses
 from fedspzo.journal.replica import Replica
 from fedspzo.optim.spzo import SPZO
 
-from .exchange import Answers, Link, send
+from .exchange import Answers, Link, RemoteLink, send
 from .found_rates import FoundRates, collect, probe_clients
 from .optimizers import fitting, measures, probing, resolve, retake
 from .rejections import QuorumError
@@ -201,20 +201,24 @@ class FirstSteps:
     def _ask_sizes(self, settings: OptimizerConfig) -> dict[int, int]:
         """Return the number of examples of each client that answers a plan without steps."""
         federation, sizes = self._federation, {}
-        for client in tuple(self._left):
-            plan = Plan(
-                round=0,
-                client=client,
-                run_seed=federation.seed,
-                digest=self._digest,
-                train=False,
-                local_steps=federation.local_steps,
-                batch_size=federation.batch_size,
-                seeds=federation.seeds,
-                optimizer=_any_settings(settings, self._blocks),
-                updates=(),
-            )
-            report = self._answer(client, plan.encode(), Answers(Report.decode))
+        plan = Plan(
+            round=0,
+            client=0,
+            run_seed=federation.seed,
+            digest=self._digest,
+            train=False,
+            local_steps=federation.local_steps,
+            batch_size=federation.batch_size,
+            seeds=federation.seeds,
+            optimizer=_any_settings(settings, self._blocks),
+            updates=(),
+        )
+        plans = {client: replace(plan, client=client).encode() for client in self._left}
+        if isinstance(self._link, RemoteLink):
+            for client, message in plans.items():
+                self._link.start(client, message, ())
+        for client, message in plans.items():
+            report = self._answer(client, message, Answers(Report.decode))
             if report is not None:
                 sizes[client] = report.examples
         return sizes

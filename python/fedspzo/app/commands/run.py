@@ -112,10 +112,13 @@ def _train(
 ) -> int:
     """Train, and return the exit code."""
     from ..data import check_clients, check_repeated, read_splits
+    from ..installed import check_installed
     from ..removal import check_removal
     from ..resume import check_same_run
     from ..waiting import Count, waiting
 
+    if config.on_flower:
+        check_installed(f"{config.path}: [engine] name is 'flower'", "flower", "flwr", "ray")
     count = Count()
     with waiting("reading the data", count=count, quiet=options.quiet):
         splits = read_splits(config.data, config.task, config.federation.seed, count)
