@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedspzo_kernels.arguments import Terms
+
+Write = Callable[[Terms], None]
+"""A function that writes perturbed weights, given the terms (`Perturber.into`)."""
+
 _ALIGN = 64  # bytes, as torch's own allocations
 
 
@@ -34,6 +39,7 @@ class ScratchBuffer:
         self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._buffers: dict[torch.device, Tensor] = {}
         self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout
+        self._writers: dict[Any, tuple[tuple[Tensor, ...], Write]] = {}  # they write to these views
         self._told: set[str] = set()
 
     def take(self, likes: Sequence[Tensor], name: str) -> list[Tensor]:
@@ -53,7 +59,7 @@ class ScratchBuffer:
             self._tell(name, total)
             return [torch.empty(like.shape, dtype=like.dtype, device=device) for like in likes]
         if device not in self._buffers or self._buffers[device].nbytes < total:
-            self._views.clear()
+            self._forget_views()
             self._buffers.pop(device, None)  # freed before its successor is there
             self._buffers[device] = torch.empty(total, dtype=torch.uint8, device=device)
         parts = self._buffers[device][:total].split(sizes)
@@ -62,6 +68,25 @@ class ScratchBuffer:
             for part, like in zip(parts, likes, strict=True)
         ]
         return self._views[layout]
+
+    def prepare(self, key: Any, out: Sequence[Tensor], write: Write) -> None:
+        """Keep a function that writes to tensors that `take` returned, for as long as it may.
+
+        Args:
+            key: what the function is asked for by.
+            out: the tensors. If they have memory of their own, nothing is kept, nor are they.
+            write: the function.
+        """
+        buffer = self._buffers.get(out[0].device)
+        if buffer is not None and 0 <= out[0].data_ptr() - buffer.data_ptr() < buffer.nbytes:
+            self._writers[key] = (tuple(out), write)
+
+    def prepared(self, key: Any, out: Sequence[Tensor]) -> Write | None:
+        """Return the function that writes to these tensors, or None if none is kept."""
+        if key not in self._writers:
+            return None
+        kept, write = self._writers[key]
+        return write if all(a is b for a, b in zip(kept, out, strict=True)) else None
 
     def _tell(self, name: str, size: int) -> None:
         if name not in self._told:
@@ -87,5 +112,9 @@ class ScratchBuffer:
 
     def free(self) -> None:
         """Give the memory back."""
-        self._views.clear()
+        self._forget_views()
         self._buffers.clear()
+
+    def _forget_views(self) -> None:
+        self._views.clear()
+        self._writers.clear()

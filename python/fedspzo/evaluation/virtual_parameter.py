@@ -14,17 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedspzo_kernels import Perturber, perturb_rows
+from fedspzo_kernels.arguments import Terms
 
 from .in_place import InPlaceBlock, key_of
 from .scratch_buffer import ScratchBuffer
-
-
-def signed(bits: int) -> int:
-    """Return the int64 that has the bits of a uint64."""
-    return bits - 2**64 if bits >= 2**63 else bits
 
 
 class LayerwiseBlock:
@@ -42,8 +38,7 @@ class LayerwiseBlock:
     def __init__(self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]]) -> None:
         self.scratch = scratch
         self.terms: dict[int, float] = {}
-        self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._perturbers: dict[tuple[Any, ...], Perturber] = {}  # by parameters' names and rows
+        self._scalars: dict[torch.device, Terms] = {}
         self.copy(copied)
 
     def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
@@ -61,27 +56,28 @@ class LayerwiseBlock:
         """Copy back the parameters that were moved in place."""
         self._copied.restore()
 
-    def scalars(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the terms' seeds, int64 (K,), and coefficients, float32 (K,), on a device."""
+    def scalars(self, device: torch.device) -> Terms:
+        """Return the terms, checked, on a device."""
         if device not in self._scalars:
-            self._scalars[device] = (
-                torch.tensor([signed(seed) for seed in self.terms]).to(device),
-                torch.tensor(list(self.terms.values()), dtype=torch.float32).to(device),
-            )
+            terms = Terms.of(list(self.terms), list(self.terms.values()), "nearest", None)
+            self._scalars[device] = terms.to(device)
         return self._scalars[device]
 
     def write(
         self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
     ) -> None:
         """Write the parameters' perturbed weights, or some rows of each, into `out`."""
-        weights = (*(parameter.called for parameter in parameters), rows.start, rows.stop)
-        if weights not in self._perturbers:
-            self._perturbers[weights] = Perturber(
+        weights = (self, *(parameter.called for parameter in parameters), rows.start, rows.stop)
+        write = self.scratch.prepared(weights, out)
+        if write is None:
+            perturber = Perturber(
                 [parameter.part(rows) for parameter in parameters],
                 [parameter.key for parameter in parameters],
                 offsets=[parameter.first(rows) for parameter in parameters],
             )
-        self._perturbers[weights].add(*self.scalars(out[0].device), out=out)
+            write = perturber.into(out)
+            self.scratch.prepare(weights, out, write)
+        write(self.scalars(out[0].device))
 
 
 class VirtualParameter(Tensor):
@@ -142,11 +138,12 @@ class VirtualParameter(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, VirtualParameter)}
+        flat, spec = tree_flatten((args, kwargs))
+        found = {id(x): x for x in flat if isinstance(x, VirtualParameter)}
         # a view outlives its operation, so it may not lie in the scratch buffer
         tensors = _perturbed(list(found.values()), lasting=func.is_view)
         filled = dict(zip(found, tensors, strict=True))
-        args, kwargs = tree_map_only(VirtualParameter, lambda x: filled[id(x)], (args, kwargs))
+        args, kwargs = tree_unflatten([filled.get(id(x), x) for x in flat], spec)
         return func(*args, **kwargs)
 
 
@@ -229,8 +226,25 @@ def _embedding(
         if few or max_norm is not None:
             (whole,) = _perturbed([weight])
             return F.embedding(input, whole, padding_idx, max_norm, norm_type)
-        ids, scalars = input.reshape(-1).long(), block.scalars(input.device)
-        return perturb_rows(weight.weight, ids, weight.key, *scalars).view(*input.shape, -1)
+        return _looked_up(weight, input.reshape(-1).long()).view(*input.shape, -1)
 
 
-_BY_ROWS = {F.linear: _linear, F.embedding: _embedding}
+def _getitem(weight: Tensor, index: Any) -> Tensor:
+    """Compute weight[index], perturbing only the rows of an index that is a list of rows."""
+    rows = isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1
+    if not isinstance(weight, VirtualParameter) or weight.dim() != 2 or not rows:
+        return weight[index]
+    with weight.block.scratch.aside():
+        if not weight.block.terms:
+            return weight.weight[index]
+        index = index.to(weight.device)
+        return _looked_up(weight, torch.where(index < 0, index + len(weight), index))
+
+
+def _looked_up(weight: VirtualParameter, rows: Tensor) -> Tensor:
+    """Return some rows of the perturbed weight, which has terms: int64 (R,) gives (R, D)."""
+    seeds, coeffs, _ = weight.block.scalars(rows.device)
+    return perturb_rows(weight.weight, rows, weight.key, seeds, coeffs)
+
+
+_BY_ROWS = {F.linear: _linear, F.embedding: _embedding, Tensor.__getitem__: _getitem}
