@@ -149,20 +149,23 @@ class Perturber:
             )
         for j, (written, tensor) in enumerate(zip(out, self.tensors, strict=True)):
             check_out(written, tensor, tensor.shape, f"out[{j}]")
-        targets = [[out[j].detach() for j in group.places] for group in self._groups]
+        calls = []
+        for group in self._groups:
+            outs = [out[j].detach() for j in group.places]
+            dense = [x.contiguous() for x in outs]
+            copied = [(x, result) for x, result in zip(outs, dense, strict=True) if x is not result]
+            calls.append((group, dense, copied))
 
         def write(terms: Terms) -> None:
             self._check_memory()
-            for group, mine in zip(self._groups, targets, strict=True):
-                dense = [x.contiguous() for x in mine]
+            for group, dense, copied in calls:
                 sources = list(group.views)
                 for i in group.strided:  # the copy uses the result's memory
                     sources[i] = dense[i].copy_(sources[i])
                 scalars = (*terms.to(group.device), self._stream)
                 torch.ops.fedspzo.perturb_out(sources, dense, group.keys, group.offsets, *scalars)
-                for x, result in zip(mine, dense, strict=True):
-                    if result is not x:
-                        x.copy_(result)
+                for x, result in copied:
+                    x.copy_(result)
             torch.autograd.graph.increment_version(out)
 
         return write

@@ -31,15 +31,18 @@ class ScratchBuffer:
             own, with one warning for each parameter.
 
     Attributes:
+        writers: by the weights, what writes them into the buffer, and the tensors that it writes.
+            It is emptied when the buffer is replaced.
         aside: returns a context in which virtual parameters may read their weights unrecorded.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.writers: dict[Any, tuple[Write, list[Tensor]]] = {}
         self._buffers: dict[torch.device, Tensor] = {}
+        self._sizes: dict[torch.device, int] = {}  # the largest yet of each device's buffers
         self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout
-        self._writers: dict[Any, tuple[tuple[Tensor, ...], Write]] = {}  # they write to these views
         self._told: set[str] = set()
 
     def take(self, likes: Sequence[Tensor], name: str) -> list[Tensor]:
@@ -61,7 +64,9 @@ class ScratchBuffer:
         if device not in self._buffers or self._buffers[device].nbytes < total:
             self._forget_views()
             self._buffers.pop(device, None)  # freed before its successor is there
-            self._buffers[device] = torch.empty(total, dtype=torch.uint8, device=device)
+            # as large as it was before it was given back, so that it grows in the first step alone
+            size = self._sizes[device] = max(total, self._sizes.get(device, 0))
+            self._buffers[device] = torch.empty(size, dtype=torch.uint8, device=device)
         parts = self._buffers[device][:total].split(sizes)
         self._views[layout] = [
             part[: like.nbytes].view(like.dtype).view(like.shape)
@@ -69,24 +74,10 @@ class ScratchBuffer:
         ]
         return self._views[layout]
 
-    def prepare(self, key: Any, out: Sequence[Tensor], write: Write) -> None:
-        """Keep a function that writes to tensors that `take` returned, for as long as it may.
-
-        Args:
-            key: what the function is asked for by.
-            out: the tensors. If they have memory of their own, nothing is kept, nor are they.
-            write: the function.
-        """
-        buffer = self._buffers.get(out[0].device)
-        if buffer is not None and 0 <= out[0].data_ptr() - buffer.data_ptr() < buffer.nbytes:
-            self._writers[key] = (tuple(out), write)
-
-    def prepared(self, key: Any, out: Sequence[Tensor]) -> Write | None:
-        """Return the function that writes to these tensors, or None if none is kept."""
-        if key not in self._writers:
-            return None
-        kept, write = self._writers[key]
-        return write if all(a is b for a, b in zip(kept, out, strict=True)) else None
+    def holds(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor lies in a buffer; else it has memory of its own."""
+        buffer = self._buffers.get(tensor.device)
+        return buffer is not None and 0 <= tensor.data_ptr() - buffer.data_ptr() < buffer.nbytes
 
     def _tell(self, name: str, size: int) -> None:
         if name not in self._told:
@@ -117,4 +108,4 @@ class ScratchBuffer:
 
     def _forget_views(self) -> None:
         self._views.clear()
-        self._writers.clear()
+        self.writers.clear()

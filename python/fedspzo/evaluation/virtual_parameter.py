@@ -20,7 +20,7 @@ from fedspzo_kernels import Perturber, perturb_rows
 from fedspzo_kernels.arguments import Terms
 
 from .in_place import InPlaceBlock, key_of
-from .scratch_buffer import ScratchBuffer
+from .scratch_buffer import ScratchBuffer, Write
 
 
 class LayerwiseBlock:
@@ -63,21 +63,16 @@ class LayerwiseBlock:
             self._scalars[device] = terms.to(device)
         return self._scalars[device]
 
-    def write(
+    def writer(
         self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
-    ) -> None:
-        """Write the parameters' perturbed weights, or some rows of each, into `out`."""
-        weights = (self, *(parameter.called for parameter in parameters), rows.start, rows.stop)
-        write = self.scratch.prepared(weights, out)
-        if write is None:
-            perturber = Perturber(
-                [parameter.part(rows) for parameter in parameters],
-                [parameter.key for parameter in parameters],
-                offsets=[parameter.first(rows) for parameter in parameters],
-            )
-            write = perturber.into(out)
-            self.scratch.prepare(weights, out, write)
-        write(self.scalars(out[0].device))
+    ) -> Write:
+        """Return what writes the parameters' perturbed weights, or some rows of each, to `out`."""
+        perturber = Perturber(
+            [parameter.part(rows) for parameter in parameters],
+            [parameter.key for parameter in parameters],
+            offsets=[parameter.first(rows) for parameter in parameters],
+        )
+        return perturber.into(out)
 
 
 class VirtualParameter(Tensor):
@@ -154,33 +149,47 @@ def _perturbed(
 
     They are valid until the next call, or for good if `lasting`.
     """
+    block = parameters[0].block
+    scratch = block.scratch
+    known = (block, rows.start, rows.stop, *[parameter.called for parameter in parameters])
+    if known in scratch.writers and block.terms and not lasting:
+        write, out = scratch.writers[known]
+        write(block.scalars(out[0].device))
+        return out
     weights = [parameter.part(rows) for parameter in parameters]
     # while reads of weights are recorded, a view may not lie in them even without terms
-    every = lasting and parameters[0].block.scratch.watched
+    every = lasting and scratch.watched
     moved = [i for i, parameter in enumerate(parameters) if every or parameter.block.terms]
     if not moved:
         return weights
-    likes, first = [weights[i] for i in moved], parameters[moved[0]]
+    likes = [weights[i] for i in moved]
     if lasting:
         copies = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
     else:
-        copies = first.block.scratch.take(likes, first.called)
+        copies = scratch.take(likes, parameters[moved[0]].called)
     for i, copy in zip(moved, copies, strict=True):
         weights[i] = copy if parameters[i].block.terms else copy.copy_(weights[i])
-    for block in dict.fromkeys(s.block for s in parameters if s.block.terms):
-        mine = [i for i in moved if parameters[i].block is block]
-        block.write([parameters[i] for i in mine], rows, [weights[i] for i in mine])
+    for own in dict.fromkeys(s.block for s in parameters if s.block.terms):
+        mine = [i for i in moved if parameters[i].block is own]
+        out = [weights[i] for i in mine]
+        write = own.writer([parameters[i] for i in mine], rows, out)
+        write(own.scalars(out[0].device))
+        if len(mine) == len(parameters) and scratch.holds(out[0]):
+            scratch.writers[known] = write, out
     return weights
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
-    members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
     if isinstance(input, VirtualParameter) or weight.dim() != 2:
         return F.linear(input, weight, bias)
-    scratch, rows, most = members[0].block.scratch, len(weight), len(weight)
+    members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
+    scratch, rows, most = members[0].block.scratch, weight.shape[0], weight.shape[0]
     if any(member.block.terms for member in members):
         most = scratch.rows(members)
+    if most >= rows and len(members) == 1 and bias is None:
+        with scratch.aside():
+            return F.linear(input, *_perturbed(members))
 
     def part(some: slice) -> Tensor:
         filled = iter(_perturbed(members, some))
