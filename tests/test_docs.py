@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
     ROOT / "examples/README.md",
 ]
 
@@ -41,7 +41,7 @@ def find(file: str) -> Path:
     return found[0]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose(page))
     gone = [x for x in links if "://" not in x and not (page.parent / x).exists()]
@@ -79,6 +79,5 @@ def test_every_package_is_on_the_map() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/README.md").read_text()
-    assert [
-        p.name for p in ROOT.glob("docs/*.md") if p.name not in index and p.name != "README.md"
-    ] == []
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in ROOT.glob("docs/**/*.md")]
+    assert [p for p in pages if f"]({p})" not in index and p != "README.md"] == []

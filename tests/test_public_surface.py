@@ -16,7 +16,7 @@ PUBLIC = (
     "fedspzo_kernels",
 )
 
-DOCUMENTED = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTED = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 EXAMPLES = sorted(ROOT.glob("examples/*/*.py"))
 
 

@@ -97,7 +97,8 @@ class Header:
             blocks: the model, cut as the records will need it.
             source: the origin of its weights.
             base: the digest of its weights. Default: it is computed.
-            model, run: as the attributes.
+            model: as the attribute.
+            run: as the attribute.
         """
         named = list(blocks.model.named_parameters())
         block = {name: n for n, group in enumerate(blocks.groups, 1) for name, _ in group}

@@ -51,13 +51,13 @@ class RunJournal(Closing):
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         *,
         source: str,
         model: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = path
+        self.path = Path(path)
         self.source, self.model, self.about = source, model, about
         self.rounds: list[Round] = []
         self.evaluations: dict[int, EvaluationResult] = {}
@@ -69,7 +69,7 @@ class RunJournal(Closing):
         self._writer: JournalWriter | None = None
         self._settings: tuple[FederationConfig, OptimizerConfig] | None = None
         self._last = 0  # number of the run's rounds
-        if path.exists():
+        if self.path.exists():
             self._load()
 
     def _load(self) -> None:
