@@ -7,7 +7,7 @@ counts, timed one after the other; the table has the medians of the pairs. A ste
 of its forward passes, has three parts: the passes, 1; the kernels, which make noise and add it; and
 what is left, the step's own time. Memory is the peak of torch's allocations during the step over
 that during a forward pass, both with the weights. `--clock cpu` takes the processor's time, for a
-machine that others use too.
+machine that others use too. The results are written row by row.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
                 row = measure(optimizer, loss, ops, clock, options.pairs, what)
                 lines.append(f"| {name} | {kind} | {evaluation} | {row} |")
                 print(lines[-1], flush=True)
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

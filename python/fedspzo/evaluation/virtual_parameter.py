@@ -151,11 +151,9 @@ def _perturbed(
     """
     block = parameters[0].block
     scratch = block.scratch
-    known = (block, rows.start, rows.stop, *[parameter.called for parameter in parameters])
-    if known in scratch.writers and block.terms and not lasting:
-        write, out = scratch.writers[known]
-        write(block.scalars(out[0].device))
-        return out
+    again = None if lasting else _rewritten(block, parameters, rows)
+    if again is not None:
+        return again
     weights = [parameter.part(rows) for parameter in parameters]
     # while reads of weights are recorded, a view may not lie in them even without terms
     every = lasting and scratch.watched
@@ -175,21 +173,40 @@ def _perturbed(
         write = own.writer([parameters[i] for i in mine], rows, out)
         write(own.scalars(out[0].device))
         if len(mine) == len(parameters) and scratch.holds(out[0]):
-            scratch.writers[known] = write, out
+            scratch.writers[_key(own, parameters, rows)] = write, out
     return weights
+
+
+def _key(
+    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice
+) -> tuple[Any, ...]:
+    return (block, rows.start, rows.stop, *[parameter.called for parameter in parameters])
+
+
+def _rewritten(
+    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice = slice(None)
+) -> list[Tensor] | None:
+    """Write the perturbed weights to where they were written before; None if they never were."""
+    known = block.scratch.writers.get(_key(block, parameters, rows))
+    if known is None or not block.terms or block.scratch.watched:
+        return None
+    write, out = known
+    write(block.scalars(out[0].device))
+    return out
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
+    if bias is None and isinstance(weight, VirtualParameter):
+        whole = _rewritten(weight.block, [weight])
+        if whole is not None:  # the common case takes the shortest way
+            return F.linear(input, *whole)
     if isinstance(input, VirtualParameter) or weight.dim() != 2:
         return F.linear(input, weight, bias)
     members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
     scratch, rows, most = members[0].block.scratch, weight.shape[0], weight.shape[0]
     if any(member.block.terms for member in members):
         most = scratch.rows(members)
-    if most >= rows and len(members) == 1 and bias is None:
-        with scratch.aside():
-            return F.linear(input, *_perturbed(members))
 
     def part(some: slice) -> Tensor:
         filled = iter(_perturbed(members, some))
@@ -205,7 +222,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     with scratch.aside():
         if most >= rows:
-            return part(slice(rows))
+            return part(slice(None))
         first = part(slice(most))
         result = first.new_empty(*first.shape[:-1], rows)
         result[..., :most] = first
