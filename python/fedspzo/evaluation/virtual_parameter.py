@@ -126,7 +126,7 @@ class VirtualParameter(Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             # a shape or dtype is answered at once; a computation comes to __torch_dispatch__
-            return _BY_ROWS.get(func, func)(*args, **kwargs)
+            return _SPECIAL.get(func, func)(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -273,4 +273,21 @@ def _looked_up(weight: VirtualParameter, rows: Tensor) -> Tensor:
     return perturb_rows(weight.weight, rows, weight.key, seeds, coeffs)
 
 
-_BY_ROWS = {F.linear: _linear, F.embedding: _embedding, Tensor.__getitem__: _getitem}
+def _mul(input: Any, other: Any) -> Tensor:
+    """Compute input * other, as a norm does with its weight, without the way through dispatch."""
+    first = isinstance(input, VirtualParameter)
+    weight, factor = (input, other) if first else (other, input)
+    if not isinstance(factor, VirtualParameter):
+        whole = _rewritten(weight.block, [weight])
+        if whole is not None:
+            return whole[0].mul(factor) if first else factor.mul(whole[0])
+    product: Tensor = input.mul(other)
+    return product
+
+
+_SPECIAL = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    Tensor.__getitem__: _getitem,
+    Tensor.mul: _mul,
+}
