@@ -8,11 +8,16 @@ CPP := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 # One process a core, up to eight: each of them loads torch and transformers.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo check test faults sweep fuzz lint format hooks bench sass real sentences minilm info \
-	wheel docs clean
+.PHONY: demo report check test browser faults sweep fuzz lint format hooks bench sass real sentences \
+	minilm info wheel docs clean
 
 demo: .venv/installed
 	@$(BIN)/fedspzo demo
+
+# The demo's run on a page, one HTML file.
+report: .venv/installed
+	@test -f runs/demo/metrics.jsonl || $(BIN)/fedspzo demo
+	@$(BIN)/fedspzo report runs/demo
 
 info: .venv/installed
 	@$(BIN)/fedspzo info
@@ -22,8 +27,18 @@ check: .venv/tools
 	$(PYTEST) -m "not (slow or statistics or fuzz or faults or sweep)"
 
 # Every test; CI runs this.
-test: .venv/tools
+test: .venv/tools browser
 	$(PYTEST)
+
+# The browser in which a test opens a page. Where it cannot be installed, that test says what to do.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+browser: .venv/tools
+	@if [ -z "$$FEDSPZO_BROWSER$$(which $(BROWSERS) 2> /dev/null)" ] && [ "$$(id -u)" = 0 ] \
+		&& which apt-get > /dev/null; then \
+		echo "Setting up Chromium, in which a test opens a page"; \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium; } \
+			>> $(LOG) 2>&1 || tail -n 5 $(LOG) >&2; \
+	fi
 
 # kill -9 at over 1,000 points of a run, and on to the same bits; power cuts, each in 200 ways.
 # `make test` has a short form.
@@ -109,7 +124,7 @@ quietly = { $(1); } >> $(LOG) 2>&1 || { status=$$?; tail -n 100 $(LOG) >&2; exit
 
 .venv/installed: .venv/torch pyproject.toml $(NATIVE)
 	@echo "Setting up .venv: fedspzo, its kernels compiled here, and what it needs"
-	@$(call quietly,$(PIP) --no-build-isolation --editable . -c constraints.txt)
+	@$(call quietly,$(PIP) --no-build-isolation --editable ".[report]" -c constraints.txt)
 	@touch $@
 
 .venv/tools: .venv/installed

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedspzo import Blocks
 from fedspzo.federated import OptimizerConfig
-from fedspzo.federated.client import spzo
+from fedspzo.federated.optimizers import spzo
 from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive
 

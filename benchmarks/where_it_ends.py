@@ -33,7 +33,7 @@ from fedspzo.app import config as configuration
 from fedspzo.app.data import read_splits
 from fedspzo.baselines.fedavg import STEP_FORWARDS
 from fedspzo.baselines.lora import adapted
-from fedspzo.federated.client import spzo
+from fedspzo.federated.optimizers import spzo
 from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import find, resolve
 
 from fedspzo.federated import (
     Client,
@@ -17,8 +18,7 @@ from fedspzo.federated import (
     RunResult,
     run,
 )
-from fedspzo.federated.client import resolve
-from fedspzo.federated.found_rates import FoundRates, find
+from fedspzo.federated.found_rates import FoundRates
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.protocol.updates import Scalars
 from fedspzo.journal.replica import Replica

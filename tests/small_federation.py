@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import resolve
 
 from fedspzo.federated import (
     Client,
@@ -17,7 +18,6 @@ from fedspzo.federated import (
     Server,
     run,
 )
-from fedspzo.federated.client import resolve
 from fedspzo.journal.replica import Replica
 
 SIZES = [5, 9, 16, 30]

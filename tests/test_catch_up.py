@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import resolve
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Plan, Server, run
-from fedspzo.federated.client import resolve
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.protocol.download import encode, load
 from fedspzo.federated.protocol.updates import Scalars, Update

@@ -146,6 +146,8 @@ def test_bad_input_is_one_line_before_anything_heavy(
         ([], ["COMMAND"]),
         (["train"], ["'train'"]),
         (["run"], ["CONFIG.toml"]),
+        (["predict", "net"], ["'net': holds no fedspzo.json; name the folder 'model'"]),
+        (["eval", "net"], ["FILE"]),
         (["run", "gone.toml"], ["gone.toml: no such config file"]),
         (["run", "run.toml", "--rounds", "many"], ["--rounds", "'many'"]),
         (["run", "run.toml", "--rounds", "0"], ["command line", "rounds is 0"]),

@@ -138,7 +138,7 @@ WRONG = [
     ('"prompt"', '"promt"', ["[task] type is 'promt'", "did you mean 'prompt'"]),
     ('"prompt"', '"lm"', ["[task] verbalizers", "remove it"]),
     ('"train.jsonl"', '"gone.jsonl"', ["[data] train", "gone.jsonl", "no file"]),
-    ('"train.jsonl"', '"train.txt"', ["[data] train", ".jsonl or .csv"]),
+    ('"train.jsonl"', '"train.txt"', ["[data] train", ".jsonl, .json, .csv, .tsv or .parquet"]),
     ('"train.jsonl"', "3", ["[data] train is 3", "path in quotes"]),
     ('"train.jsonl"', '"test.csv"', ["the same file as train"]),
     ('{ good = "great", bad = "awful" }', '{ good = "great" }', ["two"]),

@@ -1,18 +1,39 @@
-"""JSONL and CSV files: what is read, and one line naming file and line for what is wrong."""
+"""Data files of every format: what is read, and one line naming file and row for what is wrong."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import random
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from fedspzo.app.config import DataConfig, TaskConfig
 from fedspzo.app.data import Example, check_repeated, read, read_splits
 from fedspzo.app.model_files import content_hash
+from fedspzo.app.sources import HubData
+from fedspzo.app.waiting import Count
 from fedspzo.errors import InputError
 
+CSV = b"text,label\nx,good\ny,bad\n"
+
+
+def parquet(columns: dict[str, list[Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+HEADLESS = TaskConfig(type="lm")
 PROMPT = TaskConfig(type="prompt", verbalizers={"good": "great", "bad": "awful"})
 
 
@@ -64,19 +85,22 @@ BROKEN = [
     ("a.csv", b'text,label\n"x\ny",good\n"x,good\n', ["line 4", "not valid CSV"]),
     ("a.csv", b'text,label\n"x\ny",good\nz,fine\n', ["line 4", "'label' is 'fine'"]),
     ("a.csv", b"text,text\nx,good\n", ["line 1", "column occurs twice"]),
-    ("a.csv", b"text;label\nx;good\n", ["line 1", "separated by ';'; save the file with commas"]),
-    ("a.csv", b"text\tlabel\nx\tgood\n", ["line 1", "separated by tabs"]),
-    ("a.csv", b"text|label\nx|good\n", ["line 1", "separated by '|'"]),
-    ("a.csv", b"\x1f\x8b\x08\0abc", ["is compressed by gzip; unpack it"]),
-    ("a.jsonl", b"\x1f\x8b\x08\0abc", ["is compressed by gzip; unpack it"]),
+    ("a.csv", b"text;label\nx;good;more\n", ["line 2", "3 cells for 2 columns", "hold ';'"]),
+    ("a.tsv", b"text\tlabel\nx\tgood\tmore\n", ["line 2", "3 cells for 2", "that hold tabs"]),
+    ("a.csv", b"\x1f\x8b\x08\0abc", ["is compressed by gzip, and damaged", "pack it anew"]),
+    ("a.jsonl", b"\x1f\x8b\x08\0abc", ["is compressed by gzip, and damaged"]),
+    ("a.csv", gzip.compress(CSV)[:-9], ["is compressed by gzip, and damaged"]),
+    ("a.csv.gz", gzip.compress(b"text,label\nx,fine\n"), ["line 2", "'label' is 'fine'"]),
     ("a.csv", b"PK\x03\x04abc", ["is a zip archive, as Excel writes"]),
-    ("a.csv", b"PAR1abc", ["is a Parquet file"]),
-    ("a.csv", "text,label\nx,good\n".encode("utf-16"), ["is UTF-16 text; save it as UTF-8"]),
-    (
-        "a.jsonl",
-        b'[\n{"text": "x", "label": "good"}\n]',
-        ["line 1", "is the file one JSON document?"],
-    ),
+    ("a.csv", b"PAR1abc", ["is no Parquet file that pyarrow reads", "convert it to JSON Lines"]),
+    ("a.parquet", b"text,label\n", ["is no Parquet file that pyarrow reads"]),
+    ("a.csv", CSV.decode().encode("utf-16"), ["is UTF-16 text; set [data] encoding = 'utf-16'"]),
+    ("a.csv", b"text,label\ncaf\xe9,good\n", ["line 2", "0xe9", "encoding = 'latin-1'"]),
+    ("a.json", b'[{"text": "x", "label": "fine"}]', ["row 1", "'label' is 'fine'"]),
+    ("a.json", b'[{"text": "x"}, 5]', ["row 1: field 'label' is missing"]),
+    ("a.json", b"[5]", ["row 1: 5 is no JSON object"]),
+    ("a.json", b'[\n{"text": "x",\n]', ["line 3", "not valid JSON", "write an array of objects"]),
+    ("a.json", b'[{"text": "", "label": "good"}]', ["a.json, row 1: 'text' is ''"]),
     ("a.jsonl", b'{\n"text": ["x"]\n}', ["line 1", "is the file one JSON document?"]),
     (
         "a.jsonl",
@@ -120,6 +144,24 @@ READ = [
     ("a.jsonl", b'{"text": "x", "label": 1.0}\n{"text": "x", "label": 0.5}', ["1", "0.5"]),
     ("a.jsonl", b'{"text": "x", "label": "good", "words": ["a", "b"]}', ["good"]),
     ("a.csv", b"text,label\n\nx,good\n,,\n", ["good"]),
+    ("a.csv", b"\xef\xbb\xbf" + CSV, ["good", "bad"]),
+    ("a.csv", b'text;label\n"a; b, c";good\nd, e;bad\n', ["good", "bad"]),
+    ("a.csv", b"text\tlabel\na, b\tgood\nc\tbad\n", ["good", "bad"]),
+    ("a.csv", b"text|label\na, b|good\n", ["good"]),
+    ("a.tsv", b'text\tlabel\n"Great," they say\tgood\nsay "no\tbad\n', ["good", "bad"]),
+    ("a.tsv", b'text\tlabel\n"two\nlines"\tgood\nx\tbad\n', ["good", "bad"]),
+    ("a.tsv", b"text;label\nx;good\n", ["good"]),
+    ("a.json", b'[{"text": "x", "label": "good"},\n {"text": "y", "label": 1}]', ["good", "1"]),
+    ("a.json", b'{"text": "x", "label": "good"}\n{"text": "y", "label": "bad"}', ["good", "bad"]),
+    ("a.jsonl", b'[\n{"text": "x", "label": "good"}\n]', ["good"]),
+    ("a.csv.gz", gzip.compress(CSV), ["good", "bad"]),
+    ("a.csv", gzip.compress(CSV), ["good", "bad"]),  # whatever it is called
+    ("a.JSONL.GZ", b'{"text": "x", "label": "good"}', ["good"]),
+    ("a.json.gz", gzip.compress(b'[{"text": "x", "label": "good"}]'), ["good"]),
+    ("a.parquet", parquet({"text": ["x", "y"], "label": ["good", "bad"]}), ["good", "bad"]),
+    ("a.parquet", parquet({"n": [1], "label": [True], "text": ["x"]}), ["true"]),
+    ("a.csv", parquet({"text": ["x", "y"], "label": [1.0, 2.0]}), ["1", "2"]),
+    ("a.parquet.gz", gzip.compress(parquet({"text": ["x"], "label": [7]})), ["7"]),
 ]
 """Files that are read: their names, their bytes, and the labels."""
 
@@ -179,7 +221,7 @@ def test_clients_have_files_of_their_own(tmp_path: Path) -> None:
     data = splits(tmp_path, "x,good\n", "q,good\n")
     folder = tmp_path / "clients"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds no \.jsonl or \.csv file; give one a client"):
+    with pytest.raises(InputError, match=r"holds no \.jsonl, .* file, one a client, and no"):
         read_splits(replace(data, train=folder), PROMPT)
     (folder / "ann.csv").write_text("text,label\na,good\nb,bad\n")
     (folder / "bob.jsonl").write_text('{"text": "c", "label": "bad"}\n')
@@ -199,6 +241,234 @@ def test_clients_have_files_of_their_own(tmp_path: Path) -> None:
         read_splits(replace(data, train=folder), PROMPT)
     with pytest.raises(ValueError, match="train is a folder with a file for each client; remove"):
         replace(data, train=folder, client="who")
+
+
+def encoded(encoding: str, text: str = "café", separator: str = ",") -> bytes:
+    rows = (("text", "label"), (text, "good"), ("y", "bad"))
+    return "".join(f"{separator.join(row)}\n" for row in rows).encode(encoding)
+
+
+ENCODED: list[tuple[str, bytes, str]] = [
+    ("utf-8", encoded("utf-8"), "café"),
+    ("utf-8", encoded("utf-8-sig"), "café"),
+    ("utf-16", encoded("utf-16"), "café"),
+    ("utf-16", b"\xfe\xff" + encoded("utf-16-be", separator="\t"), "café"),
+    ("latin-1", encoded("latin-1", separator=";"), "café"),
+    ("windows-1252", encoded("cp1252", "“café”"), "“café”"),
+]
+
+OTHERWISE_ENCODED: list[tuple[str, bytes, str]] = [
+    ("utf-16", encoded("utf-16")[:-1], "byte .*: byte 0x0a is not UTF-16; correct .* encoding"),
+    ("windows-1252", b"text\n\x81\n", "line 2: byte 0x81 is not WINDOWS-1252; correct"),
+    ("latin-1", encoded("utf-16"), r"is UTF-16 text; set \[data\] encoding = 'utf-16'"),
+]
+
+
+def declared(tmp_path: Path, encoding: Any, content: bytes) -> list[str]:
+    (tmp_path / "a.csv").write_bytes(content)
+    data = DataConfig(train=tmp_path / "a.csv", test_share=0.5, encoding=encoding)
+    found = read_splits(data, HEADLESS)
+    return [one.text for one in (*found.train, *found.test)]
+
+
+@pytest.mark.parametrize(("encoding", "content", "text"), ENCODED)
+def test_encodings_that_are_declared(
+    tmp_path: Path, encoding: str, content: bytes, text: str
+) -> None:
+    assert sorted(declared(tmp_path, encoding, content)) == sorted([text, "y"])
+
+
+@pytest.mark.parametrize(("encoding", "content", "message"), OTHERWISE_ENCODED)
+def test_another_encoding_than_declared_is_named(
+    tmp_path: Path, encoding: str, content: bytes, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        declared(tmp_path, encoding, content)
+
+
+def texts_by_label(folder: Path) -> Path:
+    for name, text in (("good/a", "fine"), ("good/b", "great\n"), ("bad/a", "dull")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "notes.txt").write_text("no label")
+    return folder
+
+
+def test_a_folder_of_texts_by_label(tmp_path: Path) -> None:
+    folder = texts_by_label(tmp_path / "texts")
+    data = replace(splits(tmp_path, "x,good\n", "q,good\n"), train=folder)
+    found = read_splits(data, PROMPT)
+    assert found.train == [
+        Example("dull", "bad"),
+        Example("fine", "good"),
+        Example("great", "good"),
+    ]
+    assert not found.owners
+    assert not data.owned
+    before = found.hashes["train"]
+    (folder / "bad" / "a.txt").write_text("dull!")
+    assert read_splits(data, PROMPT).hashes["train"] != before
+    moved = read_splits(data, PROMPT).hashes["train"]
+    (folder / "bad" / "a.txt").rename(folder / "good" / "0.txt")
+    assert read_splits(replace(data, text="text"), HEADLESS).hashes["train"] != moved
+    (folder / "good" / "0.txt").rename(folder / "bad" / "a.txt")
+    turned = read_splits(replace(data, test=folder, train=data.test), HEADLESS)
+    assert [one.text for one in turned.test] == ["dull!", "fine", "great"]
+    (folder / "odd").mkdir()
+    (folder / "odd" / "c.txt").write_text("hm")
+    with pytest.raises(InputError, match=r"texts, file odd/c\.txt: 'label' is 'odd'; give it"):
+        read_splits(data, PROMPT)
+    (folder / "odd" / "c.txt").write_text(" ")
+    with pytest.raises(InputError, match=r"texts, file odd/c\.txt: 'text' is ''; give"):
+        read_splits(data, PROMPT)
+    for file in folder.glob("*/*.txt"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"its folders hold no \.txt files; give a folder of such"):
+        read_splits(data, PROMPT)
+
+
+def a_dataset() -> datasets.Dataset:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    return datasets.Dataset.from_dict(
+        {"text": ["x", "y", "z"], "label": [1, 0, 1]}, features=features
+    )
+
+
+def test_a_dataset_that_was_saved(tmp_path: Path) -> None:
+    both = datasets.DatasetDict(train=a_dataset(), test=a_dataset().select([2]))
+    both.save_to_disk(str(tmp_path / "saved"))
+    data = DataConfig(train=tmp_path / "saved", test=tmp_path / "saved")
+    found = read_splits(data, PROMPT)
+    assert found.train == [Example("x", "good"), Example("y", "bad"), Example("z", "good")]
+    assert found.test == [Example("z", "good")]  # a class has its name, and a key its split
+    assert found.hashes["train"] != found.hashes["test"]
+    assert read_splits(data, PROMPT).hashes == found.hashes
+    one = DataConfig(train=tmp_path / "saved" / "train", test_share=0.4)
+    assert len(read_splits(one, PROMPT).test) == 1
+    with pytest.raises(InputError, match="has no split 'validation', but test, train; name the"):
+        read_splits(replace(data, validation=tmp_path / "saved"), PROMPT)
+    with pytest.raises(
+        InputError, match=r"saved, row 1: field 'words' is missing \(fields: 'text'"
+    ):
+        read_splits(replace(data, text="words"), PROMPT)
+
+
+def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(name: str, config: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        if name == "a/secret":
+            raise ConnectionError("nobody\nanswers")
+        return a_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = DataConfig(
+        train=HubData.parse("hub:a/films"), test=HubData.parse("hub:a/films:plain#train[:2]")
+    )
+    assert len(read_splits(data, PROMPT).test) == 3
+    assert asked == [("a/films", None, "train"), ("a/films", "plain", "train[:2]")]
+    lost = replace(data, train=HubData.parse("hub:a/secret"))
+    with pytest.raises(InputError, match=r"a/secret: datasets cannot load it \(nobody answers\)"):
+        read_splits(lost, PROMPT)
+    with pytest.raises(ValueError, match="test is 'hub:a/films#train', the same file as train"):
+        replace(data, test=HubData.parse("hub:a/films#train"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"needs the library datasets; .*fedspzo\[datasets\]"):
+        read_splits(data, PROMPT)
+
+
+def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet({"text": ["x"]}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"which needs pyarrow; .*pip install 'fedspzo\[data\]'"):
+        read(tmp_path / "a.parquet", "text", None)
+
+
+def one_file(tmp_path: Path, rows: str, share: float) -> DataConfig:
+    (tmp_path / "all.csv").write_text("text,label,who\n" + rows)
+    return DataConfig(train=tmp_path / "all.csv", test_share=share)
+
+
+def test_one_file_is_split_by_seed_and_no_text_is_on_both_sides(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [f"{draw.randrange(60)},{draw.choice(['good', 'bad'])},a" for _ in range(300)]
+    data = one_file(tmp_path, "".join(f"{row}\n" for row in rows), 0.25)
+    drawn = set()
+    for seed in range(5):
+        found = read_splits(data, PROMPT, seed)
+        train, test = ({one.text for one in part} for part in (found.train, found.test))
+        assert not train & test
+        assert len(train | test) == 60
+        assert 13 <= len(test) <= 17
+        assert len(found.train) + len(found.test) == 300
+        assert {one.label for one in found.test} == {"good", "bad"}
+        assert found.repeated == 0
+        assert found == read_splits(data, PROMPT, seed)
+        drawn.add(frozenset(test))
+    assert len(drawn) == 5
+    both = read_splits(replace(data, validation=0.5), PROMPT)
+    assert {one.text for one in both.test} == {one.text for one in read_splits(data, PROMPT).test}
+    assert not {one.text for one in both.test} & {one.text for one in both.validation}
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "message"),
+    [
+        (
+            "x,good,a\nx,bad,a\n",
+            0.5,
+            r"test_share is 0\.5, a share of its 1 texts that leaves none",
+        ),
+        ("x,good,a\ny,bad,a\n", 0.2, "a share of its 2 texts that leaves none to test by"),
+        ("x,good,a\ny,good,b\nz,bad,a\n", 0.4, r"leaves client '[ab]' no examples; give a smaller"),
+    ],
+)
+def test_a_share_that_leaves_nothing_is_refused(
+    tmp_path: Path, rows: str, share: float, message: str
+) -> None:
+    data = replace(one_file(tmp_path, rows, share), client="who")
+    faults = []
+    for seed in range(8):
+        try:
+            read_splits(data, PROMPT, seed)
+        except InputError as error:
+            faults.append(str(error))
+    assert faults
+    assert all(re.search(message, fault) for fault in faults)
+
+
+WRONG = [
+    ({"test": None}, "key 'test' is missing; add it, or test_share, the share of train"),
+    ({"test_share": 0.5}, r"test_share is 0\.5, but test is '.*test\.csv'; remove one of them"),
+    ({"test": None, "test_share": 1.0}, r"test_share is 1\.0; give a share between 0 and 1"),
+    (
+        {"train": Path("a.xlsx")},
+        r"train is 'a\.xlsx'; give a \.jsonl, .* or \.parquet file, a",
+    ),
+    ({"test": Path("a.gz")}, r"test is 'a\.gz'; give a"),
+    ({"test": Path("a.json")}, r"test is 'a\.json', which is no file; correct the path"),
+    ({"test": Path()}, "test is '.', a folder with neither texts by label nor a saved dataset"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_what_cannot_be_data_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    data = splits(tmp_path, "x,good\n", "q,good\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        replace(data, **changes)
+
+
+def test_rows_are_counted_while_they_are_read(tmp_path: Path) -> None:
+    data = splits(tmp_path, "x,good\ny,bad\n", "q,good\n")
+    count = Count()
+    read_splits(data, PROMPT, 0, count)
+    assert str(count) == "3 rows"
 
 
 def test_a_field_says_whose_a_row_is(tmp_path: Path) -> None:

@@ -53,11 +53,15 @@ NOT_RUN = {
 PLACES = {
     "CONFIG.toml": "run.toml",
     "--resume DIR": "--resume runs/my",
+    "DIR...": "runs/my",
     "--rounds N": f"--rounds {ROUNDS + 2}",
     "--after N": f"--after {ROUNDS - 2}",
     "BASE": "net",
     "JOURNAL": "runs/my/journal.fspz",
     "FOLDER": "runs/my/model",
+    "predict DIR": "predict runs/my",
+    "eval DIR": "eval runs/my",
+    "FILE": "test.jsonl",
 }
 # Languages of blocks that show what a program prints, a formula or a map.
 SHOWN = ("text", "console")
@@ -175,6 +179,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (tmp_path / "run.toml").read_text().replace("rounds = 4", f"rounds = {ROUNDS}")
     (tmp_path / "my.toml").write_text(text.replace("evaluate_every = 2", "evaluate_every = 12"))
     (tmp_path / "test.jsonl").write_bytes((tmp_path / "train.jsonl").read_bytes())
+    (tmp_path / "texts.txt").write_text("a fine film\na dull film\n")
     for name in ("sentiment", "own_labels", "answers"):
         shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
         small(tmp_path / "examples" / name)

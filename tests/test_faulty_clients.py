@@ -13,6 +13,7 @@ import pytest
 import torch
 from faulty_links import HARMLESS, LOST, Answer, Faulty, forged, raises
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import resolve
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import (
@@ -26,7 +27,6 @@ from fedspzo.federated import (
     Server,
     run,
 )
-from fedspzo.federated.client import resolve
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.rejections import REASON_BYTES

@@ -26,7 +26,7 @@ from fedspzo.federated import (
     RoundResult,
     run,
 )
-from fedspzo.federated.client import spzo
+from fedspzo.federated.optimizers import spzo
 from fedspzo.federated.protocol.updates import EVERYBODY, client_seed
 from fedspzo.journal.records import digest
 from fedspzo.journal.replica import Replica

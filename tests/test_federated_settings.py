@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import resolve
 from small_federation import (
     FEDERATION,
     OPTIMIZER,
@@ -19,7 +20,6 @@ from fedspzo.federated import (
     Client,
     OptimizerConfig,
 )
-from fedspzo.federated.client import resolve
 from fedspzo.journal.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
+from found_rates_toys import clients_of
 
-from fedspzo.federated import FederationConfig, Link, OptimizerConfig, Plan, QuorumError, run
-from fedspzo.federated.client import measures
+from fedspzo.federated import (
+    DigestError,
+    FederationConfig,
+    Link,
+    OptimizerConfig,
+    Privacy,
+    Probe,
+    ProbeReport,
+    QuorumError,
+    run,
+)
+from fedspzo.federated.exchange import InProcess
+from fedspzo.federated.first_steps import begin
+from fedspzo.federated.found_rates import probe_clients
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.protocol.framing import PROBE, kind_of
+from fedspzo.federated.protocol.probes import StepLosses
+from fedspzo.journal import Replica
 from fedspzo.journal.reader import JournalError, JournalReader
 from fedspzo.journal.writer import write_whole
+from fedspzo.privacy import Mechanism
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = [5, 9, 16, 30]
+COSTS = ("forwards", "bytes_down", "bytes_up")
 FEDERATION = FederationConfig(clients=4, rounds=2, local_steps=2, batch_size=4, seed=11)
 OPEN = {
     "perturbations": OptimizerConfig(lr=1e-2),
@@ -46,14 +66,14 @@ class Unreachable:
         self.asked: list[int] = []
         self.bytes = [0, 0]
 
-    def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        before = not Plan.decode(plan).train
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
+        before = kind_of(message) == PROBE
         if before:
             self.asked.append(client)
-        self.bytes[0] += len(plan)
+        self.bytes[0] += len(message)
         if client in self.clients and (before or self.at_all):
             raise ConnectionRefusedError("nobody there")
-        answer = list(self.link.exchange(client, plan, weights))
+        answer = list(self.link.exchange(client, message, weights))
         self.bytes[1] += sum(map(len, answer))
         return answer
 
@@ -73,24 +93,29 @@ def test_a_client_that_is_not_reached_is_passed_over(
         blocks_for(optimizer), ToyTask(), toy_data(SIZES), FEDERATION, optimizer, link=wrap
     )
     (link,) = links
-    assert {0} <= set(link.asked)
+    assert link.asked[0] == 0
+    assert all(link.asked.count(client) <= 1 for client in link.clients)  # they are left out
     assert "before round 0: client 0: ConnectionRefusedError: nobody there" in caplog.text
     assert not any(done.rejected for done in result.rounds)  # they answer again in the rounds
     assert result.final.loss is not None
-    if not measures(optimizer):
-        assert len(link.asked) == len(set(link.asked))  # each is asked once
-        assert (result.final.bytes_down, result.final.bytes_up) == tuple(link.bytes)
-        assert 0 < result.rounds[0].bytes_up < result.rounds[0].bytes_down
+    assert (result.final.bytes_down, result.final.bytes_up) == tuple(link.bytes)
+    assert 0 < result.rounds[0].bytes_up < result.rounds[0].bytes_down
+    assert result.rounds[0].forwards > 0
 
 
-def test_a_run_whose_perturbations_are_given_costs_the_same() -> None:
+def test_a_run_whose_perturbations_are_given_saves_the_measurement() -> None:
     data = toy_data(SIZES)
+    start = run(toy(), ToyTask(), data, FEDERATION, OPEN["perturbations"]).rounds[0]
+    assert min(start.forwards, start.bytes_down, start.bytes_up) > 0
     found = run(toy(), ToyTask(), data, FEDERATION, OPEN["both"])
     given = replace(OPEN["both"], perturbations=found.optimizer.perturbations)
     again = run(toy(), ToyTask(), data, FEDERATION, given)
-    assert [replace(done, seconds=0) for done in again.rounds] == [
-        replace(done, seconds=0) for done in found.rounds
-    ]
+    for without, whole in zip(again.rounds, found.rounds, strict=True):
+        assert without.forwards == pytest.approx(whole.forwards - start.forwards)
+        cheaper = {name: getattr(without, name) for name in COSTS}
+        assert replace(whole, seconds=0, **cheaper) == replace(without, seconds=0)
+        for name in ("bytes_down", "bytes_up"):
+            assert getattr(without, name) < getattr(whole, name)
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -122,6 +147,132 @@ def test_if_no_client_answers_the_run_ends(name: str) -> None:
     with pytest.raises(QuorumError, match=message) as caught:
         run(blocks_for(optimizer), ToyTask(), toy_data(SIZES), FEDERATION, optimizer, link=nobody)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_clients_on_models_of_their_own_find_the_same(name: str) -> None:
+    """No client has seen what the others did to the weights: what crosses is enough."""
+    optimizer = OPEN[name]
+    results = [
+        run(
+            blocks_for(optimizer),
+            ToyTask(),
+            toy_data(SIZES),
+            FEDERATION,
+            optimizer,
+            replicas=replicas,
+        )
+        for replicas in (1, 4)
+    ]
+    shared, alone = [[replace(done, seconds=0) for done in one.rounds] for one in results]
+    assert shared == alone
+
+
+class Spoiling:
+    """Changes the reports of one client before the first round, from its second one on."""
+
+    def __init__(self, link: Link, change: Callable[[ProbeReport], list[bytes]]) -> None:
+        self.link, self.change = link, change
+        self.steps: list[tuple[int, int]] = []
+
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
+        answer = list(self.link.exchange(client, message, weights))
+        if kind_of(message) != PROBE:
+            return answer
+        self.steps.append((Probe.decode(message).step, client))
+        again = [client for _, client in self.steps].count(3) > 1
+        return self.change(ProbeReport.decode(answer[0])) if client == 3 and again else answer
+
+
+def more(report: ProbeReport) -> StepLosses:
+    return replace(report.losses, values=np.append(report.losses.values, 0.5))
+
+
+SPOILED: dict[str, tuple[Callable[[ProbeReport], list[bytes]], str]] = {
+    "silent": (lambda report: [], "no report came"),
+    "cut short": (lambda report: [report.encode()[:-9]], "send it whole"),
+    "other step": (lambda report: [replace(report, step=0).encode()], "its report is of step 0"),
+    "other client": (lambda report: [replace(report, client=1).encode()], "it is of client 1"),
+    "digest": (
+        lambda report: [replace(report, digest="0" * 32).encode()],
+        "its weights have another digest than the base",
+    ),
+    "other kind": (lambda report: [b"FSPZ" + bytes(40)], "version 0"),
+    "more losses": (
+        lambda report: [replace(report, losses=more(report)).encode()],
+        "ValueError: losses has 8, but the step evaluates 7",
+    ),
+    "no losses": (
+        lambda report: [replace(report, losses=StepLosses("float32", np.empty(0))).encode()],
+        "ValueError: losses has 0, but the step evaluates more",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_client_that_fails_midway_is_replaced_and_the_steps_before_it_stay(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, reason = SPOILED[fault]
+    links: list[Spoiling] = []
+
+    def wrap(link: Link) -> Link:
+        links.append(Spoiling(link, change))
+        return links[-1]
+
+    federation = replace(FEDERATION, weighting="uniform")
+    result = run(toy(), ToyTask(), toy_data(SIZES), federation, OPEN["rates"], link=wrap)
+    assert re.search(f"before round 0: client 3: .*{reason}", caplog.text)
+    (link,) = links
+    _, *others = [place for place, (_, client) in enumerate(link.steps) if client == 3]
+    assert len(others) == 1  # it is asked no more
+    after = link.steps[others[0] + 1 :]
+    assert all(client != 3 for _, client in after)
+    drawn = [client for _, client in link.steps[: after[0][0]]] + [client for _, client in after]
+    places = probe_clients([1, 1, 1], "uniform")
+    assert drawn == places
+    assert [step for step, _ in after] == list(range(after[0][0], 8))
+    assert not any(done.rejected for done in result.rounds)
+
+
+def test_clients_tell_their_numbers_of_examples_if_the_server_does_not_know_them() -> None:
+    clients = clients_of(SIZES)
+    federation = replace(FEDERATION, weighting="examples")
+    base = Replica(toy())
+    sizes = dict(enumerate(SIZES))
+    told, costs = begin(base, federation, OPEN["both"], InProcess(clients), sizes)
+    asked, more_costs = begin(base, federation, OPEN["both"], InProcess(clients))
+    assert asked.optimizer == told.optimizer
+    assert more_costs.forwards == costs.forwards
+    assert more_costs.bytes_up > costs.bytes_up
+
+
+def test_a_private_client_tells_no_losses() -> None:
+    pytest.importorskip("dp_accounting")
+    (client,) = clients_of([6])
+    client.privacy = Mechanism(Privacy(clip=1.0, noise_multiplier=1.0, delta=1e-2), 6)
+    base = client.replica
+    settings = replace(OPEN["rates"], newton=False, rounding="nearest")
+    probe = Probe(client=0, digest=base.digest(), batch_size=4, optimizer=settings)
+    with pytest.raises(ValueError, match="asks for losses, and the client's steps are private"):
+        client.probe(probe)
+    fixed = replace(settings, lr=(1e-2, 2e-2))
+    report = client.probe(replace(probe, optimizer=fixed))
+    assert len(report.losses.values) == 0
+    assert len(report.cost_shares) == 1
+
+
+def test_a_probe_for_others_or_other_weights_is_refused() -> None:
+    client, other = clients_of([5, 6])
+    settings = replace(OPEN["rates"], newton=False, rounding="nearest")
+    probe = Probe(client=0, digest=client.replica.digest(), batch_size=4, optimizer=settings)
+    with pytest.raises(ValueError, match="probe is for client 0, this is client 1"):
+        other.probe(probe)
+    with pytest.raises(DigestError, match="before the first round, the server's have 0000"):
+        client.probe(replace(probe, digest="0" * 32))
+    client.replica.round = 2
+    with pytest.raises(ValueError, match="client 0 is at round 2; send it before the first round"):
+        client.probe(probe)
 
 
 def test_nobody_is_asked_if_nothing_is_open() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import find, resolve
 from found_rates_toys import (
     AUTO,
     DIRECTIONS,
@@ -25,8 +26,7 @@ from fedspzo import SPZO
 from fedspzo.federated import (
     Client,
 )
-from fedspzo.federated.client import resolve
-from fedspzo.federated.found_rates import effective_clients, find, median, probe_clients
+from fedspzo.federated.found_rates import effective_clients, median, probe_clients
 from fedspzo.journal.replica import Replica
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 from fuzzing import damaged, fuzz
 from hypothesis import strategies as st
 from odd_json import check_line, odd, text
+from test_data import parquet
 
 from fedspzo.app import data
 from fedspzo.errors import InputError
 
 JSONL = b'{"text": "a fine film", "label": "good"}\n\n{"text": "dull \\u00e9", "label": "bad"}\n'
+
+ARRAY = b"[" + b",".join(JSONL.split(b"\n\n")) + b"]"
 
 CSV = b'text,label\n"a fine, ""long"" film",good\n\ndull,bad\n'
 
@@ -50,6 +54,26 @@ def read_data(content: bytes, path: Path) -> None:
 @fuzz(800, damaged(JSONL) | json_lines)
 def test_a_jsonl_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
     read_data(content, scratch / "rows.jsonl")
+
+
+@fuzz(400, damaged(ARRAY) | json_lines.map(b"[%s]".__mod__))
+def test_a_json_array_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
+    read_data(content, scratch / "rows.json")
+
+
+@fuzz(400, damaged(CSV.replace(b",", b"\t")) | csv_lines)
+def test_a_tsv_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
+    read_data(content, scratch / "rows.tsv")
+
+
+@fuzz(400, damaged(gzip.compress(CSV, mtime=0)))
+def test_a_gzip_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
+    read_data(content, scratch / "rows.csv.gz")
+
+
+@fuzz(400, damaged(parquet({"text": ["a film", None], "label": ["good", "bad"]})))
+def test_a_parquet_file_is_refused_in_one_line_or_read(content: bytes, scratch: Path) -> None:
+    read_data(content, scratch / "rows.parquet")
 
 
 @fuzz(800, damaged(CSV) | csv_lines | st.binary(max_size=60))

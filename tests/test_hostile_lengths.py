@@ -16,10 +16,10 @@ from fuzzing import limited
 from odd_json import text
 
 from fedspzo.app.run_folder import JOURNAL
-from fedspzo.federated import Plan, Report
+from fedspzo.federated import Plan, Probe, ProbeReport, Report
 from fedspzo.federated.journal.merged_rounds import MergedRounds
 from fedspzo.federated.journal.reader import DecodedJournal
-from fedspzo.federated.protocol.framing import PLAN, REPORT, frame
+from fedspzo.federated.protocol.framing import PLAN, PROBE, PROBE_REPORT, REPORT, frame
 from fedspzo.journal.reader import MAGIC, JournalError
 from fedspzo.journal.records import Record
 
@@ -34,6 +34,13 @@ def huge() -> Iterator[tuple[str, Any, bytes]]:
     scalars = struct.pack("<HH", 2**16 - 1, 2**16 - 1) + b"\xff" * 8192
     report = struct.pack("<II16sIff", 1, 1, bytes(16), 1, 0.0, 0.0)
     yield "steps of a report", Report.decode, frame(REPORT, report + scalars)
+    settings = struct.pack("<BBBBBdBB", *[0] * 5, 1.0, 2, 8) + blocks[:-1]
+    probe = struct.pack("<I16sI??", 1, bytes(16), 1, True, False) + settings
+    steps = struct.pack("<B", 7) + struct.pack("<BH", 1, 2**16 - 1) + bytes(60)
+    yield "losses of a probe", Probe.decode, frame(PROBE, probe + steps)
+    yield "steps of a probe", Probe.decode, frame(PROBE, probe + b"\xff")
+    shares = struct.pack("<IB16sfB", 1, 0, bytes(16), 0.0, 255)
+    yield "cost shares of a report", ProbeReport.decode, frame(PROBE_REPORT, shares)
     yield "body of a message", Report.decode, b"FSPZ\1\2" + many + bytes(60)
     head = struct.pack("<IBHQ16s", 0, 0, 2**16 - 1, 0, bytes(16))
     yield "terms of a record", Record.decode, head + many

@@ -10,12 +10,12 @@ import pytest
 import torch
 from auto_lr_toys import newton_run
 from federated_toys import ToyTask, toy, toy_data
+from first_steps_toys import resolve
 from found_rates_toys import FEDERATION, clients_of, federate
 
 from fedspzo import SPZO, split
 from fedspzo.blocks.cost_shares import measure
 from fedspzo.federated import Client, OptimizerConfig, Plan, run
-from fedspzo.federated.client import resolve
 from fedspzo.federated.journal.reader import JournalReader
 from fedspzo.journal.replica import Replica
 

@@ -126,15 +126,14 @@ def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Pa
 
 
 def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:
-    class Broken:
-        def save_pretrained(self, path: Path) -> None:
-            (path / "part").write_text("half")
-            raise OSError("disk full")
+    def broken(path: Path) -> None:
+        (path / "part").write_text("half")
+        raise OSError("disk full")
 
     with RunFolder(tmp_path) as folder:
         folder.create()
         with pytest.raises(InputError, match=r"cannot be written \(disk full\); name another"):
-            folder.save_model(Broken(), Broken())
+            folder.save_model(broken)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "metrics.jsonl"]
 
 

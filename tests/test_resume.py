@@ -124,9 +124,19 @@ def test_a_run_that_finds_its_rates_goes_on_and_repeats(
     Path("whole", "config.toml").rename("again.toml")
     assert main(["run", "again.toml", "--quiet", "--output", "repeated"]) == 0
     mine = [{**row, "seconds": 0} for row in rows(Path("whole", "metrics.jsonl"))]
-    for folder in ("halted", "repeated"):
-        theirs = [{**row, "seconds": 0} for row in rows(Path(folder, "metrics.jsonl"))]
-        assert theirs == mine
+    halted, repeated = (
+        [{**row, "seconds": 0} for row in rows(Path(folder, "metrics.jsonl"))]
+        for folder in ("halted", "repeated")
+    )
+    assert halted == mine
+    # the config that a run leaves has what was measured, which costs nothing any more
+    costs = ("forwards", "bytes_up", "bytes_down")
+    saved = {name: mine[0][name] - repeated[0][name] for name in costs}
+    assert min(saved.values()) > 0
+    for row, whole in zip(repeated, mine, strict=True):
+        for name in costs:
+            assert row[name] + saved[name] == pytest.approx(whole[name])
+        assert {**row, **{name: whole[name] for name in costs}} == whole
     assert "lr" not in mine[0]
     assert all(len(row["lr"]) == 2 for row in mine[1:-1])
     assert main(["verify", "whole/model", "halted/journal.fspz"]) == 0
@@ -175,6 +185,7 @@ CHANGES = [
         ["[federation] rounds is 5, but 4 in the unfinished run in 'out'"],
     ),
     ("[output]", "[output]\n# only a comment", []),
+    ("[output]", "[output]\nreport_to = []", []),  # where it is shown, not what it is
 ]
 
 
@@ -388,8 +399,10 @@ def test_replay_verify_and_show(
     journal, out = "done/journal.fspz", str(tmp_path / "new")
     done = rows(DONE / "metrics.jsonl")
     assert main(["replay", "net", journal, "-o", out, "--quiet"]) == 0
-    for path in (DONE / "model").iterdir():
-        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+    names = {path.name for path in (DONE / "model").iterdir()}
+    assert {path.name for path in Path(out).iterdir()} == names - {"README.md"}  # the run's card
+    for name in names - {"README.md"}:
+        assert (Path(out) / name).read_bytes() == (DONE / "model" / name).read_bytes(), name
     capsys.readouterr()
     for model in (out, "done"):
         assert main(["verify", model, journal]) == 0

@@ -96,7 +96,7 @@ def test_a_run_reports_its_threads(
 
     write_run(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(running, "SMALL", 10**9 if small else 0)
+    monkeypatch.setattr("fedspzo.app.threads.SMALL", 10**9 if small else 0)
     chosen: list[Any] = []
 
     def choose(self: Threads) -> int:

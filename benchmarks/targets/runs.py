@@ -16,7 +16,7 @@ from torch import nn
 
 from fedspzo import Blocks
 from fedspzo.federated import RoundResult, dirichlet
-from fedspzo.federated.client import spzo
+from fedspzo.federated.optimizers import spzo
 from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive
 

@@ -48,6 +48,8 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for inner in temporary.rglob("*"):
+            if inner.is_file():  # safetensors writes files for their owner alone
+                os.chmod(inner, 0o666 & ~_umask())
             sync(inner)
         os.chmod(temporary, 0o777 & ~_umask())
         sync(temporary)

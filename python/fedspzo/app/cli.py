@@ -1,4 +1,4 @@
-"""The command line: demo, run, replay, verify, journal show, compact and salvage, info.
+"""The command line: a module of `commands` has each command.
 
 A config is checked before torch is imported. Exit codes: 0, done; 1, `verify` found other weights;
 2, wrong input (one line on stderr); 3, too few clients answered; 4, the run ended badly; 130,
@@ -21,7 +21,7 @@ from fedspzo.federated.rejections import QuorumError
 from fedspzo.journal.damage import JournalWarning
 
 from .arguments import Parser
-from .commands import info, journal, replay, run
+from .commands import info, journal, predict, replay, report, run
 from .streams import discard, print_any_text, say
 
 OURS = tuple(
@@ -107,6 +107,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"fedspzo {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, replay, journal, info):
+    for module in (run, predict, replay, journal, report, info):
         module.add(commands)
     return parser

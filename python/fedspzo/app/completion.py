@@ -63,6 +63,7 @@ class Completion(Task):
         encoded, lengths = [], []
         least = len(self._prompt("")) + 1  # a token of the prompt, behind those that every one has
         for example in examples:
+            self.encoded.done += 1
             answer = self._answer(example)
             lengths.append(least + len(answer))
             if lengths[-1] <= self.max_length:
@@ -75,6 +76,20 @@ class Completion(Task):
                 " remove these examples"
             )
         return encoded
+
+    def encode_prompts(self, examples: Sequence[Example], tokens: int) -> list[Encoded]:
+        """Return prompts as token ids for `answers`, cut so that answers of `tokens` tokens fit.
+
+        Raises:
+            InputError: answers of that length leave no room for a prompt.
+        """
+        least = len(self._prompt("")) + 1
+        if least + tokens > self.max_length:
+            raise InputError(
+                f"an answer of {tokens} tokens leaves no room for a prompt in"
+                f" {self.max_length}; give at most {self.max_length - least}"
+            )
+        return [self._encode(example, [self.end] * tokens) for example in examples]
 
     def _encode(self, example: Example, answer: list[int]) -> Encoded:
         text = example.text
@@ -162,10 +177,7 @@ class Completion(Task):
         `max_length` leaves.
         """
         prompts = [example.ids[: example.position + 1] for example in examples]
-        most = max(
-            len(example.ids) - len(prompt)
-            for example, prompt in zip(examples, prompts, strict=True)
-        )
+        most = longest_answer(examples)
         own = getattr(model, "generation_config", None)
         ends = {self.end, *_listed(getattr(own, "eos_token_id", None))}
         texts = [""] * len(examples)
@@ -185,6 +197,11 @@ class Completion(Task):
                 for number, tokens in zip(batch, found, strict=True):
                     texts[number] = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return texts
+
+
+def longest_answer(examples: Sequence[Encoded]) -> int:
+    """Return the most tokens of an answer, its end included."""
+    return max(len(example.ids) - example.position - 1 for example in examples)
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

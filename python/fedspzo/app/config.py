@@ -7,7 +7,7 @@ module does not import torch, so that the line appears at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,9 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
-from .sections import (
-    DEMO,
-    DataConfig,
-    MezoConfig,
-    ModelConfig,
-    OutputConfig,
-    TaskConfig,
-)
+from .data_section import DataConfig
+from .model_section import ADAPTER_CONFIG, ModelConfig
+from .sections import DEMO, MezoConfig, OutputConfig, TaskConfig
 from .toml import build, check_keys, dump_value, read_toml, to_path
 
 
@@ -175,6 +170,11 @@ def _resolve_model(path: Path, model: ModelConfig) -> ModelConfig:
             f"{path}: [model] name is {model.name!r}, which is no folder and no hub id; "
             "give a folder with config.json, a hub id, or 'demo'"
         )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{path}: [model] name: '{folder}' holds adapters and no whole model; name their base,"
+            " or merge them into it with peft (merge_and_unload) and save that"
+        )
     if not (folder / "config.json").is_file():
         remedy = "give a folder written by save_pretrained"
         raise InputError(f"{path}: [model] name: '{folder}' holds no config.json; {remedy}")
@@ -191,10 +191,12 @@ def to_toml(config: Config) -> str:
         section = getattr(config, name)
         if section is None:
             continue
-        tables: list[tuple[str, dict[str, str]]] = []
+        tables: list[tuple[str, dict[str, Any]]] = []
         lines.append(f"[{name}]")
         for f in fields(section):
             value = getattr(section, f.name)
+            if is_dataclass(value) and not isinstance(value, type):
+                value = asdict(value)
             if isinstance(value, dict):
                 tables.append((f.name, value))
             elif value is not None:

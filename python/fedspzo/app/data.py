@@ -1,4 +1,4 @@
-"""Reads examples from JSONL and CSV files, and checks each row.
+"""Reads the examples that [data] names, and checks each row.
 
 This module does not import torch, so that a mistake in a file is reported before the model loads.
 """
@@ -6,18 +6,24 @@ This module does not import torch, so that a mistake in a file is reported befor
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from fedspzo.errors import InputError
 
 from . import examples
 from .config import Config
+from .data_section import DataConfig
 from .examples import Example, Reading, listing
-from .model_files import content_hash
-from .rows import content
-from .sections import SUFFIXES, DataConfig, TaskConfig
+from .inputs import open_input
+from .rows import content, table
+from .sections import TaskConfig
+from .sources import Source
+from .waiting import Count
+
+T = TypeVar("T", int, str)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Splits:
         test: the held-out examples.
         labels: the labels in the order of their class numbers. It is empty for language modelling.
         validation: the examples by which the best round is chosen. Default: none.
-        hashes: the hash of each file that was read, by its key in [data].
+        hashes: the hash of what was read, by its key in [data].
         skipped: number of rows without text or label that were left out, by the file's key.
     """
 
@@ -46,13 +52,20 @@ class Splits:
         return tuple(sorted({one.client for one in self.train if one.client is not None}))
 
     @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.train) + len(self.test) + len(self.validation)
+
+    @property
     def repeated(self) -> int:
         """Number of test examples that have text and answer of a training or validation example."""
         seen = {(one.text, one.answer) for one in (*self.train, *self.validation)}
         return sum((one.text, one.answer) in seen for one in self.test)
 
 
-def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
+def read_splits(
+    data: DataConfig, task: TaskConfig, seed: int = 0, count: Count | None = None
+) -> Splits:
     """Read the files, and check them against the task.
 
     The labels are those of the verbalizers, in their order. With a classification head they are
@@ -61,13 +74,14 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
     Args:
         data: the section [data].
         task: the section [task].
-        seed: seed that chooses the examples of a validation share. Default 0.
+        seed: seed that chooses the examples of a test and a validation share. Default 0.
+        count: counts the rows. Default None: nobody is told how far it is.
 
     Raises:
         InputError: a file has a mistake; one line names file, line, value and remedy.
     """
-    contents = {key: _contents(path) for key, path in data.files.items()}
     skipped: dict[str, int] = {}
+    hashes: dict[str, str] = {}
 
     def take(key: str, labels: Sequence[str] = (), remedy: str = "") -> list[Example]:
         answered = task.type == "completion"
@@ -81,11 +95,14 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
             skip=data.on_bad_row == "skip",
         )
         found: list[Example] = []
-        for path, read in contents[key].items():
-            owner = path.stem if path != data.files[key] else None
-            part = examples.read(path, read, reading, owner)
+        opened = open_input(
+            data.sources[key], key, reading.fields, data.encoding, data.text, data.label
+        )
+        for rows, owner in opened.tables:
+            part = examples.read(rows, reading, owner, count)
             found += part.examples
             skipped[key] = skipped.get(key, 0) + part.skipped
+        hashes[key] = opened.hash
         return found
 
     labels: tuple[str, ...] = ()
@@ -104,53 +121,22 @@ def read_splits(data: DataConfig, task: TaskConfig, seed: int = 0) -> Splits:
                 " more"
             )
         remedy = f"it is not among the labels of '{data.train}': correct it or add training rows"
-    others = {key: take(key, labels, remedy) for key in contents if key != "train"}
-    validation = others.get("validation", [])
+    others = {key: take(key, labels, remedy) for key in data.sources if key != "train"}
+    test, validation = others.get("test", []), others.get("validation", [])
+    if data.test_share is not None:
+        train, test = _hold_out(train, data, seed)
     if isinstance(data.validation, float):
         train, validation = _set_aside(train, data, seed)
-    hashes = {key: _hash(read) for key, read in contents.items()}
-    return Splits(train, others["test"], labels, validation, hashes, skipped)
-
-
-def _contents(path: Path) -> dict[Path, bytes]:
-    """Return the content of a file, or of each data file in a folder, by path."""
-    if not path.is_dir():
-        return {path: content(path)}
-    paths = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{path}: holds no {' or '.join(SUFFIXES)} file; give one a client")
-    names = [one.stem for one in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: has two files of client {name!r}; give one a client")
-    return {one: content(one) for one in paths}
-
-
-def _hash(contents: Mapping[Path, bytes]) -> str:
-    """Return the hash of a file's content, or of a folder's names and contents."""
-    if len(contents) == 1:
-        return content_hash(next(iter(contents.values())))
-    parts = (f"{path.name}\0{content_hash(read)}\0" for path, read in contents.items())
-    return content_hash("".join(parts).encode("utf-8", "surrogateescape"))
+    return Splits(train, test, labels, validation, hashes, skipped)
 
 
 def _set_aside(
     train: list[Example], data: DataConfig, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Split training examples into those to train on and those to choose the best round by.
-
-    Of each label the same share is set aside, rounded, but at least one example stays.
-    """
+    """Split training examples into those to train on and those to choose the best round by."""
     share = float(data.validation)  # type: ignore[arg-type]
-    by_label: dict[str | None, list[int]] = {}
-    for number, example in enumerate(train):
-        by_label.setdefault(example.label, []).append(number)
-    chosen: set[int] = set()
-    draw = random.Random(seed)
-    for label in sorted(by_label, key=str):
-        numbers = by_label[label]
-        count = min(round(share * len(numbers)), len(numbers) - 1)
-        chosen.update(draw.sample(numbers, count))
+    labels = [example.label for example in train]
+    chosen = _drawn(zip(labels, range(len(train)), strict=True), share, random.Random(seed))
     if not chosen:
         raise InputError(
             f"{data.train}: [data] validation is {share:g}, a share of its {len(train)} examples"
@@ -158,6 +144,44 @@ def _set_aside(
         )
     kept = [example for number, example in enumerate(train) if number not in chosen]
     return kept, [example for number, example in enumerate(train) if number in chosen]
+
+
+def _hold_out(
+    train: list[Example], data: DataConfig, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Split examples into those to train on and those to test by, which share no text."""
+    share = float(data.test_share)  # type: ignore[arg-type]
+    labels: dict[str, str | None] = {}
+    for example in train:
+        labels.setdefault(example.text, example.label)  # a text may be there with two labels
+    every = ((label, text) for text, label in labels.items())
+    chosen = _drawn(every, share, random.Random(f"test {seed}"))
+    kept = [example for example in train if example.text not in chosen]
+    if not chosen:
+        raise InputError(
+            f"{data.train}: [data] test_share is {share:g}, a share of its {len(labels)} texts that"
+            " leaves none to test by; give a larger share, or a file as [data] test"
+        )
+    lost = {example.client for example in train} - {example.client for example in kept}
+    if lost:
+        raise InputError(
+            f"{data.train}: [data] test_share is {share:g}, which leaves client"
+            f" {min(map(str, lost))!r} no examples; give a smaller share, or a file as [data] test"
+        )
+    return kept, [example for example in train if example.text in chosen]
+
+
+def _drawn(labelled: Iterable[tuple[str | None, T]], share: float, draw: random.Random) -> set[T]:
+    """Draw a share of the things of each label, rounded, but never all of them."""
+    by_label: dict[str | None, list[T]] = {}
+    for label, thing in labelled:
+        by_label.setdefault(label, []).append(thing)
+    chosen: set[T] = set()
+    for label in sorted(by_label, key=str):
+        things = by_label[label]
+        count = min(round(share * len(things)), len(things) - 1)
+        chosen.update(draw.sample(things, count))
+    return chosen
 
 
 def check_clients(config: Config, splits: Splits) -> None:
@@ -185,12 +209,12 @@ def check_repeated(data: DataConfig, splits: Splits) -> None:
         )
 
 
-def _check_all_used(path: Path, examples: list[Example], labels: tuple[str, ...]) -> None:
+def _check_all_used(source: Source, examples: list[Example], labels: tuple[str, ...]) -> None:
     seen = {example.label for example in examples}
     for label in labels:
         if label not in seen:
             raise InputError(
-                f"{path}: no row has the label {label!r} of [task.verbalizers]; "
+                f"{source}: no row has the label {label!r} of [task.verbalizers]; "
                 "add such rows or remove the verbalizer"
             )
 
@@ -202,10 +226,10 @@ def read(
     labels: Collection[str] | None = None,
     label_remedy: str = "",
 ) -> list[Example]:
-    """Read the examples of a .jsonl or .csv file.
+    """Read the examples of a data file.
 
     Args:
-        path: the file, in UTF-8. A byte order mark is allowed; blank lines are ignored.
+        path: the file. A text file is in UTF-8. Blank lines are ignored.
         text_field: name of the field or column with the text.
         label_field: name of the field or column with the label, which may be a text, a number or a
             boolean. None: there are no labels.
@@ -216,4 +240,5 @@ def read(
         InputError: the file has a mistake; one line names file, line, value and remedy.
     """
     reading = Reading(text=text_field, label=label_field, labels=labels, remedy=label_remedy)
-    return examples.read(path, content(path), reading).examples
+    rows = table(path, content(path), reading.fields)
+    return examples.read(rows, reading).examples

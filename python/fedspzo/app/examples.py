@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fedspzo.errors import InputError
 
-from .rows import Row, rows, shown
+from .rows import Table, shown
+from .waiting import Count
 
 MOST_LINES = 12
 """Number of lines that a message lists."""
@@ -56,6 +56,12 @@ class Reading:
     skip: bool = False
     answer: str | None = None
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields that are read."""
+        every = (self.text, self.label, self.answer, self.client)
+        return tuple(dict.fromkeys(name for name in every if name is not None))
+
 
 @dataclass
 class Found:
@@ -70,35 +76,40 @@ class Found:
     skipped: int = 0
 
 
-def read(path: Path, data: bytes, reading: Reading, client: str | None = None) -> Found:
-    """Make examples of a file's content.
+def read(
+    table: Table, reading: Reading, client: str | None = None, count: Count | None = None
+) -> Found:
+    """Make examples of a table's rows.
 
     Args:
-        path: the file.
-        data: its content.
+        table: the table.
         reading: the way to read it.
         client: the client that has all of its rows. Default None: `reading` says it.
+        count: counts the rows, to tell how far it is. Default None: nobody is told.
 
     Raises:
-        InputError: the file has a mistake; one line names file, line, value and remedy.
+        InputError: the table has a mistake; one line names file, line, value and remedy.
     """
     found = Found()
-    empty: list[tuple[int, str]] = []
-    for line, row in rows(path, data):
-        fault = _empty(path, line, row, reading)
+    count = Count() if count is None else count
+    empty: list[tuple[int | str, str]] = []
+    for place, row in table.rows:
+        where = table.where(place)
+        fault = _empty(where, row, reading)
         if fault is not None:
-            empty.append((line, fault))
+            empty.append((place, fault))
         else:
-            found.examples.append(_example(path, (line, row), reading, client))
+            found.examples.append(_example(where, row, reading, client))
+        count.done += 1
     if empty and not reading.skip:
-        raise _refused(path, empty, reading)
+        raise _refused(table, empty, reading)
     found.skipped = len(empty)
     if not found.examples:
-        raise InputError(f"{path}: holds no examples; add at least one row")
+        raise InputError(f"{table.source}: holds no examples; add at least one row")
     return found
 
 
-def _empty(path: Path, line: int, row: dict[str, Any], reading: Reading) -> str | None:
+def _empty(where: str, row: dict[str, Any], reading: Reading) -> str | None:
     """Return words for the text, label or answer that a row lacks. Return None if it has all."""
     first = "text" if reading.answer is None else "prompt"
     for name, key in (
@@ -108,28 +119,26 @@ def _empty(path: Path, line: int, row: dict[str, Any], reading: Reading) -> str 
     ):
         if name is None:
             continue
-        value = _field(f"{path}, line {line}", row, name, key)
+        value = _field(where, row, name, key)
         if value is None or (isinstance(value, str) and not value.strip()):
             return f"{name!r} is {shown(value)}"
     return None
 
 
-def _refused(path: Path, empty: list[tuple[int, str]], reading: Reading) -> InputError:
-    lines = ", ".join(str(line) for line, _ in empty[:MOST_LINES])
+def _refused(table: Table, empty: list[tuple[int | str, str]], reading: Reading) -> InputError:
+    places = ", ".join(str(place) for place, _ in empty[:MOST_LINES])
     if len(empty) > MOST_LINES:
-        lines += f" and {len(empty) - MOST_LINES} more"
-    where = f"line {lines}" if len(empty) == 1 else f"lines {lines}"
+        places += f" and {len(empty) - MOST_LINES} more"
+    where = f"{table.unit} {places}" if len(empty) == 1 else f"{table.unit}s {places}"
     first = empty[0][1] if len(empty) == 1 else f"{empty[0][1]} in the first of them"
     whole = "a non-empty text and a label" if reading.answer is None else "a prompt and an answer"
     return InputError(
-        f"{path}, {where}: {first}; give {whole}, or leave such rows out by"
+        f"{table.source}, {where}: {first}; give {whole}, or leave such rows out by"
         " [data] on_bad_row = 'skip'"
     )
 
 
-def _example(path: Path, numbered: Row, reading: Reading, client: str | None) -> Example:
-    line, row = numbered
-    where = f"{path}, line {line}"
+def _example(where: str, row: dict[str, Any], reading: Reading, client: str | None) -> Example:
     text = row[reading.text]
     if isinstance(text, dict | list):
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,21 +18,22 @@ from fedspzo.blocks.cut import Blocks, split
 from fedspzo.errors import InputError, one_line
 from fedspzo.federated import OptimizerConfig, RoundResult
 from fedspzo.federated import run as run_federation
-from fedspzo.federated.client import spzo
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
+from fedspzo.federated.optimizers import spzo
 from fedspzo.journal.records import digest
 from fedspzo.privacy import Mechanism
 
 from . import models
 from .best_round import best_round, out_of_patience
+from .callbacks import RunCallback
 from .clients import deal
 from .config import Config, evaluation_interval
 from .data import Splits
 from .examples import Example
 from .measures import Measured
 from .metrics import Row, as_row
-from .pretrained import Recipe
+from .recipe import Recipe
 from .replay import advance
 from .report import ProgressReport, partition_lines
 from .resume import begun_threads
@@ -82,6 +83,7 @@ class Experiment:
         recipe: the options with which the model was loaded.
         folder: the folder of the results.
         about: what identifies the run, for the journals' headers (`resume.identity`).
+        callbacks: follow the run.
         quiet: print nothing.
 
     Raises:
@@ -97,11 +99,13 @@ class Experiment:
         recipe: Recipe,
         folder: RunFolder,
         about: Row,
+        callbacks: Sequence[RunCallback] = (),
         *,
         quiet: bool,
     ) -> None:
         self.config = config
         self.about = about
+        self.callbacks = callbacks
         self.splits = splits
         self.task = task
         self.recipe = recipe
@@ -277,6 +281,8 @@ class Experiment:
                 if self.threads is not None and result.round > past + 1:
                     self._look_at_threads(self.threads, rows)
                 self.folder.append(metrics, rows[-1])
+                for callback in self.callbacks:
+                    callback.on_round(title, rows[-1])
                 if found:
                     known.clear()
                     known[result.round] = found.pop()

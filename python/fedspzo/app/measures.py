@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,3 +58,12 @@ def by_class(measured: Measured, labels: Sequence[str]) -> dict[str, Any]:
         "classes": classes,
         "confusion": {"labels": list(labels), "rows": [list(row) for row in matrix]},
     }
+
+
+def worth(measured: Measured) -> dict[str, Any]:
+    """Return accuracy, loss and scores of answers.
+
+    A loss that is not finite is None, as JSON cannot hold it.
+    """
+    loss = measured.loss if math.isfinite(measured.loss) else None
+    return {"accuracy": measured.accuracy, "loss": loss, **measured.answers}

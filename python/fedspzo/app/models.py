@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -18,8 +18,11 @@ from .config import Config
 from .data import Splits
 from .examples import Example
 from .head_labels import head_names
-from .pretrained import Recipe, Source, load_from
+from .model_source import Source
+from .pretrained import load_from
 from .prompts import PromptClassification
+from .recipe import Recipe
+from .sections import TaskConfig
 from .tasks import Encoded, HeadClassification, LanguageModelling, Task
 
 
@@ -34,7 +37,7 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
         InputError: the model cannot be loaded, or does not fit the task.
     """
     name = config.model.name
-    device = _device(config)
+    device = _device(config.model.device)
     recipe = Recipe.of(config, splits)
     source = Source.of(name)
     names = {label: label for label in splits.labels}
@@ -49,9 +52,50 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
                 " gets the labels of the data; remove labels"
             )
         source = replace(source, headed=bool(head))
-    model, tokenizer = load_from(source, recipe)
+    loaded = load_from(source, recipe)
+    model, task = prepare(
+        name,
+        loaded,
+        config.task,
+        max_length=config.data.max_length,
+        labels=recipe.labels,
+        names=names,
+        device=device,
+    )
+    plain = recipe.adapter is None and has_linear_output(model)
+    if isinstance(task, PromptClassification) and plain:
+        recipe = replace(recipe, rows=tuple(task.words.tolist()))
+        untie_rows(model, recipe.rows)
+    return model, task, recipe
+
+
+def prepare(
+    name: str,
+    loaded: tuple[Any, Any],
+    settings: TaskConfig,
+    *,
+    max_length: int,
+    labels: tuple[str, ...],
+    names: Mapping[str, str],
+    device: str,
+) -> tuple[nn.Module, Task]:
+    """Check a model, move it to its device, and create its task.
+
+    Args:
+        name: the model, for messages.
+        loaded: the model and its tokenizer.
+        settings: the section [task].
+        max_length: tokens to which an example is cut, unless the model takes fewer.
+        labels: labels of a classification head, in the order of its outputs.
+        names: the head's label for each label of the data.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        InputError: the model is not sound, or does not fit the task.
+    """
+    model, tokenizer = loaded
     check_finite(name, model)
-    model.to(device)
+    model.to(_device(device))
     with working(name, "tokenizer"):
         rows = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > rows:
@@ -59,12 +103,8 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
                 f"[model] name is {name!r}, whose tokenizer has {len(tokenizer)} tokens but whose "
                 f"model has {rows}; name a model saved with its own tokenizer"
             )
-        longest = _longest(config, model, tokenizer)
-        task = _task(config, tokenizer, longest, recipe.labels, names)
-        if isinstance(task, PromptClassification) and has_linear_output(model):
-            recipe = replace(recipe, rows=tuple(task.words.tolist()))
-            untie_rows(model, recipe.rows)
-    return model, task, recipe
+        longest = _longest(name, model, tokenizer, max_length)
+        return model, _task(settings, tokenizer, longest, labels, names)
 
 
 def working(name: str, part: str) -> AbstractContextManager[None]:
@@ -110,18 +150,18 @@ def check_finite(name: str, model: nn.Module) -> None:
             )
 
 
-def _device(config: Config) -> str:
+def _device(wanted: str) -> str:
     there = torch.cuda.is_available()
-    if config.model.device == "cuda" and not there:
+    if wanted == "cuda" and not there:
         raise InputError(
             '[model] device is "cuda", but torch finds no CUDA device; set "cpu" or "auto"'
         )
-    return "cuda" if there and config.model.device != "cpu" else "cpu"
+    return "cuda" if there and wanted != "cpu" else "cpu"
 
 
-def _longest(config: Config, model: Any, tokenizer: Any) -> int:
-    """Return the most tokens of an example: [data] max_length, or the model's limit if smaller."""
-    limits = [config.data.max_length]
+def _longest(name: str, model: Any, tokenizer: Any, max_length: int) -> int:
+    """Return the most tokens of an example: `max_length`, or the model's limit if smaller."""
+    limits = [max_length]
     for where, key, limit in (
         ("tokenizer_config.json", "model_max_length", tokenizer.model_max_length),
         ("config.json", "max_position_embeddings", _positions(model)),
@@ -130,10 +170,10 @@ def _longest(config: Config, model: Any, tokenizer: Any) -> int:
             continue
         if not isinstance(limit, int | float) or not limit >= 2:
             raise InputError(
-                f"[model] name is {config.model.name!r}: {key} in {where} is {repr(limit)[:60]};"
+                f"[model] name is {name!r}: {key} in {where} is {repr(limit)[:60]};"
                 " correct it to the most tokens that the model can take, at least 2"
             )
-        limits.append(int(min(limit, config.data.max_length)))
+        limits.append(int(min(limit, max_length)))
     return min(limits)
 
 
@@ -142,19 +182,18 @@ def _positions(model: Any) -> object:
 
 
 def _task(
-    config: Config,
+    settings: TaskConfig,
     tokenizer: Any,
     max_length: int,
     labels: tuple[str, ...],
-    names: dict[str, str],
+    names: Mapping[str, str],
 ) -> Task:
-    task = config.task
-    if task.type == "prompt":
+    if settings.type == "prompt":
         return PromptClassification(
-            tokenizer, task.template, task.verbalizers, max_length, chat=task.chat
+            tokenizer, settings.template, settings.verbalizers, max_length, chat=settings.chat
         )
-    if task.type == "classification":
+    if settings.type == "classification":
         return HeadClassification(tokenizer, labels, max_length, names)
-    if task.type == "completion":
-        return Completion(tokenizer, max_length, task.metric_rows, chat=task.chat)
+    if settings.type == "completion":
+        return Completion(tokenizer, max_length, settings.metric_rows, chat=settings.chat)
     return LanguageModelling(tokenizer, max_length)

@@ -14,7 +14,7 @@ from .answer_tokens import label_tokens, mean_log_probabilities, padded_targets
 from .chat import Chat
 from .examples import Example
 from .prompt_head import head_at, logits_at
-from .tasks import Batch, Encoded, Task, model_inputs, on_device
+from .tasks import AT_ONCE, Batch, Encoded, Task, model_inputs, on_device
 
 
 class PromptClassification(Task):
@@ -106,21 +106,30 @@ class PromptClassification(Task):
         return len(self.tokens) if self.most_tokens > 1 else 1
 
     def _prompt(self, text: str) -> list[int]:
-        prompt = self.before + text + self.after
+        return self._prompts([text])[0]
+
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        prompts = [self.before + text + self.after for text in texts]
         if self.chat is not None:
-            return self.chat.ids(self.chat.turn(prompt))
-        ids: list[int] = self.tokenizer(prompt).input_ids
-        if not self.masked and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids.pop()  # an end-of-text token would take the word's place
-        return ids
+            return [self.chat.ids(self.chat.turn(prompt)) for prompt in prompts]
+        every: list[list[int]] = self.tokenizer(prompts).input_ids
+        for ids in every:
+            if not self.masked and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+                ids.pop()  # an end-of-text token would take the word's place
+        return every
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the prompts as token ids. Texts are cut to fit."""
-        return [self._encode(example) for example in examples]
+        """Return the prompts as token ids. Texts are cut to fit. Without a label it is 0."""
+        encoded: list[Encoded] = []
+        for start in range(0, len(examples), AT_ONCE):
+            part = examples[start : start + AT_ONCE]
+            prompts = self._prompts([example.text for example in part])
+            encoded += map(self._encode, part, prompts)
+            self.encoded.done += len(part)
+        return encoded
 
-    def _encode(self, example: Example) -> Encoded:
+    def _encode(self, example: Example, ids: list[int]) -> Encoded:
         text = example.text
-        ids = self._prompt(text)
         while len(ids) > self.prompt_length:
             text = text[: min(len(text) - 1, len(text) * self.prompt_length // len(ids))].rstrip()
             ids = self._prompt(text)
@@ -128,7 +137,8 @@ class PromptClassification(Task):
         if self.masked:
             places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
             position = places[-1 if self.mask_is_last else 0]
-        return Encoded(tuple(ids), self.labels[example.label or ""], position)
+        number = 0 if example.label is None else self.labels[example.label]
+        return Encoded(tuple(ids), number, position)
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Pad prompts to a batch.

@@ -12,6 +12,7 @@ from fedspzo.journal.reader import JournalReader
 from .config import Config
 from .run_folder import CONFIG, JOURNAL, METRICS, WRITTEN, RunFolder
 from .sections import DEMO
+from .sources import named
 
 
 def check_removal(folder: RunFolder, config: Config) -> None:
@@ -24,7 +25,11 @@ def check_removal(folder: RunFolder, config: Config) -> None:
         folder: the folder of the results. Nothing in it has been removed yet.
         config: the run's config.
     """
-    inputs = {f"[data] {key}": path for key, path in config.data.files.items()}
+    inputs = {
+        f"[data] {key}": source
+        for key, source in config.data.sources.items()
+        if isinstance(source, Path)
+    }
     if config.model.name != DEMO and Path(config.model.name).is_dir():
         inputs["[model] name"] = Path(config.model.name)
     for name in WRITTEN:
@@ -54,8 +59,8 @@ def _other(folder: Path, config: Config) -> str | None:
         return "a run of which no config is left"
     here = {
         ("model", "name"): config.model.name,
-        ("data", "train"): str(config.data.train.resolve()),
-        ("data", "test"): str(config.data.test.resolve()),
+        ("data", "train"): named(config.data.train),
+        ("data", "test"): named(config.data.test),
     }
     for (section, key), mine in here.items():
         theirs = there.get(section, {}).get(key)

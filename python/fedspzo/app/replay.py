@@ -16,7 +16,8 @@ from fedspzo.journal.records import Record, apply, digest, merged
 
 from . import weights
 from .run_folder import MODEL
-from .weights import Weights
+from .saved_task import SavedTask
+from .weights import Weights, is_tensors
 
 TERMS_A_PASS = 4096
 """Number of a block's terms that one pass over the weights applies."""
@@ -31,12 +32,15 @@ class Replayed:
         round: number of rounds that led to the weights.
         digest: digest of the weights.
         checked: True if the journal has that round's digest, which equals this one then.
+        task: the task of the model, for its folder. None: the journal does not have it, or the base
+            is tensors alone.
     """
 
     weights: Weights
     round: int
     digest: str
     checked: bool
+    task: SavedTask | None = None
 
 
 def replay(
@@ -81,7 +85,11 @@ def replay(
             f" (source: {log.header.source!r}{after}); give the base model of '{journal}'"
         )
     now, checked = advance(found.named, log, round, on_round=on_round, terms=terms)
-    return Replayed(found, round, now, checked=checked)
+    task = None
+    known = (log.header.run or {}).get("task")
+    if known is not None and log.header.model is not None and not is_tensors(base):
+        task = SavedTask.from_header(journal, known, log.header.model, now)
+    return Replayed(found, round, now, checked=checked, task=task)
 
 
 def advance(
@@ -142,6 +150,8 @@ def save(replayed: Replayed, output: Path) -> None:
         make_folder(output.parent)
         with folder_atomic(output) as temporary:
             replayed.weights.save(temporary)
+            if replayed.task is not None:
+                replayed.task.write(temporary)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"output '{output}' cannot be written ({getattr(error, 'strerror', None) or error});"

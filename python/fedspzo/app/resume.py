@@ -15,7 +15,7 @@ from .data import Splits
 from .model_files import check_same_files
 from .run_folder import JOURNAL, RunFolder
 
-_IGNORED = {("output", "dir")}
+_IGNORED = {("output", "dir"), ("output", "report_to")}
 _EXTENDED = {("federation", "rounds"), ("output", "patience")}
 """Settings that change where a run is extended."""
 _DEFAULTS = {

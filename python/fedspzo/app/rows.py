@@ -1,32 +1,59 @@
-"""Reads the rows of JSONL and CSV files, and says what a file is if it is something else."""
+"""Reads the rows of JSON, CSV and Parquet files, and says what another file is."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedspzo.errors import InputError
 
-Row = tuple[int, dict[str, Any]]
-"""A row's line number, from 1, and its fields."""
+from .arrow import parquet_rows
+from .sources import Source, format_of
+
+Row = tuple[int | str, dict[str, Any]]
+"""A row's place, such as its line number from 1, and its fields."""
 
 SHOWN = 60
 """Number of characters of a user's value that a message repeats."""
 LONGEST_CELL = 2**31 - 1
 """Longest cell of a CSV file. Python's default, 131,072 characters, is less than a long text."""
+SEPARATORS = (",", ";", "\t", "|")
+"""What may separate a CSV file's columns."""
+UTF_8 = "utf-8"
 
-_FORMATS = {
-    b"\x1f\x8b": "compressed by gzip; unpack it",
-    b"PK\x03\x04": "a zip archive, as Excel writes; save it as CSV",
-    b"PAR1": "a Parquet file; convert it to JSON Lines or CSV",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-}
-"""What a file is that begins with these bytes, and the remedy."""
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_ZIP = b"PK\x03\x04"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_ENCLOSED = re.compile(r'(?:^|\t)"[^\t]*"(?:\t|\r?$)', re.MULTILINE)
+"""A cell of a tab-separated file that stands in quotes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, a folder or a dataset.
+
+    Attributes:
+        source: the file, folder or dataset, as messages name it.
+        unit: what a row's place is: "line", "row" or "file".
+        rows: the rows. Reading one raises InputError if it is damaged.
+    """
+
+    source: Source
+    unit: str
+    rows: Iterator[Row]
+
+    def where(self, place: int | str) -> str:
+        """Return the words for a row's place."""
+        return f"{self.source}, {self.unit} {place}"
 
 
 def content(path: Path) -> bytes:
@@ -37,21 +64,31 @@ def content(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
 
 
-def rows(path: Path, data: bytes) -> Iterator[Row]:
-    """Yield the rows of a file's content. Blank lines are passed over.
+def table(path: Path, data: bytes, wanted: Collection[str], encoding: str = UTF_8) -> Table:
+    """Return the rows of a file's content. Blank lines are passed over.
 
     Args:
-        path: the file, whose ending says the format, .jsonl or .csv in any case.
-        data: its content, in UTF-8. A byte order mark is allowed.
+        path: the file. Its ending says the format, unless the content does: gzip, Parquet, a JSON
+            array.
+        data: its content.
+        wanted: the fields that are needed. A Parquet file has no others in its rows.
+        encoding: encoding of a text file. UTF-8 may have a byte order mark. Default: UTF-8.
 
     Raises:
-        InputError: it has another format, or a row is damaged; one line names the line.
+        InputError: it has another format; one line names the remedy.
     """
-    for magic, what in _FORMATS.items():
-        if data.startswith(magic):
-            raise InputError(f"{path}: is {what}")
-    text = _text(path, data)
-    yield from (_csv if path.suffix.lower() == ".csv" else _jsonl)(path, text)
+    if data.startswith(_GZIP):
+        data = _unpacked(path, data)
+    if data.startswith(_PARQUET) or format_of(path) == ".parquet":
+        return Table(path, "row", parquet_rows(path, data, wanted))
+    if data.startswith(_ZIP):
+        raise InputError(f"{path}: is a zip archive, as Excel writes; save it as CSV")
+    text = text_of(path, data, encoding)
+    if format_of(path) in (".csv", ".tsv"):
+        return Table(path, "line", _csv(path, text))
+    if text.lstrip()[:1] == "[":
+        return Table(path, "row", _json_array(path, text))
+    return Table(path, "line", _jsonl(path, text))
 
 
 def shown(value: object) -> str:
@@ -60,15 +97,54 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
-def _text(path: Path, data: bytes) -> str:
+def text_of(path: Path, data: bytes, encoding: str) -> str:
+    """Decode a file's content.
+
+    Raises:
+        InputError: it has another encoding; one line names the place and the remedy.
+    """
+    if encoding != "utf-16" and data.startswith(_UTF_16):
+        raise InputError(
+            f"{path}: is UTF-16 text; set [data] encoding = 'utf-16', or save it as UTF-8"
+        )
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if encoding == UTF_8 else encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
+        other = "save the file as UTF-8, or say what it is as [data] encoding = 'latin-1'"
+        if encoding != UTF_8:
+            other = "correct [data] encoding"
+        at = f"{path}, line {line}" if encoding != "utf-16" else f"{path}, byte {error.start}"
         raise InputError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
-            "save the file as UTF-8"
+            f"{at}: byte 0x{error.object[error.start]:02x} is not {encoding.upper()}; {other}"
         ) from None
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: is compressed by gzip, and damaged ({error}); pack it anew"
+        ) from None
+
+
+def _json_array(path: Path, text: str) -> Iterator[Row]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise InputError(
+            f"{path}, line {line}: not valid JSON ({_reason(error)}); write an array of objects,"
+            ' [{"text": "...", "label": "..."}], or one object a line'
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, row {number}: {shown(row)} is no JSON object; "
+                'write {"text": "...", "label": "..."}'
+            )
+        yield number, row
 
 
 def _jsonl(path: Path, text: str) -> Iterator[Row]:
@@ -82,8 +158,8 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
             ValueError,
             RecursionError,
         ) as error:  # ValueError: also for a number with thousands of digits
-            reason = str(error).split("(char")[0].strip()[:SHOWN]
-            if text.lstrip()[:1] == "[" or line.strip() == "{":
+            reason = _reason(error)
+            if line.strip() == "{":
                 reason += "; is the file one JSON document?"
             raise InputError(
                 f"{path}, line {number}: not valid JSON ({reason}); "
@@ -97,9 +173,21 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
         yield number, row
 
 
+def _reason(error: Exception) -> str:
+    return str(error).split("(char")[0].strip()[:SHOWN]
+
+
 def _csv(path: Path, text: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    separator = _separator(text)
+    # programs that write tabs often leave quotes as they are
+    quoted = separator != "\t" or _ENCLOSED.search(text) is not None
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        strict=True,
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     header: list[str] | None = None
     try:
         start = 1
@@ -115,7 +203,7 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
                 if len(cells) != len(header):
                     raise InputError(
                         f"{path}, line {start}: {len(cells)} cells for {len(header)} columns "
-                        f"({_names(header)}); quote texts that hold commas"
+                        f"({_names(header)}); quote texts that hold {_NAMES[separator]}"
                     )
                 yield start, dict(zip(header, cells, strict=True))
             start = reader.line_num + 1
@@ -126,17 +214,27 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
         ) from None
 
 
+_NAMES = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
+
+
+def _separator(text: str) -> str:
+    """Return what separates the columns: that which gives the first row the most cells."""
+
+    def cells(separator: str) -> int:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        try:
+            first = next((row for row in reader if any(cell.strip() for cell in row)), [])
+        except csv.Error:
+            return 0
+        return len(first)
+
+    return max(SEPARATORS, key=cells)
+
+
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     while not header[-1]:
         header.pop()
-    if len(header) == 1:
-        for separator, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
-            if separator in header[0]:
-                raise InputError(
-                    f"{path}, line {line}: the columns ({shown(header[0])}) are separated by"
-                    f" {name}; save the file with commas"
-                )
     if len(set(header)) < len(header):
         raise InputError(
             f"{path}, line {line}: a column occurs twice ({_names(header)}); give each its own name"

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,20 @@ from fedspzo.journal.salvage import salvage_in_place
 METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
 MEZO_METRICS = "mezo.jsonl"
 JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
 LOCK = ".lock"
-WRITTEN = (METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MODEL)
+WRITTEN = (
+    *(METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, REPORT),
+    *(TENSORBOARD, MODEL),
+)
 """All that a run writes, and removes of an earlier one."""
+
+
+def remove_events(folder: Path) -> None:
+    """Remove the event files that an earlier run has written for TensorBoard."""
+    for left in (folder / TENSORBOARD).glob("*/events.out.tfevents.*"):
+        left.unlink()
 
 
 class RunFolder(Closing):
@@ -160,8 +171,9 @@ class RunFolder(Closing):
             if self.resumes:
                 return
             self.write(METRICS, "")
-            for name in (JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, MEZO_METRICS):
+            for name in (JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, REPORT, MEZO_METRICS):
                 (self.path / name).unlink(missing_ok=True)
+            remove_events(self.path)
             self._remove_model()
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -181,13 +193,12 @@ class RunFolder(Closing):
             sync(self.path / METRICS)
         self.finished = True
 
-    def save_model(self, model: Any, tokenizer: Any) -> None:
-        """Save the model and the tokenizer with `save_pretrained`, under `model`."""
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        """Replace the folder `model` by one that `save` fills."""
         with self._explained():
             self._remove_model()
             with folder_atomic(self.path / MODEL) as temporary:
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
+                save(temporary)
 
     def _remove_temporary(self) -> None:
         """Remove the temporary files of a process that was killed."""

@@ -1,6 +1,7 @@
 """The sections of a run's configuration: frozen dataclasses that check their values.
 
-[federation], [optimizer] and [privacy] are in `fedspzo.federated.settings` and `fedspzo.privacy`.
+[data] is in `data_section`; [federation], [optimizer] and [privacy] are in
+`fedspzo.federated.settings` and `fedspzo.privacy`.
 This module does not import torch, so that a mistake is reported at once.
 """
 
@@ -14,23 +15,7 @@ from typing import Literal
 from fedspzo.federated.settings import OptimizerConfig
 
 DEMO = "demo"
-SUFFIXES = (".jsonl", ".csv")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The section [model].
-
-    Attributes:
-        name: a hub id, a local folder, or "demo" for the packaged model.
-        dtype: dtype of the weights. Default "float32".
-        device: device to train on. Default "auto": "cuda" if torch finds one, else "cpu".
-    """
-
-    name: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,87 +117,6 @@ def check_template(template: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The section [data].
-
-    Attributes:
-        train: a JSONL or CSV file with the training examples; or a folder with such a file for each
-            client.
-        test: a file with the held-out examples.
-        validation: a file with examples by which the best round is chosen; or the share of the
-            training examples that are set aside for this, of each label, by the run's seed. Default
-            None: the last round counts.
-        text: name of the field with the text. Default "text".
-        label: name of the field with the label. Default "label".
-        prompt: name of the field with the prompt of a completion. Default "prompt".
-        answer: name of the field with its answer. Default "answer".
-        client: name of the field with the name of the client that has a training example. Default
-            None: the examples are dealt, unless `train` is a folder.
-        on_bad_row: "refuse" (default): a row without text or label is an error. "skip": it is left
-            out, and counted.
-        max_length: tokens to which an example is cut, at least 2. Default 128.
-        max_repeated: largest share of the test texts that may also be training texts. Default 0.1.
-
-    Raises:
-        ValueError: a file is missing, has another suffix, or serves twice; `max_length` is below 2;
-            or `max_repeated` or `validation` is no share.
-    """
-
-    train: Path
-    test: Path
-    validation: Path | float | None = None
-    text: str = "text"
-    label: str = "label"
-    prompt: str = "prompt"
-    answer: str = "answer"
-    client: str | None = None
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
-    max_length: int = 128
-    max_repeated: float = 0.1
-
-    def __post_init__(self) -> None:
-        used: dict[Path, str] = {}
-        if self.client is not None and self.train.is_dir():
-            raise ValueError(
-                f"client is {self.client!r}, but train is a folder with a file for each client;"
-                " remove client"
-            )
-        for name, path in self.files.items():
-            if name == "train" and path.is_dir():
-                continue
-            if path.suffix.lower() not in SUFFIXES:
-                raise ValueError(f"{name} is '{path}'; give a {' or '.join(SUFFIXES)} file")
-            if not path.is_file():
-                raise ValueError(f"{name} is '{path}', which is no file; correct the path")
-            other = used.setdefault(path.resolve(), name)
-            if other != name:
-                raise ValueError(
-                    f"{name} is '{path}', the same file as {other}; give examples never trained on"
-                )
-        if isinstance(self.validation, float) and not 0 < self.validation < 1:
-            raise ValueError(
-                f"validation is {self.validation}; give a file, or a share between 0 and 1"
-            )
-        if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; give at least 2 tokens")
-        if not 0 <= self.max_repeated <= 1:
-            raise ValueError(f"max_repeated is {self.max_repeated}; give a share from 0 to 1")
-
-    @property
-    def owned(self) -> bool:
-        """Each training example is a certain client's, so that they are not dealt."""
-        return self.client is not None or self.train.is_dir()
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files by their keys."""
-        files = {"train": self.train, "test": self.test}
-        if isinstance(self.validation, Path):
-            files["validation"] = self.validation
-        return files
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """The section [output].
 
@@ -224,6 +128,8 @@ class OutputConfig:
             those of the last round. Default None: "best" with validation, else "last".
         patience: number of evaluations without a better round after which the run stops. Default
             None: it does not stop early.
+        report_to: names of what the metrics are also reported to (`callbacks`). Default None:
+            nothing.
 
     Raises:
         ValueError: `evaluate_every` or `patience` is below 1.
@@ -233,6 +139,7 @@ class OutputConfig:
     evaluate_every: int | None = None
     keep: Literal["best", "last"] | None = None
     patience: int | None = None
+    report_to: tuple[Literal["tensorboard"], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:

@@ -22,9 +22,12 @@ from fedspzo.errors import InputError
 
 from .examples import Example
 from .measures import Measured
+from .waiting import Count
 
 EVALUATION_BATCH = 32
 """Number of rows in a batch of the evaluation."""
+AT_ONCE = 1000
+"""Number of texts that a tokenizer gets at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,22 @@ class Task(ABC):
     Args:
         tokenizer: a Hugging Face tokenizer.
         max_length: number of tokens to which an example is cut, with special tokens and template.
+
+    Attributes:
+        encoded: the number of texts encoded so far.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.encoded = Count("texts")
         pad = tokenizer.pad_token_id
         # any token serves a model without a padding token, as the mask hides it
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the examples as token ids, cut to `max_length`."""
+        """Return the examples as token ids, cut to `max_length`. Counts them in `encoded`."""
 
     @abstractmethod
     def scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -175,9 +182,9 @@ class HeadClassification(Task):
         return self._outputs
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the texts as token ids, cut to `max_length`."""
+        """Return the texts as token ids, cut to `max_length`. Without a label it is 0."""
         return [
-            Encoded(tuple(ids), self.labels[example.label or ""])
+            Encoded(tuple(ids), 0 if example.label is None else self.labels[example.label])
             for ids, example in zip(_ids(self, examples), examples, strict=True)
         ]
 
@@ -238,8 +245,9 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def _ids(task: Task, examples: Sequence[Example]) -> list[list[int]]:
-    texts = [example.text for example in examples]
-    ids: list[list[int]] = task.tokenizer(
-        texts, truncation=True, max_length=task.max_length
-    ).input_ids
+    ids: list[list[int]] = []
+    for start in range(0, len(examples), AT_ONCE):
+        texts = [example.text for example in examples[start : start + AT_ONCE]]
+        ids += task.tokenizer(texts, truncation=True, max_length=task.max_length).input_ids
+        task.encoded.done += len(texts)
     return ids

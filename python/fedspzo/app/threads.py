@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 GAIN = 0.9
 """All threads are used where a pass takes less than this share of its time on one thread. Otherwise
@@ -21,6 +22,22 @@ ROUNDS = 5
 """Number of rounds before one can be far slower."""
 LONG = 0.25
 """A pass of this many seconds is timed once, and a shorter one three times."""
+
+
+SMALL = 4_000_000
+"""Number of parameters below which a model uses one thread, unless the user has chosen."""
+
+
+def one_thread_if_small(model: nn.Module) -> bool:
+    """Set torch to one thread if the model is small, and tell whether it is.
+
+    A small model's operations are too short for several threads: they gain little on a free
+    machine, and lose a factor of twenty on a busy one, where they wait for each other.
+    """
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    if small:
+        torch.set_num_threads(1)
+    return small
 
 
 class Threads:

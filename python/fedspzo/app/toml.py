@@ -12,7 +12,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -66,7 +66,8 @@ def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
     """Create the frozen dataclass `cls` from a section's table.
 
     A field's annotation is the type that its key must have. A field without default is needed. A
-    `Path` is relative to the file's folder.
+    `Path` is relative to the file's folder. A class with a method `parse` makes its values by that.
+    A field of a dataclass, or None, is a table of its own.
 
     Raises:
         InputError: a key or value is wrong; one line names file, section, key, value and remedy.
@@ -79,6 +80,10 @@ def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
     hints = get_type_hints(cls)
     values = {}
     for key, value in table.items():
+        inner = _table_of(hints[key])
+        if inner is not None and isinstance(value, dict):
+            values[key] = build(inner, path, f"{section}.{key}", value)
+            continue
         try:
             values[key] = _convert(value, hints[key], path.parent)
         except TypeError as error:
@@ -87,6 +92,11 @@ def build(cls: type[T], path: Path, section: str, table: dict[str, Any]) -> T:
         return cls(**values)
     except ValueError as error:
         raise InputError(f"{path}: [{section}] {one_line(error)}") from None
+
+
+def _table_of(hint: Any) -> type[Any] | None:
+    """Return the dataclass in a field's annotation, `Some | None`. None: it has no dataclass."""
+    return next((choice for choice in get_args(hint) if is_dataclass(choice)), None)  # type: ignore[return-value]
 
 
 def _convert(value: object, hint: Any, folder: Path) -> Any:
@@ -99,6 +109,8 @@ def _convert(value: object, hint: Any, folder: Path) -> Any:
         return float(value)
     if type(value) is hint:
         return value
+    if hasattr(hint, "parse"):
+        return hint.parse(value)
     raise TypeError(_WANTED[hint])
 
 
@@ -139,15 +151,16 @@ def _convert_generic(value: object, origin: Any, args: tuple[Any, ...], folder: 
 
 def _convert_union(value: object, choices: tuple[Any, ...], folder: Path) -> Any:
     wanted = []
-    for choice in choices:
-        if (
-            choice in _WANTED or get_origin(choice) is not None
-        ):  # other types can be given in Python alone
+    # a text of a special form is first looked for, as it may be taken for a path too
+    for choice in sorted(choices, key=lambda choice: not hasattr(choice, "parse")):
+        special = hasattr(choice, "parse")
+        # other types can be given in Python alone
+        if special or choice in _WANTED or get_origin(choice) is not None:
             try:
                 return _convert(value, choice, folder)
             except TypeError as error:
-                wanted.append(str(error))
-    raise TypeError(" or ".join(wanted))
+                wanted += [] if special else [str(error)]
+    raise TypeError(" or ".join(wanted) or "a table, key = value")
 
 
 _WANTED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from .streams import say
@@ -59,11 +60,36 @@ class Waiting:
                 silence *= 2
 
 
-def waiting(what: str, *, quiet: bool = False) -> Waiting:
+@dataclass
+class Count:
+    """Counts what is done of something long.
+
+    Attributes:
+        unit: what is counted, such as "rows".
+        total: how much there is in all. Default None: it is not known.
+        done: how much is done. Default 0.
+    """
+
+    unit: str = "rows"
+    total: int | None = None
+    done: int = 0
+
+    def __str__(self) -> str:
+        of = "" if self.total is None else f" of {self.total:,}"
+        return f"{self.done:,}{of} {self.unit}"
+
+
+def waiting(what: str, *, count: Count | None = None, quiet: bool = False) -> Waiting:
     """Return a context that says every so often what goes on within it.
 
     Args:
         what: such as "loading net".
+        count: tells how far it is. Default None: that is not known.
         quiet: print nothing. Default False.
     """
-    return Waiting(lambda seconds: f"fedspzo: still {what}, {seconds:.0f} s so far", quiet=quiet)
+
+    def line(seconds: float) -> str:
+        far = "" if count is None else f"{count} in "
+        return f"fedspzo: still {what}, {far}{seconds:.0f} s so far"
+
+    return Waiting(line, quiet=quiet)

@@ -18,6 +18,8 @@ from fedspzo.errors import InputError, one_line
 from fedspzo.journal.header import Header
 
 from .config import is_hub_id
+from .recipe import Recipe
+from .saved_task import TASK_FILE, SavedTask
 from .weight_files import INDEX, WEIGHTS
 
 _BESIDE = (".json", ".txt", ".model", ".jinja")
@@ -51,7 +53,7 @@ def load(name: str, header: Header) -> Weights:
         InputError: the weights cannot be loaded, or differ from the header in names, shapes or
             dtypes.
     """
-    if header.model is None or name.endswith(".safetensors"):
+    if header.model is None or is_tensors(name):
         found = _by_name(Path(name), header)
     else:
         found = _by_recipe(name, header.model)
@@ -62,10 +64,13 @@ def load(name: str, header: Header) -> Weights:
     return found
 
 
-def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
-    from fedspzo.blocks.output_rows import merge_rows
+def is_tensors(name: str) -> bool:
+    """Tell whether a base is a file of tensors, without config and tokenizer."""
+    return name.endswith(".safetensors")
 
-    from .pretrained import Recipe, pretrained
+
+def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
+    from .pretrained import pretrained, save_pretrained
 
     if not (is_hub_id(name) or Path(name).is_dir()):
         raise InputError(f"'{name}' is no folder and no hub id; give a model's folder or hub id")
@@ -76,14 +81,23 @@ def _by_recipe(name: str, recipe: Mapping[str, Any]) -> Weights:
             f"the journal's header does not say how its model is loaded ({one_line(error)}); give"
             " its weights as a .safetensors file"
         ) from None
-    model, tokenizer = pretrained(name, known)
+    model, tokenizer = pretrained(name, _as_saved(name, known))
 
     def save(folder: Path) -> None:
-        merge_rows(model)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_pretrained(model, tokenizer, folder)
 
     return Weights(dict(model.named_parameters()), save)
+
+
+def _as_saved(name: str, recipe: Recipe) -> Recipe:
+    """Return the recipe for a folder, which may be that of the trained model or of its base.
+
+    The trained model's has the head that the run has made, in place of one to be replaced.
+    """
+    saved = recipe.of_saved
+    if saved == recipe or not (Path(name) / TASK_FILE).is_file():
+        return recipe
+    return saved if SavedTask.read(Path(name)).recipe == saved else recipe
 
 
 def _by_name(path: Path, header: Header) -> Weights:

@@ -20,9 +20,10 @@ from fedspzo.federated import (
     Strategy,
     sample,
 )
-from fedspzo.federated.client import resolve, spzo
 from fedspzo.federated.coefficients import shares
-from fedspzo.federated.found_rates import find
+from fedspzo.federated.exchange import InProcess
+from fedspzo.federated.first_steps import first_settings
+from fedspzo.federated.optimizers import spzo
 from fedspzo.federated.rejections import NO_FINITE_LOSS
 from fedspzo.journal.records import Record
 
@@ -66,10 +67,12 @@ class FedKSeed(Strategy):
         self._weights = PooledWeights(Blocks.single(setup.blocks.model), self._pool)
         self._clients = setup.clients([self._weights.replica])
         config = replace(mezo.settings(setup.optimizer), perturbations=1)
-        config = resolve(config, self._clients, batch_size=federation.batch_size)
-        if config.lr == "auto":
-            one = replace(federation, seeds="shared")  # as for a single client
-            config = replace(config, lr=find(config, self._clients, one).lr)
+        one = replace(federation, seeds="shared")  # as for a single client
+        link = InProcess(self._clients, federation.timeout)
+        sizes = {client.client: len(client.examples) for client in self._clients}
+        config, found, self.spent = first_settings(self._weights.replica, one, config, link, sizes)
+        if found is not None:
+            config = replace(config, lr=found.lr)
         self.optimizer = config
         self._weighted = weighted
         self._stepper = spzo(self._weights.replica.blocks, config, seed=self._pool.seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.evaluation_mode import evaluating
-from fedspzo.federated.client import Task
+from fedspzo.federated import Task
 
 
 def saved_bytes(blocks: Blocks, task: Task, batch: Any) -> int:

@@ -29,6 +29,8 @@ class StepReport:
             lr="auto" checked it.
         followed: for each block, the numbers that the update follows: the projected gradients,
             unless the block takes a Newton step, or lr="auto" clips them.
+        trials: the losses of the step's trials, by which lr="auto" or a Newton step was checked, in
+            the order of evaluation.
         undone: "step": the loss rose, and the weights were put back. "steps": training diverged,
             and the update is the negative of the last steps'. None unless lr="auto" did so.
     """
@@ -44,6 +46,7 @@ class StepReport:
     skipped: bool
     lr: tuple[float, ...] = ()
     ratio: float | None = None
+    trials: tuple[float, ...] = ()
     undone: str | None = None
     followed: tuple[tuple[float, ...], ...] = ()
 

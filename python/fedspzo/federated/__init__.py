@@ -14,31 +14,35 @@ if TYPE_CHECKING:
     from fedspzo.privacy import Privacy
 
     from .aggregation import AggregationRule, register_rule
-    from .client import Client, DigestError, PrivateTask, Task
+    from .client import Client
     from .exchange import Link
     from .journal.compaction import compact
     from .journal.writer import RunJournal
     from .participation import sample
     from .partition import dirichlet, iid
     from .protocol.messages import Plan, Report
-    from .rejections import QuorumError, Rejection
+    from .protocol.probes import Probe, ProbeReport
+    from .rejections import DigestError, QuorumError, Rejection
     from .results import RoundResult, RunResult
     from .server import Server
     from .settings import FederationConfig, OptimizerConfig
     from .simulation import run
     from .strategy import Played, Reply, Setup, Strategy
+    from .task import PrivateTask, Task
 
 _HOMES = {
     "AggregationRule": ".aggregation",
     "Client": ".client",
-    "DigestError": ".client",
+    "DigestError": ".rejections",
     "FederationConfig": ".settings",
     "Link": ".exchange",
     "OptimizerConfig": ".settings",
     "Plan": ".protocol.messages",
     "Played": ".strategy",
     "Privacy": "fedspzo.privacy",
-    "PrivateTask": ".client",
+    "PrivateTask": ".task",
+    "Probe": ".protocol.probes",
+    "ProbeReport": ".protocol.probes",
     "QuorumError": ".rejections",
     "Rejection": ".rejections",
     "Reply": ".strategy",
@@ -49,7 +53,7 @@ _HOMES = {
     "Server": ".server",
     "Setup": ".strategy",
     "Strategy": ".strategy",
-    "Task": ".client",
+    "Task": ".task",
     "compact": ".journal.compaction",
     "dirichlet": ".partition",
     "iid": ".partition",
@@ -69,6 +73,8 @@ __all__ = [
     "Played",
     "Privacy",
     "PrivateTask",
+    "Probe",
+    "ProbeReport",
     "QuorumError",
     "Rejection",
     "Reply",

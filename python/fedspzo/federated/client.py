@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from fedspzo import estimators
-from fedspzo.blocks.cut import Blocks
-from fedspzo.estimators.anchored import Anchored
-from fedspzo.estimators.defaults import (
-    FEDERATED_FIRST,
-    FEDERATED_MOST,
-    can_take_newton_steps,
-    default_perturbations,
-    newton_perturbations,
-)
-from fedspzo.evaluation.closures import Closure
+from fedspzo.evaluation.closures import Closure, read_losses
+from fedspzo.federated.protocol.framing import PROBE, kind_of
 from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.probes import Probe, ProbeReport, StepLosses
 from fedspzo.federated.protocol.updates import (
     EVERYBODY,
     Scalars,
@@ -34,30 +27,12 @@ from fedspzo.journal.replica import Replica
 from fedspzo.optim.spzo import SPZO
 from fedspzo.privacy import Mechanism
 
+from .optimizers import losses_of, probing, retake, spzo
 from .partition import draw
 from .protocol import download
+from .rejections import DigestError
 from .settings import OptimizerConfig
-
-
-class Task(Protocol):
-    """Turns examples into batches, and computes the loss to minimize."""
-
-    def collate(self, examples: list[Any]) -> Any:
-        """Return a batch of these examples."""
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the model's loss on a batch, a scalar."""
-
-
-class PrivateTask(Task, Protocol):
-    """Computes a loss for each example, as differential privacy requires."""
-
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of each example of a batch, (B,). No loss depends on another example."""
-
-
-class DigestError(RuntimeError):
-    """Raised where weights that should be equal have different digests."""
+from .task import PrivateTask, Task
 
 
 class Client:
@@ -106,6 +81,70 @@ class Client:
         self._answered: tuple[Plan, Report] | None = None
         self._optimizer: SPZO | None = None
 
+    def answer(self, message: bytes, weights: Iterable[bytes] = ()) -> bytes:
+        """Do the work that a message asks for, and return the message that answers it.
+
+        Args:
+            message: an encoded `Plan` or `Probe`.
+            weights: the messages of a download, if a plan has one.
+
+        Raises:
+            ValueError: the message is damaged.
+            Exception: as for `handle` and `probe`.
+        """
+        if kind_of(message) == PROBE:
+            return self.probe(Probe.decode(message)).encode()
+        return self.handle(Plan.decode(message), weights).encode()
+
+    def probe(self, probe: Probe) -> ProbeReport:
+        """Take one step at the base weights, return to them, and report what the step showed.
+
+        Args:
+            probe: the server's request.
+
+        Raises:
+            ValueError: the probe is for another client; the replica has left the base weights; the
+                earlier losses are of other steps; or the step would tell losses that are private.
+            DigestError: the weights differ from the server's.
+        """
+        if probe.client != self.client:
+            raise ValueError(f"probe is for client {probe.client}, this is client {self.client}")
+        if self.replica.round:
+            raise ValueError(
+                f"probe is for the base weights, client {self.client} is at round"
+                f" {self.replica.round}; send it before the first round"
+            )
+        if self.privacy is not None and probe.finds_rates:
+            raise ValueError(
+                "probe asks for losses, and the client's steps are private; give lr a number"
+            )
+        self._check_digest(probe.digest, "before the first round")
+        model = self.replica.blocks.model
+        batch = self.batch(0, 0, probe.step, probe.batch_size)
+        dtype = torch.float32
+
+        def closure() -> Tensor:
+            nonlocal dtype
+            loss = read_losses(self.task.loss(model, batch), single=True)
+            dtype = loss.dtype
+            return loss
+
+        optimizer = probing(self.replica.blocks, probe.optimizer, samples=probe.samples)
+        with self.replica.local_steps():
+            for losses in probe.earlier:
+                retake(optimizer, losses)
+            optimizer.step(closure)
+        assert optimizer.last_step is not None
+        nothing = StepLosses("float32", np.empty(0))
+        return ProbeReport(
+            client=self.client,
+            step=probe.step,
+            digest=self.replica.digest(),
+            forwards=float(np.float32(optimizer.forwards)),
+            cost_shares=() if probe.finds_rates else optimizer.cost_shares or (),
+            losses=losses_of(optimizer.last_step, dtype) if probe.finds_rates else nothing,
+        )
+
     def handle(self, plan: Plan, weights: Iterable[bytes] = ()) -> Report:
         """Catch up, take the plan's steps, return to the global weights, and report.
 
@@ -142,13 +181,7 @@ class Client:
                 f" {self.replica.round}; send the updates from there on"
             )
         self.replica.snapshot()
-        digest = self.replica.digest()
-        if digest != plan.digest:
-            raise DigestError(
-                f"client {self.client} has weights with digest {digest} in round {plan.round}, the"
-                f" server's have {plan.digest}; start both from the same base weights, cut at the"
-                " same layer"
-            )
+        self._check_digest(plan.digest, f"in round {plan.round}")
         asked = replace(plan, updates=(), download=False)
         if self._answered is not None and self._answered[0] == asked:
             return self._answered[1]  # a second answer with new noise would spend privacy again
@@ -193,6 +226,14 @@ class Client:
         """
         chosen = draw(len(self.examples), size, batch_seed(run_seed, round, self.client, step))
         return self.task.collate([self.examples[i] for i in chosen])
+
+    def _check_digest(self, expected: str, when: str) -> None:
+        digest = self.replica.digest()
+        if digest != expected:
+            raise DigestError(
+                f"client {self.client} has weights with digest {digest} {when}, the server's have"
+                f" {expected}; start both from the same base weights, cut at the same layer"
+            )
 
     def _train(self, plan: Plan) -> tuple[Scalars, float | None, float]:
         """Take the plan's local steps.
@@ -256,108 +297,3 @@ class Client:
             plan.optimizer.learning_rates,
         )
         return self._optimizer
-
-
-def spzo(
-    blocks: Blocks,
-    settings: OptimizerConfig,
-    *,
-    seed: int = 0,
-    privacy: Mechanism | None = None,
-) -> SPZO:
-    """Create the optimizer that the settings describe.
-
-    Args:
-        blocks: the model.
-        settings: the optimizer's settings.
-        seed: the seed of its directions.
-        privacy: makes its steps differentially private. Default None: not private.
-
-    Raises:
-        ValueError: a joint estimator, such as `mezo`, with a model cut into blocks, or another
-            estimator with one that is not.
-    """
-    if estimators.find(settings.estimator).joint and len(blocks.groups) != 1:
-        raise ValueError(
-            f"estimator is {settings.estimator!r}, but the model is cut into"
-            f" {len(blocks.groups)} blocks; pass Blocks.single(model)"
-        )
-    return SPZO(
-        blocks,
-        lr=settings.lr,
-        estimator=settings.estimator,
-        sides=settings.sides,
-        perturbations=settings.perturbations,
-        eps=settings.eps,
-        seed=seed,
-        rounding=settings.rounding,
-        evaluation=settings.evaluation,
-        newton=settings.newton,
-        privacy=privacy,
-    )
-
-
-def measures(settings: OptimizerConfig) -> bool:
-    """Tell whether `resolve` takes a step, to choose `perturbations` or `newton`."""
-    joint = estimators.find(settings.estimator).joint
-    return not joint and (settings.perturbations is None or _chooses_newton(settings))
-
-
-def _chooses_newton(settings: OptimizerConfig) -> bool:
-    counts = settings.perturbations
-    fits = not isinstance(counts, tuple) or can_take_newton_steps(counts[-1], share=0.0)
-    may = settings.lr == "auto" and issubclass(estimators.find(settings.estimator), Anchored)
-    return settings.newton is None and may and fits
-
-
-def resolve(
-    settings: OptimizerConfig, clients: Sequence[Client], *, batch_size: int
-) -> OptimizerConfig:
-    """Fill in the settings that depend on the model and its dtype, so that a plan can hold them.
-
-    If `perturbations` or `newton` is None, it is chosen from the costs of the blocks. A step on the
-    first client's examples measures them. The weights do not change. lr="auto" stays: see
-    `found_rates.find`.
-
-    Args:
-        settings: the settings as the user gave them.
-        clients: all clients; the first one's model and examples are used.
-        batch_size: number of examples in a step.
-
-    Raises:
-        ValueError: the model is one block, and the estimator is for several.
-    """
-    kind = estimators.find(settings.estimator)
-    client = clients[0]
-    if len(client.replica.blocks.groups) == 1 and not kind.joint:
-        raise ValueError(
-            f"estimator is {settings.estimator!r}, but the model is one block; pass"
-            " estimator='mezo', and perturbations=N for N directions"
-        )
-    optimizer = spzo(client.replica.blocks, settings)
-    counts, newton = settings.perturbations, settings.newton
-    if not _chooses_newton(settings):
-        newton = bool(newton)
-    if measures(settings):
-        with client.replica.local_steps():
-            batch = client.batch(0, 0, 0, batch_size)
-            optimizer.step(partial(client.task.loss, client.replica.blocks.model, batch))
-        shares = optimizer.cost_shares
-        assert shares is not None  # the step has measured them
-        if counts is None:
-            blocks = len(optimizer.param_groups)
-            counts = default_perturbations(kind, shares, blocks, FEDERATED_FIRST, FEDERATED_MOST)
-            if newton is not False:
-                counts = (*counts[:-1], newton_perturbations(shares[-1]) or counts[-1])
-        if newton is None:
-            assert isinstance(counts, tuple)
-            newton = can_take_newton_steps(counts[-1], shares[-1])
-    filled = replace(
-        settings,
-        perturbations=counts or 1,
-        newton=bool(newton),
-        sides=optimizer.sides,
-        rounding=optimizer.rounding,
-        at="auto",
-    )
-    return filled if filled.lr == "auto" else replace(filled, lr=filled.learning_rates)

@@ -6,17 +6,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedspzo.federated.journal.rounds import Round
-from fedspzo.federated.protocol.messages import Plan, Report
+from fedspzo.federated.protocol.messages import Report
 
-from .client import Client, PrivateTask, Task
+from .client import Client
 from .rejections import QuorumError, Rejection
 from .server import Server
+from .task import PrivateTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +25,17 @@ logger = logging.getLogger(__name__)
 class Link(Protocol):
     """Carries messages to the clients and back."""
 
-    def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """Send a plan to a client, and return the messages that have come from it since the last.
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
+        """Send a client a message, and return those that have come from it since the last.
 
         Args:
             client: the client's id. The link vouches that what it returns came from this client.
-            plan: an encoded `Plan`.
-            weights: the messages of a download, if the plan has one; each is made when it is taken.
+            message: an encoded `Plan`, or before the first round an encoded `Probe`.
+            weights: the messages of a download, if a plan has one; each is made when it is taken.
 
         Returns:
-            Encoded reports: the one for this plan, and earlier ones that came late. It is empty if
-            the client did not answer.
+            What `Client.answer` returned: the answer to this message, and earlier ones that came
+            late. It is empty if the client did not answer.
 
         Raises:
             Exception: the client cannot be reached, ran out of time, or failed.
@@ -54,8 +55,8 @@ class InProcess:
         self.clients = clients
         self.timeout = timeout
 
-    def exchange(self, client: int, plan: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
-        """Let the client handle the plan, and return its report.
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
+        """Let the client do what the message asks for, and return its answer.
 
         Raises:
             TimeoutError: the client took too long. Its weights are the global ones again.
@@ -65,11 +66,11 @@ class InProcess:
         watch = Watch(task, self.timeout)
         try:
             asked.task = watch
-            report = asked.handle(Plan.decode(plan), weights)
+            answer = asked.answer(message, weights)
         finally:
             asked.task = task
         watch.check()
-        return [report.encode()]
+        return [answer]
 
 
 class Watch:
@@ -78,13 +79,11 @@ class Watch:
     Args:
         task: the task.
         timeout: the time in seconds, from now on. None: no limit.
-        each_batch: the time starts again with each batch. Default False.
     """
 
-    def __init__(self, task: Task, timeout: float | None, *, each_batch: bool = False) -> None:
+    def __init__(self, task: Task, timeout: float | None) -> None:
         self.task = task
         self.timeout = timeout
-        self.each_batch = each_batch
         self._started = time.monotonic()
 
     def check(self) -> None:
@@ -94,8 +93,6 @@ class Watch:
 
     def collate(self, examples: list[Any]) -> Any:
         """Return the task's batch."""
-        if self.each_batch:
-            self._started = time.monotonic()
         return self.task.collate(examples)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -109,12 +106,24 @@ class Watch:
         return cast(PrivateTask, self.task).losses(model, batch)
 
 
+class _Answer(Protocol):
+    """What a client answers."""
+
+    @property
+    def client(self) -> int:
+        """The client's id."""
+
+
+A = TypeVar("A", bound=_Answer)
+
+
 @dataclass
-class Answers:
-    """Collects a round's answers.
+class Answers(Generic[A]):
+    """Collects the answers of a round, or of steps before the first one.
 
     Attributes:
-        reports: the reports that could be decoded.
+        decode: decodes an answer, or raises ValueError.
+        reports: the answers that could be decoded.
         rejected: the clients that failed, and the messages that could not be decoded.
         downloads: the clients that were sent all of the weights.
         down: bytes sent to clients.
@@ -122,7 +131,8 @@ class Answers:
         cause: the latest exception, if there was one.
     """
 
-    reports: list[Report] = field(default_factory=list)
+    decode: Callable[[bytes], A]
+    reports: list[A] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     downloads: list[int] = field(default_factory=list)
     down: int = 0
@@ -167,7 +177,7 @@ def play(
     asked, retries = server.sample(), server.federation.retries
     lr = server.optimizer.learning_rates  # `aggregate` may change it
     reports: Sequence[Report] = ()
-    answers = Answers()
+    answers = Answers(Report.decode)
     for attempt in range(retries + 1):
         have = {report.client for report in reports}
         answers.reports = list(reports)
@@ -197,7 +207,7 @@ def play(
     )
 
 
-def _ask(server: Server, link: Link, client: int, since: int, answers: Answers) -> None:
+def _ask(server: Server, link: Link, client: int, since: int, answers: Answers[Report]) -> None:
     """Send a client its plan, and add the result to the answers.
 
     Args:
@@ -210,7 +220,7 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: Answers) 
     plan = server.plan(client, since=since)
     weights = _Counted(server.download() if plan.download else ())
     before = len(answers.reports)
-    send(link, plan, weights, answers)
+    send(link, client, plan.encode(), answers, weights)
     answered = len(answers.reports) > before
     if plan.download and (answered or weights.bytes == server.download_bytes):
         logger.info("round %d: client %d downloads the weights", server.round, client)
@@ -221,26 +231,32 @@ def _ask(server: Server, link: Link, client: int, since: int, answers: Answers) 
         answers.down += weights.bytes
 
 
-def send(link: Link, plan: Plan, weights: Iterable[bytes], answers: Answers) -> None:
-    """Send a client a plan, and add what comes back to the answers.
+def send(
+    link: Link,
+    client: int,
+    message: bytes,
+    answers: Answers[A],
+    weights: Iterable[bytes] = (),
+) -> None:
+    """Send a client a message, and add what comes back to the answers.
 
     Args:
         link: carries the messages.
-        plan: the client's plan.
-        weights: the messages of a download, if the plan has one.
+        client: the client's id.
+        message: the encoded message.
         answers: collects the answers.
+        weights: the messages of a download, if a plan has one. Default: none.
     """
-    client, sent = plan.client, plan.encode()
-    answers.down += len(sent)
+    answers.down += len(message)
     arrived: list[bytes] = []
     try:
-        arrived.extend(link.exchange(client, sent, weights))
+        arrived.extend(link.exchange(client, message, weights))
     except Exception as error:  # one client's failure must not stop the round
         answers.reject(client, f"{type(error).__name__}: {error}", error)
     for data in arrived:
         answers.up += len(data)
         try:
-            report = Report.decode(data)
+            report = answers.decode(data)
         except ValueError as error:
             answers.reject(client, str(error), error)
             continue

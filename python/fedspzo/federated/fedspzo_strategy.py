@@ -66,7 +66,8 @@ class FedSPZO(Strategy):
         direct = InProcess(clients, setup.federation.timeout)
         self._link = direct if link is None else link(direct)
         if server is None:
-            server, self.spent = begin(base, clients, setup.federation, setup.optimizer, self._link)
+            sizes = {client.client: len(client.examples) for client in clients}
+            server, self.spent = begin(base, setup.federation, setup.optimizer, self._link, sizes)
             if journal is not None:
                 journal.begin(server, privacy, self.spent)
         elif journal is not None:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from fedspzo.auto_lr.block_statistics import LEARNING_TURNS, BlockStatistics, mean_product
+from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.loss_monitor import LossMonitor
 from fedspzo.auto_lr.rates import HALVE, RateSettings, rates
 from fedspzo.checks import check_whole
 from fedspzo.federated.protocol.messages import Report
 
-from .client import Client, spzo
 from .coefficients import weights
-from .rejections import ClientError
-from .settings import FederationConfig, OptimizerConfig, Weighting
+from .settings import FederationConfig, Weighting
 
 LEAST_FACTOR = 2.0**-64
 """Smallest factor on the rates: they are not halved further."""
@@ -42,14 +40,12 @@ class FoundRates:
         losses: monitors the rounds' losses.
         settings: say how noisy a round is, and how the rates decay.
         factor: product of the halvings so far. Default 1.
-        forwards: computation of the steps that found the rates, in full forward passes. Default 0.
     """
 
     blocks: list[BlockStatistics]
     losses: LossMonitor
     settings: RateSettings
     factor: float = 1.0
-    forwards: float = 0.0
 
     @property
     def lr(self) -> tuple[float, ...]:
@@ -152,7 +148,7 @@ def _before_rounds(
         ],
         losses=LossMonitor(
             steps=values["steps"],
-            varies=_losses_vary(federation),
+            varies=federation.samples,
             local_steps=federation.local_steps,
             first_mean=values["first_loss"],
         ),
@@ -161,45 +157,24 @@ def _before_rounds(
     )
 
 
-def find(
-    settings: OptimizerConfig,
-    clients: Sequence[Client],
+def collect(
+    known: CentralPolicy,
+    sizes: Sequence[int],
     federation: FederationConfig,
+    directions: Sequence[int],
 ) -> FoundRates:
-    """Find the first round's rates by `LEARNING_TURNS` steps. The weights do not change.
-
-    The steps use the examples of several clients (`probe_clients`), as one client's may all have
-    one label.
+    """Collect the first round's rates from the `LEARNING_TURNS` steps before it.
 
     Args:
-        settings: the step's settings, resolved but for lr = "auto".
-        clients: all clients; the first one's model is used.
+        known: the policy of those steps, after the last one (`optimizers.probing`).
+        sizes: the clients' numbers of examples.
         federation: the run's settings.
-
-    Raises:
-        ClientError: a step on a client's examples failed.
+        directions: each block's number of directions in a step.
     """
-    task, replica = clients[0].task, clients[0].replica
-    optimizer = spzo(replica.blocks, settings)
-    assert optimizer.auto is not None
-    # in a federated step every block moves, so no block waits for its turn here
-    losses = LossMonitor(varies=_losses_vary(federation))
-    optimizer.auto = replace(optimizer.auto, takes_turns=False, losses=losses)
-    sizes = [len(client.examples) for client in clients]
-    with replica.local_steps():
-        for step, client in enumerate(probe_clients(sizes, federation.counting)):
-            try:
-                batch = clients[client].batch(0, 0, step, federation.batch_size)
-                optimizer.step(partial(task.loss, replica.blocks.model, batch))
-            except Exception as error:
-                raise ClientError(clients[client].client, error) from error
-    known = optimizer.auto
     rounds = _rate_settings(effective_clients(sizes, federation), federation)
     found = FoundRates(known.blocks, known.losses, rounds, known.factor)
     # restored from the header's values, so that a resumed run has exactly the same state
-    found = _before_rounds(found.to_dict(), federation, settings.directions)
-    found.forwards = optimizer.forwards
-    return found
+    return _before_rounds(found.to_dict(), federation, directions)
 
 
 def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:
@@ -262,11 +237,6 @@ def _rate_settings(clients: float, federation: FederationConfig) -> RateSettings
     return RateSettings(
         last_leads=True, decay=math.sqrt, clients=clients, local_steps=federation.local_steps
     )
-
-
-def _losses_vary(federation: FederationConfig) -> bool:
-    """Return True if each round samples its clients, so that its loss varies by chance."""
-    return federation.participants < federation.clients
 
 
 def _check(name: str, value: object, low: float = -ABSURD, high: float = ABSURD) -> None:

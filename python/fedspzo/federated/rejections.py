@@ -38,16 +38,8 @@ class Rejection:
         return f"client {self.client}: {self.reason}"
 
 
-class ClientError(RuntimeError):
-    """Raised where a step on a client's examples failed. Its cause is the client's exception.
-
-    Attributes:
-        client: the client's id.
-    """
-
-    def __init__(self, client: int, cause: Exception) -> None:
-        super().__init__(f"client {client}: {type(cause).__name__}: {cause}")
-        self.client = client
+class DigestError(RuntimeError):
+    """Raised where weights that should be equal have different digests."""
 
 
 class QuorumError(RuntimeError):

@@ -14,12 +14,11 @@ from fedspzo.federated.protocol.updates import Update, record
 from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 
-from .client import DigestError
 from .coefficients import aggregate, coefficients
 from .found_rates import FoundRates
 from .participation import sample
 from .protocol import download
-from .rejections import NO_FINITE_LOSS, QuorumError, Rejection
+from .rejections import NO_FINITE_LOSS, DigestError, QuorumError, Rejection
 from .settings import FederationConfig, OptimizerConfig
 from .update_cache import UpdateCache
 
@@ -49,7 +48,7 @@ class Server:
     Args:
         replica: the base model, at round 0.
         federation: the run's settings.
-        optimizer: the step's settings, resolved (`client.resolve`).
+        optimizer: the step's settings, resolved (`optimizers.resolve`).
         found: decides the learning rates if `optimizer.lr` is "auto". Default None.
 
     Attributes:

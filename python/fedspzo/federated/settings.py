@@ -252,6 +252,11 @@ class FederationConfig:
         return max(1, round(self.participation * self.clients))
 
     @property
+    def samples(self) -> bool:
+        """Each round samples its clients, so that its loss varies by chance."""
+        return self.participants < self.clients
+
+    @property
     def counting(self) -> Weighting:
         """The weighting in the aggregation. It is "uniform" if the rule ignores `weighting`."""
         return self.weighting if self.rule.weighted else "uniform"

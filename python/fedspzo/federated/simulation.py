@@ -13,12 +13,12 @@ from fedspzo.federated.journal.rounds import EvaluationResult
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.privacy import Privacy
 
-from .client import Task
 from .exchange import Link
 from .fedspzo_strategy import FedSPZO
 from .results import RoundResult, RunResult, Totals, mean_loss
 from .settings import FederationConfig, OptimizerConfig
 from .strategy import Played, Setup, Strategy
+from .task import Task
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 

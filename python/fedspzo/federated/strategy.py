@@ -20,9 +20,10 @@ from fedspzo.journal.records import Record
 from fedspzo.journal.replica import Replica
 from fedspzo.privacy import Mechanism, Privacy
 
-from .client import Client, Task
+from .client import Client
 from .rejections import Rejection
 from .settings import FederationConfig, OptimizerConfig
+from .task import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,7 @@ from .param_groups import (
     set_rates,
     use_rates,
 )
+from .retaken import KnownLosses, NoReplay, Still
 from .state import STATE, checked_state, settings_of
 from .step import Step, make_update, may_take_newton_steps
 from .told import Told
@@ -278,6 +280,43 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             self.skipped += 1
             self._told.of_skip(report, self.skipped)
         return report.loss
+
+    @torch.no_grad()
+    def retake(self, losses: Tensor, *, move: bool = True) -> None:
+        """Take the next step again, from the losses that it had, without running the model.
+
+        The weights, lr="auto" and the next step's number are then those of the optimizer that took
+        the step, bit for bit, if all began alike. (After a step whose losses were all equal, its
+        look at wider perturbations left other rounding errors.)
+
+        Args:
+            losses: the step's `StepReport.losses` and then its `trials`, in the dtype of the
+                closure's loss, (evaluations,).
+            move: False: no weight is read or written, and lr="auto" learns all the same. The first
+                step has to find the weights as it did. Default True.
+
+        Raises:
+            ValueError: these are not the losses of such a step. Nothing has changed then, but for
+                the rounding of in-place arithmetic.
+        """
+        self._held.check(self.param_groups)
+        self._fill_defaults()
+        known = KnownLosses(losses)
+        step = replace(self._next_step(), replay=NoReplay(self._replay.layers))
+        blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
+        moving = move and self.evaluation == "in_place"
+        moved = blocks if moving else [Still()] * len(blocks)
+        with HeldInterrupts(), ExitStack() as ways_back:
+            for block in blocks:
+                ways_back.callback(block.restore)
+            with self._unlearned_if_it_fails():
+                report = step.estimate(moved, known)
+                known.finish()
+            if self.auto is not None:
+                set_rates(self.param_groups, self.auto.rates)
+            if move and not report.skipped:
+                make_update(report, blocks, self.param_groups, self.rounding)
+            self.steps += 1
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:

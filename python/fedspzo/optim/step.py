@@ -121,17 +121,22 @@ class Step:
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
         again: list[float] = []
+        trials: list[Tensor] = []
         if self.auto is None:
             if spectrum is None or report.skipped:
                 return report
-            trial = self._trial(len(blocks) - 1, blocks, evaluate, again)
-            trusted = self._trusted(report, trial)
-            return replace(trusted, forwards=trusted.forwards + sum(again))
-        if report.skipped:
+            trial = self._trial(len(blocks) - 1, blocks, evaluate, again, trials)
+            report = self._trusted(report, trial)
+        elif report.skipped:
             return self.auto.skip(report)
-        moved = next(block for block, found in enumerate(gradients) if found)
-        judged = self.auto.judge(report, self._trial(moved, blocks, evaluate, again))
-        return replace(judged, forwards=judged.forwards + sum(again))
+        else:
+            moved = next(block for block, found in enumerate(gradients) if found)
+            report = self.auto.judge(report, self._trial(moved, blocks, evaluate, again, trials))
+        return replace(
+            report,
+            forwards=report.forwards + sum(again),
+            trials=tuple(loss.item() for loss in trials),
+        )
 
     def _learn(
         self,
@@ -237,6 +242,7 @@ class Step:
         blocks: Sequence[MovableBlock],
         evaluate: Callable[[], Tensor],
         again: list[float],
+        trials: list[Tensor],
     ) -> Trial:
         """Return the trial of a step.
 
@@ -245,6 +251,7 @@ class Step:
             blocks: the blocks, which move the weights that the evaluation sees.
             evaluate: returns the loss.
             again: is given the cost of what each look could not replay, beyond the trial's cost.
+            trials: is given the loss of each look.
         """
         share = self.every_share[moved]
 
@@ -255,6 +262,7 @@ class Step:
                 self.replay.capture()
             loss = self.replay.evaluated(evaluate)
             again.append((1 - share) * self.replay.rerun())
+            trials.append(loss)
             return loss
 
         dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}

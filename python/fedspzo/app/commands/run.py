@@ -115,10 +115,11 @@ def _train(
     from ..data import check_clients, check_repeated, read_splits
     from ..removal import check_removal
     from ..resume import check_same_run
-    from ..waiting import waiting
+    from ..waiting import Count, waiting
 
-    with waiting("reading the data", quiet=options.quiet):
-        splits = read_splits(config.data, config.task, config.federation.seed)
+    count = Count()
+    with waiting("reading the data", count=count, quiet=options.quiet):
+        splits = read_splits(config.data, config.task, config.federation.seed, count)
     check_repeated(config.data, splits)
     check_clients(config, splits)
     check_removal(folder, config)
@@ -127,10 +128,10 @@ def _train(
     level = logging.ERROR if options.quiet else logging.WARNING  # clients that fail are warnings
     logging.basicConfig(format="fedspzo: %(message)s", level=level)
     if not options.quiet:
-        for key, count in splits.skipped.items():
-            if count:
-                path = config.data.files[key]
-                line = f"{count} rows of '{path}' have no text or no label, and are skipped"
+        for key, skipped in splits.skipped.items():
+            if skipped:
+                source = config.data.sources[key]
+                line = f"{skipped} rows of '{source}' have no text or no label, and are skipped"
                 print(f"fedspzo: {line}", file=sys.stderr)
         if splits.repeated:
             print(

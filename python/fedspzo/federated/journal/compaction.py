@@ -14,9 +14,9 @@ from .merged_rounds import MergedRounds, merge
 from .reader import DecodedJournal
 from .rounds import EvaluationResult
 
-KEPT = ("federation", "optimizer", "privacy", "first")
+KEPT = ("federation", "optimizer", "privacy", "first", "task")
 """Entries of the header's `run` that are kept. Terms cannot be read without them; "privacy" tells
-how private the run was."""
+how private the run was, "task" how the model is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from fedspzo.journal.records import DIGEST_BYTES
+
 MAGIC = b"FSPZ"
 VERSION = 1
-PLAN, REPORT, WEIGHTS = 1, 2, 3
+PLAN, REPORT, WEIGHTS, PROBE, PROBE_REPORT = range(1, 6)
 
 _HEADER = struct.Struct("<4sBBI")  # magic, version, kind, bytes of the body
 _CHECKSUM = struct.Struct("<I")
@@ -27,11 +30,16 @@ def frame(kind: int, body: bytes) -> bytes:
     return message + _CHECKSUM.pack(zlib.crc32(message))
 
 
+def kind_of(data: bytes) -> int | None:
+    """Return the kind that a message says it is of; None if it is too short to say one."""
+    return _HEADER.unpack_from(data)[2] if len(data) >= _HEADER.size else None
+
+
 def unframe(kind: int, data: bytes) -> bytes:
     """Return the body of a message.
 
     Args:
-        kind: the kind that the message has to be of: `PLAN`, `REPORT` or `WEIGHTS`.
+        kind: the kind that the message has to be of, such as `PLAN`.
         data: the whole message.
 
     Raises:
@@ -71,6 +79,12 @@ def from_optional(value: float | None) -> float:
 def to_optional(value: float) -> float | None:
     """Return the value that a number in a message represents: None for NaN."""
     return None if math.isnan(value) else value
+
+
+def check_digest(value: object) -> None:
+    """Raise ValueError unless `value` is a digest."""
+    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}", value):
+        raise ValueError(f"digest is {value!r}; give {2 * DIGEST_BYTES} hexadecimal digits")
 
 
 def pick(name: str, index: int, choices: Sequence[T]) -> T:

@@ -7,33 +7,24 @@ first, and then each value. It raises ValueError for any fault.
 from __future__ import annotations
 
 import math
-import re
 import struct
 from dataclasses import dataclass
 from typing import get_args
 
-from fedspzo import estimators
 from fedspzo.byte_reader import Reader
 from fedspzo.checks import LIMIT_16, LIMIT_32, LIMIT_64, check_choice, check_whole
-from fedspzo.choices import EvaluationMode, Rounding, Sides
 from fedspzo.federated.settings import OptimizerConfig, Seeds
-from fedspzo.journal.records import DIGEST_BYTES, STREAM
+from fedspzo.journal.records import DIGEST_BYTES
 
-from .framing import PLAN, REPORT, frame, from_optional, pick, to_optional, unframe
+from .framing import PLAN, REPORT, check_digest, frame, from_optional, pick, to_optional, unframe
+from .step_settings import check_resolved, decode_settings, encode_settings
 from .updates import EVERYBODY, Scalars, Update
 
-_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIBBBBBBdBB")
-_BLOCK = struct.Struct("<Hd")  # perturbations, learning rate
+_PLAN_BODY = struct.Struct(f"<IIQ{DIGEST_BYTES}s?HIB")
 _CATCH_UP = struct.Struct("<?I")  # a download, number of updates
 _REPORT_BODY = struct.Struct(f"<II{DIGEST_BYTES}sIff")
 
 _SEEDS = get_args(Seeds)
-_SIDES = (None, *get_args(Sides))
-_ROUNDINGS = get_args(Rounding)
-_EVALUATIONS = (None, *get_args(EvaluationMode))
-_NEWTON = (None, False, True)
-_STREAM_CODE = 0
-_STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +40,8 @@ class Plan:
         local_steps: number of steps in a round.
         batch_size: number of examples in a step.
         seeds: "per-client" or "shared".
-        optimizer: the step's settings, resolved (`client.resolve`). `at` is not sent, as the model
-            is cut where it is loaded.
+        optimizer: the step's settings, resolved (`optimizers.resolve`). `at` is not sent, as the
+            model is cut where it is loaded.
         updates: the updates that the client has missed, of consecutive rounds up to `round` - 1.
         download: the client loads the weights in place of updates. They come in messages of their
             own (`protocol.download`). Default False.
@@ -78,9 +69,8 @@ class Plan:
         check_whole("local_steps", self.local_steps, 1, LIMIT_16 - 1)
         check_whole("batch_size", self.batch_size, 1, LIMIT_32 - 1)
         check_choice("seeds", self.seeds, _SEEDS)
-        _check_digest(self.digest)
-        if self.optimizer.rounding is None:
-            raise ValueError("optimizer.rounding is None; resolve it before it travels")
+        check_digest(self.digest)
+        check_resolved(self.optimizer)
         first = self.round - len(self.updates)
         if [u.round for u in self.updates] != list(range(first, self.round)) or first < 0:
             raise ValueError(
@@ -95,9 +85,6 @@ class Plan:
 
     def encode(self) -> bytes:
         """Return the bytes of the message (docs/federation.md)."""
-        o = self.optimizer
-        name = o.estimator.encode()
-        counts = o.perturbations if isinstance(o.perturbations, tuple) else o.directions
         body = _PLAN_BODY.pack(
             self.round,
             self.client,
@@ -107,16 +94,8 @@ class Plan:
             self.local_steps,
             self.batch_size,
             _SEEDS.index(self.seeds),
-            _SIDES.index(o.sides),
-            _ROUNDINGS.index(o.rounding),
-            _EVALUATIONS.index(o.evaluation),
-            _STREAM_CODE,
-            _NEWTON.index(o.newton),
-            from_optional(o.eps),
-            len(counts),
-            len(name),
         )
-        body += name + b"".join(map(_BLOCK.pack, counts, o.learning_rates))
+        body += encode_settings(self.optimizer)
         body += _CATCH_UP.pack(self.download, len(self.updates))
         return frame(PLAN, body + b"".join(update.encode() for update in self.updates))
 
@@ -129,28 +108,11 @@ class Plan:
                 of range; the message names it.
         """
         reader = Reader(unframe(PLAN, data))
-        number, client, run_seed, digest, train, local_steps, batch_size, seeds, *rest = (
-            reader.take(_PLAN_BODY)
+        number, client, run_seed, digest, train, local_steps, batch_size, seeds = reader.take(
+            _PLAN_BODY
         )
-        sides, rounding, evaluation, stream, newton, eps, blocks, length = rest
-        name = _estimator(reader.read(length))
-        pairs = [reader.take(_BLOCK) for _ in range(blocks)]
-        counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
+        optimizer = decode_settings(reader)
         download, updates = reader.take(_CATCH_UP)
-        if _STREAM_NAMES.get(stream) != STREAM:
-            raise ValueError(
-                f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known"
-            )
-        optimizer = OptimizerConfig(
-            lr=rates,
-            estimator=name,
-            sides=pick("sides", sides, _SIDES),
-            perturbations=counts[0] if estimators.find(name).joint and blocks == 1 else counts,
-            eps=to_optional(eps),
-            rounding=pick("rounding", rounding, _ROUNDINGS),
-            evaluation=pick("evaluation", evaluation, _EVALUATIONS),
-            newton=pick("newton", newton, _NEWTON),
-        )
         plan = cls(
             round=number,
             client=client,
@@ -198,7 +160,7 @@ class Report:
         check_whole("round", self.round, 0, LIMIT_32 - 1)
         check_whole("client", self.client, 0, EVERYBODY - 1)
         check_whole("examples", self.examples, 1, LIMIT_32 - 1)
-        _check_digest(self.digest)
+        check_digest(self.digest)
         if self.loss is not None and not math.isfinite(self.loss):
             raise ValueError(f"loss is {self.loss}; give a finite number, or None for no steps")
         if not 0 <= self.forwards < math.inf:
@@ -236,13 +198,3 @@ class Report:
         )
         reader.finish()
         return report
-
-
-def _estimator(name: bytes) -> str:
-    """Return an estimator's name as text. Raise ValueError if it is not registered."""
-    return estimators.find(name.decode("ascii", errors="backslashreplace")).name
-
-
-def _check_digest(value: object) -> None:
-    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}", value):
-        raise ValueError(f"digest is {value!r}; give {2 * DIGEST_BYTES} hexadecimal digits")

@@ -1,0 +1,111 @@
+"""Reads what a saved model is asked: texts to predict, or examples to be measured on.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedspzo.errors import InputError
+
+from . import examples
+from .examples import MOST_LINES, Example, Reading
+from .rows import content, table
+from .saved_task import SavedTask
+from .sources import ENDINGS, SUFFIXES, format_of
+
+LINES = "lines"
+FORMS = (LINES, *(suffix.removeprefix(".") for suffix in SUFFIXES))
+"""What stdin may hold: a text a line, or one of the data formats."""
+
+
+def read_texts(
+    path: Path | None, saved: SavedTask, *, form: str = LINES, text: str | None = None
+) -> list[str]:
+    """Return the texts, or a completion's prompts, of a file or of stdin.
+
+    Args:
+        path: the file. One with the ending of a data format has rows, another has a text a line.
+            None: stdin.
+        saved: the model's task.
+        form: what stdin holds, one of `FORMS`. Default "lines".
+        text: name of the field with the text. Default None: as in the run.
+
+    Raises:
+        InputError: a text is missing, or there is no such form; one line names the place and the
+            remedy.
+    """
+    if form not in FORMS:
+        raise InputError(f"--input is {form!r}; give one of {', '.join(FORMS)}")
+    if path is not None:
+        data = content(path)
+    else:
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        path = Path("stdin" if form == LINES else f"stdin.{form}")
+    if format_of(path) not in SUFFIXES:
+        return _lines(path, data)
+    reading = Reading(text=text or _text_field(saved), label=None)
+    return [
+        example.text
+        for example in examples.read(table(path, data, reading.fields), reading).examples
+    ]
+
+
+def read_examples(
+    path: Path, saved: SavedTask, *, text: str | None = None, label: str | None = None
+) -> list[Example]:
+    """Return the examples of a file in one of the data formats.
+
+    Args:
+        path: the file.
+        saved: the model's task.
+        text: name of the field with the text, or with a completion's prompt. Default None: as in
+            the run.
+        label: name of the field with the label, or with the answer. Default None: as in the run.
+
+    Raises:
+        InputError: the file has a mistake; one line names it and the remedy.
+    """
+    if format_of(path) not in SUFFIXES:
+        raise InputError(f"'{path}' has no labels; give a {ENDINGS} file")
+    task = saved.task
+    known: tuple[str, ...] = ()
+    if task.type == "prompt":
+        known = tuple(task.verbalizers)
+    elif task.type == "classification":
+        known = tuple(dict.fromkeys((*task.labels, *saved.recipe.labels)))
+    reading = Reading(
+        text=text or _text_field(saved),
+        label=(label or saved.data.label) if known else None,
+        answer=(label or saved.data.answer) if task.type == "completion" else None,
+        labels=known or None,
+        remedy="it is no label of the model: correct it",
+    )
+    return examples.read(table(path, content(path), reading.fields), reading).examples
+
+
+def _text_field(saved: SavedTask) -> str:
+    return saved.data.prompt if saved.task.type == "completion" else saved.data.text
+
+
+def _lines(path: Path, data: bytes) -> list[str]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8"
+        ) from None
+    lines = [line.strip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise InputError(f"{path}: holds no text; give one a line")
+    blank = [number for number, line in enumerate(lines, 1) if not line]
+    if blank:
+        listed = ", ".join(map(str, blank[:MOST_LINES]))
+        more = f" and {len(blank) - MOST_LINES} more" if len(blank) > MOST_LINES else ""
+        raise InputError(f"{path}: has no text in line {listed}{more}; give one a line")
+    return lines
