@@ -26,7 +26,7 @@ PAIRS = (
     ("`import torch; import fedspzo`", "`import torch`", "import torch; import fedspzo"),
     (f"`{NAMES}`", "`import torch`", NAMES),
 )
-HELPS = ("", "run", "demo", "replay", "verify", "journal", "journal show", "info")
+HELPS = ("", "run", "demo", "predict", "eval", "replay", "verify", "journal show", "report", "info")
 
 
 def seconds(*arguments: str) -> float:
