@@ -1,10 +1,13 @@
 """What a step takes over its forward passes alone, on a real language model.
 
-    python benchmarks/step_cost.py [--threads 2] [--pairs 7]
+    python benchmarks/step_cost.py [--threads 2] [--pairs 7] [--clock wall|cpu]
 
 SmolLM2-135M and 16 of the reviews. Each pair is a step, and as many plain forward passes as it
-counts, timed one after the other; the table has the median of the pairs' ratios. Memory is the peak
-of torch's allocations during the step over that during a forward pass, both with the weights.
+counts, timed one after the other; the table has the medians of the pairs. A step's time, over that
+of its forward passes, has three parts: the passes, 1; the kernels, which make noise and add it; and
+what is left, the step's own time. Memory is the peak of torch's allocations during the step over
+that during a forward pass, both with the weights. `--clock cpu` takes the processor's time, for a
+machine that others use too. The results are written row by row.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +37,63 @@ METHODS: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
 )
 
 
-def seconds(run: Callable[[], object]) -> float:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Clock = Callable[[], float]
+
+
+def seconds(run: Callable[[], object], clock: Clock) -> float:
     """The time that `run` takes."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+class Timed:
+    """An op of the kernels in its place, which adds up the time of its calls.
+
+    Attributes:
+        spent: the time of all calls, in seconds.
+    """
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.op, self.clock, self.spent = getattr(torch.ops.fedspzo, name), clock, 0.0
+        setattr(torch.ops.fedspzo, name, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.op, name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        start = self.clock()
+        result = self.op(*arguments)
+        self.spent += self.clock() - start
+        return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    clock = CLOCKS[options.clock]
     torch.set_num_threads(options.threads)
     problem = next(problem for problem in PROBLEMS if problem.name == "reviews")
     if missing := problem.needs():
         raise SystemExit(f"step_cost: it needs {missing}")
     loaded = load(problem)
+    ops = [Timed(name, clock) for name in ("perturb_", "perturb_out", "perturb_rows")]
     batch = loaded.task.collate(loaded.train[:16])
     rows, length = batch["input_ids"].shape
     lines = [
         "# What a step takes over its forward passes alone",
         "",
         f"`python benchmarks/step_cost.py`: SmolLM2-135M, {rows} reviews of up to {length} tokens,"
-        f" {options.threads} threads, medians of {options.pairs} pairs. On {machine()}, torch"
-        f" {torch.__version__}.",
+        f" {options.threads} threads, medians of {options.pairs} pairs, clock: {options.clock}. On"
+        f" {machine()}, torch {torch.__version__}. In units of the step's forward passes alone.",
         "",
-        "| method | dtype | evaluation | passes a step | seconds | over its passes | peak memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | dtype | evaluation | passes a step | seconds | a step | kernels | its own time"
+        " | peak memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for dtype in (torch.float32, torch.bfloat16):
         for name, at, settings in METHODS:
@@ -76,33 +108,43 @@ def main() -> None:
                 def loss(model: Any = blocks.model) -> Tensor:
                     return loaded.task.loss(model, batch)
 
-                row = measure(optimizer, loss, options.pairs, f"{name}, {evaluation}, {dtype}")
                 kind = str(dtype).removeprefix("torch.")
+                what = f"{name}, {evaluation}, {kind}"
+                row = measure(optimizer, loss, ops, clock, options.pairs, what)
                 lines.append(f"| {name} | {kind} | {evaluation} | {row} |")
                 print(lines[-1], flush=True)
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
-def measure(optimizer: SPZO, loss: Callable[[], Tensor], pairs: int, what: str) -> str:
+def measure(
+    optimizer: SPZO,
+    loss: Callable[[], Tensor],
+    ops: Sequence[Timed],
+    clock: Clock,
+    pairs: int,
+    what: str,
+) -> str:
     """A row of the table, from its passes on."""
     for _ in range(2):
         optimizer.step(loss)
-    ratios, steps, passes = [], [], []
+    found = []
     for _ in tqdm(range(pairs), desc=what):
-        before = optimizer.forwards
-        step = seconds(lambda: optimizer.step(loss))
-        passes.append(optimizer.forwards - before)
-        count = max(1, round(passes[-1]))
-        forward = seconds(lambda count=count: [loss() for _ in range(count)]) / count
-        steps.append(step)
-        ratios.append(step / (forward * passes[-1]))
+        before, spent = optimizer.forwards, sum(op.spent for op in ops)
+        step = seconds(lambda: optimizer.step(loss), clock)
+        kernels = sum(op.spent for op in ops) - spent
+        passes = optimizer.forwards - before
+        count = max(1, round(passes))
+        forward = seconds(lambda count=count: [loss() for _ in range(count)], clock) / count
+        alone = forward * passes
+        found.append((passes, step, step / alone, kernels / alone, (step - kernels) / alone - 1))
     weights = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
     memory = (weights + peak_bytes(lambda: optimizer.step(loss))) / (weights + peak_bytes(loss))
-    return (
-        f"{statistics.median(passes):.2f} | {statistics.median(steps):.2f} |"
-        f" {statistics.median(ratios):.2f} | {memory:.3f} |"
-    ).rstrip(" |")
+    columns = [statistics.median(column) for column in zip(*found, strict=True)]
+    passes, step, *shares = columns
+    return " | ".join(
+        (f"{passes:.2f}", f"{step:.2f}", *map("{:.3f}".format, shares), f"{memory:.3f}")
+    )
 
 
 if __name__ == "__main__":

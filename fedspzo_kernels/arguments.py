@@ -50,6 +50,8 @@ class Terms(NamedTuple):
 
     def to(self, device: torch.device) -> Terms:
         """Copy the terms to a device. The host does not wait, as they are small and pageable."""
+        if self.seeds.device == self.coeffs.device == device and self.rounding_seed is None:
+            return self
         return Terms(
             self.seeds.to(device, non_blocking=True),
             self.coeffs.to(device, non_blocking=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -123,10 +123,25 @@ class Perturber:
     ) -> list[Tensor]:
         """Write the tensors plus noise to others, with the arguments and errors of `perturb`."""
         terms = Terms.of(seeds, coeffs, rounding, rounding_seed)
-        self._check_memory()
         if out is None:
             contiguous = torch.contiguous_format
             out = [torch.empty_like(t.detach(), memory_format=contiguous) for t in self.tensors]
+        out = list(out)
+        self.into(out)(terms)
+        return out
+
+    def into(self, out: Sequence[Tensor]) -> Callable[[Terms], None]:
+        """Prepare many calls of `add` that write to the same tensors, which it checks once.
+
+        Args:
+            out: for each tensor one of its shape, dtype and device to write to, as in `perturb`.
+
+        Returns:
+            A function that writes the tensors plus the noise of some `Terms` to `out`.
+
+        Raises:
+            TypeError, ValueError: as in `perturb`.
+        """
         out = list(out)
         if len(out) != len(self.tensors):
             raise ValueError(
@@ -134,19 +149,26 @@ class Perturber:
             )
         for j, (written, tensor) in enumerate(zip(out, self.tensors, strict=True)):
             check_out(written, tensor, tensor.shape, f"out[{j}]")
+        calls = []
         for group in self._groups:
             outs = [out[j].detach() for j in group.places]
             dense = [x.contiguous() for x in outs]
-            sources = list(group.views)
-            for i in group.strided:  # the copy uses the result's memory
-                sources[i] = dense[i].copy_(sources[i])
-            scalars = (*terms.to(group.device), self._stream)
-            torch.ops.fedspzo.perturb_out(sources, dense, group.keys, group.offsets, *scalars)
-            for x, result in zip(outs, dense, strict=True):
-                if result is not x:
+            copied = [(x, result) for x, result in zip(outs, dense, strict=True) if x is not result]
+            calls.append((group, dense, copied))
+
+        def write(terms: Terms) -> None:
+            self._check_memory()
+            for group, dense, copied in calls:
+                sources = list(group.views)
+                for i in group.strided:  # the copy uses the result's memory
+                    sources[i] = dense[i].copy_(sources[i])
+                scalars = (*terms.to(group.device), self._stream)
+                torch.ops.fedspzo.perturb_out(sources, dense, group.keys, group.offsets, *scalars)
+                for x, result in copied:
                     x.copy_(result)
-        torch.autograd.graph.increment_version(out)
-        return out
+            torch.autograd.graph.increment_version(out)
+
+        return write
 
     def _check_memory(self) -> None:
         for j, (tensor, address) in enumerate(zip(self.tensors, self._addresses, strict=True)):

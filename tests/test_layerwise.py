@@ -238,6 +238,30 @@ def test_peak_memory_stays_within_the_bound(dtype):
     assert peak_bytes(lambda: by_copy.step(loss)) > weights
 
 
+class FewWords(Small):
+    """Takes a few rows of the embeddings as its head, as a prompt does."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.norm(self.embed(ids)), self.embed.weight[torch.tensor([5, -3, 5])])
+
+
+def test_rows_that_a_model_takes_of_a_weight_are_perturbed_alone():
+    model = FewWords(vocabulary=1 << 14, width=64)
+    ids = torch.arange(8).reshape(2, 4)
+    losses = {}
+
+    def loss() -> Tensor:
+        return model(ids).square().mean()
+
+    for evaluation in ("in_place", "layerwise"):
+        optimizer = SPZO(Blocks.single(model), 0.0, evaluation=evaluation, sides="one")
+        optimizer.step(loss)
+        losses[evaluation] = optimizer.last_step.losses
+    assert losses["layerwise"] == losses["in_place"]
+    optimizer.scratch_bytes = 64 << 10
+    assert peak_bytes(lambda: optimizer.step(loss)) < model.embed.weight.nbytes / 8
+
+
 class Keeping(Small):
     """Keeps a list of weights of its own, so that its modules' places for them do not matter."""
 

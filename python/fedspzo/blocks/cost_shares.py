@@ -10,33 +10,12 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.module_tracker import ModuleTracker
 
 from .activation_replay import ActivationReplay
 from .dependence import Dependence
 from .evaluation_mode import eager
 from .repeats import changing, repeats
 from .touched import Touched
-
-
-class _NoModules(ModuleTracker):
-    """Tracks no modules, so that operations are counted for the whole model alone.
-
-    Without gradients the tracker's hooks fail on a module whose input is a parameter (DeBERTa).
-    """
-
-    def __enter__(self) -> _NoModules:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-
-def _flop_counter() -> FlopCounterMode:
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
-    return counter
 
 
 @contextmanager
@@ -79,6 +58,8 @@ def measure(
     Raises:
         RuntimeError: a block's parameters are used before its cut, or the losses differ.
     """
+    from .flop_count import flop_counter
+
     starting = list(zip(range(2, 2 + len(blocks)), blocks, replay.starts, strict=True))
     if replay.frozen:
         starting.append((1, first or {}, replay.frozen))
@@ -92,7 +73,7 @@ def measure(
         trained = chain(*(block.values() for block in (first or {}, *blocks)))
         replay.depends = stack.enter_context(Dependence(trained)).reaches
         stack.callback(setattr, replay, "depends", None)
-        full = stack.enter_context(_flop_counter())
+        full = stack.enter_context(flop_counter())
         loss = replay.evaluated(evaluate)
     for number, touched in early.items():
         if touched.names:
@@ -108,7 +89,7 @@ def measure(
             replay.replay(number)
         else:
             replay.capture()
-        with eager(), _flop_counter() as part, _explained(number + 1):
+        with eager(), flop_counter() as part, _explained(number + 1):
             again = replay.evaluated(evaluate)
         if loss.isfinite() and not repeats(loss, again, devices):
             replay.run()

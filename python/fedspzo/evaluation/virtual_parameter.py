@@ -14,17 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedspzo_kernels import Perturber, perturb_rows
+from fedspzo_kernels.arguments import Terms
 
 from .in_place import InPlaceBlock, key_of
-from .scratch_buffer import ScratchBuffer
-
-
-def signed(bits: int) -> int:
-    """Return the int64 that has the bits of a uint64."""
-    return bits - 2**64 if bits >= 2**63 else bits
+from .scratch_buffer import ScratchBuffer, Write
 
 
 class LayerwiseBlock:
@@ -42,8 +38,7 @@ class LayerwiseBlock:
     def __init__(self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]]) -> None:
         self.scratch = scratch
         self.terms: dict[int, float] = {}
-        self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._perturbers: dict[tuple[Any, ...], Perturber] = {}  # by parameters' names and rows
+        self._scalars: dict[torch.device, Terms] = {}
         self.copy(copied)
 
     def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
@@ -61,27 +56,23 @@ class LayerwiseBlock:
         """Copy back the parameters that were moved in place."""
         self._copied.restore()
 
-    def scalars(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the terms' seeds, int64 (K,), and coefficients, float32 (K,), on a device."""
+    def scalars(self, device: torch.device) -> Terms:
+        """Return the terms, checked, on a device."""
         if device not in self._scalars:
-            self._scalars[device] = (
-                torch.tensor([signed(seed) for seed in self.terms]).to(device),
-                torch.tensor(list(self.terms.values()), dtype=torch.float32).to(device),
-            )
+            terms = Terms.of(list(self.terms), list(self.terms.values()), "nearest", None)
+            self._scalars[device] = terms.to(device)
         return self._scalars[device]
 
-    def write(
+    def writer(
         self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
-    ) -> None:
-        """Write the parameters' perturbed weights, or some rows of each, into `out`."""
-        weights = (*(parameter.called for parameter in parameters), rows.start, rows.stop)
-        if weights not in self._perturbers:
-            self._perturbers[weights] = Perturber(
-                [parameter.part(rows) for parameter in parameters],
-                [parameter.key for parameter in parameters],
-                offsets=[parameter.first(rows) for parameter in parameters],
-            )
-        self._perturbers[weights].add(*self.scalars(out[0].device), out=out)
+    ) -> Write:
+        """Return what writes the parameters' perturbed weights, or some rows of each, to `out`."""
+        perturber = Perturber(
+            [parameter.part(rows) for parameter in parameters],
+            [parameter.key for parameter in parameters],
+            offsets=[parameter.first(rows) for parameter in parameters],
+        )
+        return perturber.into(out)
 
 
 class VirtualParameter(Tensor):
@@ -135,18 +126,19 @@ class VirtualParameter(Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             # a shape or dtype is answered at once; a computation comes to __torch_dispatch__
-            return _BY_ROWS.get(func, func)(*args, **kwargs)
+            return _SPECIAL.get(func, func)(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, VirtualParameter)}
+        flat, spec = tree_flatten((args, kwargs))
+        found = {id(x): x for x in flat if isinstance(x, VirtualParameter)}
         # a view outlives its operation, so it may not lie in the scratch buffer
         tensors = _perturbed(list(found.values()), lasting=func.is_view)
         filled = dict(zip(found, tensors, strict=True))
-        args, kwargs = tree_map_only(VirtualParameter, lambda x: filled[id(x)], (args, kwargs))
+        args, kwargs = tree_unflatten([filled.get(id(x), x) for x in flat], spec)
         return func(*args, **kwargs)
 
 
@@ -157,31 +149,62 @@ def _perturbed(
 
     They are valid until the next call, or for good if `lasting`.
     """
+    block = parameters[0].block
+    scratch = block.scratch
+    again = None if lasting else _rewritten(block, parameters, rows)
+    if again is not None:
+        return again
     weights = [parameter.part(rows) for parameter in parameters]
     # while reads of weights are recorded, a view may not lie in them even without terms
-    every = lasting and parameters[0].block.scratch.watched
+    every = lasting and scratch.watched
     moved = [i for i, parameter in enumerate(parameters) if every or parameter.block.terms]
     if not moved:
         return weights
-    likes, first = [weights[i] for i in moved], parameters[moved[0]]
+    likes = [weights[i] for i in moved]
     if lasting:
         copies = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
     else:
-        copies = first.block.scratch.take(likes, first.called)
+        copies = scratch.take(likes, parameters[moved[0]].called)
     for i, copy in zip(moved, copies, strict=True):
         weights[i] = copy if parameters[i].block.terms else copy.copy_(weights[i])
-    for block in dict.fromkeys(s.block for s in parameters if s.block.terms):
-        mine = [i for i in moved if parameters[i].block is block]
-        block.write([parameters[i] for i in mine], rows, [weights[i] for i in mine])
+    for own in dict.fromkeys(s.block for s in parameters if s.block.terms):
+        mine = [i for i in moved if parameters[i].block is own]
+        out = [weights[i] for i in mine]
+        write = own.writer([parameters[i] for i in mine], rows, out)
+        write(own.scalars(out[0].device))
+        if len(mine) == len(parameters) and scratch.holds(out[0]):
+            scratch.writers[_key(own, parameters, rows)] = write, out
     return weights
+
+
+def _key(
+    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice
+) -> tuple[Any, ...]:
+    return (block, rows.start, rows.stop, *[parameter.called for parameter in parameters])
+
+
+def _rewritten(
+    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice = slice(None)
+) -> list[Tensor] | None:
+    """Write the perturbed weights to where they were written before; None if they never were."""
+    known = block.scratch.writers.get(_key(block, parameters, rows))
+    if known is None or not block.terms or block.scratch.watched:
+        return None
+    write, out = known
+    write(block.scalars(out[0].device))
+    return out
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
-    members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
+    if bias is None and isinstance(weight, VirtualParameter):
+        whole = _rewritten(weight.block, [weight])
+        if whole is not None:  # the common case takes the shortest way
+            return F.linear(input, *whole)
     if isinstance(input, VirtualParameter) or weight.dim() != 2:
         return F.linear(input, weight, bias)
-    scratch, rows, most = members[0].block.scratch, len(weight), len(weight)
+    members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
+    scratch, rows, most = members[0].block.scratch, weight.shape[0], weight.shape[0]
     if any(member.block.terms for member in members):
         most = scratch.rows(members)
 
@@ -199,7 +222,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     with scratch.aside():
         if most >= rows:
-            return part(slice(rows))
+            return part(slice(None))
         first = part(slice(most))
         result = first.new_empty(*first.shape[:-1], rows)
         result[..., :most] = first
@@ -229,8 +252,42 @@ def _embedding(
         if few or max_norm is not None:
             (whole,) = _perturbed([weight])
             return F.embedding(input, whole, padding_idx, max_norm, norm_type)
-        ids, scalars = input.reshape(-1).long(), block.scalars(input.device)
-        return perturb_rows(weight.weight, ids, weight.key, *scalars).view(*input.shape, -1)
+        return _looked_up(weight, input.reshape(-1).long()).view(*input.shape, -1)
 
 
-_BY_ROWS = {F.linear: _linear, F.embedding: _embedding}
+def _getitem(weight: Tensor, index: Any) -> Tensor:
+    """Compute weight[index], perturbing only the rows of an index that is a list of rows."""
+    rows = isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1
+    if not isinstance(weight, VirtualParameter) or weight.dim() != 2 or not rows:
+        return weight[index]
+    with weight.block.scratch.aside():
+        if not weight.block.terms:
+            return weight.weight[index]
+        index = index.to(weight.device)
+        return _looked_up(weight, torch.where(index < 0, index + len(weight), index))
+
+
+def _looked_up(weight: VirtualParameter, rows: Tensor) -> Tensor:
+    """Return some rows of the perturbed weight, which has terms: int64 (R,) gives (R, D)."""
+    seeds, coeffs, _ = weight.block.scalars(rows.device)
+    return perturb_rows(weight.weight, rows, weight.key, seeds, coeffs)
+
+
+def _mul(input: Any, other: Any) -> Tensor:
+    """Compute input * other, as a norm does with its weight, without the way through dispatch."""
+    first = isinstance(input, VirtualParameter)
+    weight, factor = (input, other) if first else (other, input)
+    if not isinstance(factor, VirtualParameter):
+        whole = _rewritten(weight.block, [weight])
+        if whole is not None:
+            return whole[0].mul(factor) if first else factor.mul(whole[0])
+    product: Tensor = input.mul(other)
+    return product
+
+
+_SPECIAL = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    Tensor.__getitem__: _getitem,
+    Tensor.mul: _mul,
+}

@@ -111,6 +111,7 @@ def _train(
     options: argparse.Namespace, config: Config, folder: RunFolder, *, resolved: bool = False
 ) -> int:
     """Train, and return the exit code."""
+    from ..allocator import keep_freed_memory
     from ..data import check_clients, check_repeated, read_splits
     from ..installed import check_installed
     from ..removal import check_removal
@@ -143,7 +144,10 @@ def _train(
             )
         print(f"fedspzo: loading {config.model.name}", file=sys.stderr, flush=True)
 
-    ours = "OMP_NUM_THREADS" not in os.environ and "torch" not in sys.modules
+    fresh = "torch" not in sys.modules  # else the process is another program's
+    if fresh:
+        keep_freed_memory()
+    ours = fresh and "OMP_NUM_THREADS" not in os.environ
     from ..run import run  # Brings torch and transformers.
 
     bad = run(config, splits, folder, quiet=options.quiet, choose_threads=ours).get("fault")
