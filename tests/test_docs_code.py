@@ -186,7 +186,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my.toml").write_text(text.replace("evaluate_every = 2", "evaluate_every = 12"))
     (tmp_path / "test.jsonl").write_bytes((tmp_path / "train.jsonl").read_bytes())
     (tmp_path / "texts.txt").write_text("a fine film\na dull film\n")
-    for name in ("sentiment", "own_labels", "answers"):
+    for name in ("sentiment", "own_labels", "answers", "lora"):
         shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
         small(tmp_path / "examples" / name)
     demo = tmp_path / "packaged/demo"
