@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_run import write_run
 
-from fedspzo.app import callbacks, config
+from fedspzo.app import config, installed
 from fedspzo.app.callbacks import RunCallback, scalars
 from fedspzo.app.cli import main
 from fedspzo.app.data import read_splits
@@ -107,7 +107,7 @@ def test_without_tensorboard_the_error_says_how_to_install_it(
     def without(name: str) -> Any:
         return None if name == "tensorboard" else importlib.util.find_spec(name)
 
-    monkeypatch.setattr(callbacks, "find_spec", without)
+    monkeypatch.setattr(installed, "find_spec", without)
     assert main(["run", str(tmp_path / "run.toml"), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(

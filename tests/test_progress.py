@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedspzo.app import waiting as subject
-from fedspzo.app.report import ProgressReport
+from fedspzo.app.progress import ProgressReport
 from fedspzo.app.waiting import waiting
 
 ROW = {"train_loss": 0.5, "accuracy": 0.875, "bytes_up": 123_000, "bytes_down": 456_000}

@@ -11,14 +11,10 @@ from typing import Any
 
 import pytest
 
-from fedspzo.app.report import (
-    ProgressReport,
-    figure_png,
-    human_bytes,
-    partition_lines,
-    print_classes,
-    print_table,
-)
+from fedspzo.app.figure import figure_png
+from fedspzo.app.human_bytes import human_bytes
+from fedspzo.app.printed_tables import partition_lines, print_classes, print_table
+from fedspzo.app.progress import ProgressReport
 from fedspzo.app.run_folder import RunFolder
 from fedspzo.errors import InputError
 from fedspzo.files import write_atomic

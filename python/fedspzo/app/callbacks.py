@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedspzo.errors import InputError
-
 from .config import Config
+from .installed import check_installed
 from .run_folder import TENSORBOARD, remove_events
 
 Row = Mapping[str, Any]
@@ -97,9 +95,5 @@ def named(config: Config) -> list[RunCallback]:
     """Return the callbacks that a config names. Raise InputError if one's package is missing."""
     names = config.output.report_to or ()
     for name in names:
-        if find_spec(name) is None:
-            raise InputError(
-                f"{config.path}: [output] report_to is {list(names)}, but {name} is not installed;"
-                f" pip install 'fedspzo[{name}]'"
-            )
+        check_installed(f"{config.path}: [output] report_to is {list(names)}", name, name)
     return [BUILT_IN[name]() for name in names]

@@ -33,9 +33,10 @@ from .engines import Engine, in_process
 from .examples import Example
 from .measures import Measured
 from .metrics import Row, as_row
+from .printed_tables import partition_lines
+from .progress import ProgressReport
 from .recipe import Recipe
 from .replay import advance
-from .report import ProgressReport, partition_lines
 from .resume import begun_threads
 from .run_folder import JOURNAL, METRICS, MEZO_JOURNAL, MEZO_METRICS, RunFolder
 from .tasks import Encoded, Task

@@ -15,8 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .config import Config, is_hub_id
 from .data import Splits
+from .human_bytes import human_bytes
 from .recipe import Recipe, kind_of
-from .report import human_bytes
 from .sections import DEMO
 from .sources import Source, format_of
 

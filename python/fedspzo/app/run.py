@@ -25,13 +25,14 @@ from .ending import fault
 from .engines import Engine, engine_of
 from .examples import Example
 from .experiment import Experiment, Trained
+from .figure import figure_png
 from .measures import by_class, worth
 from .metrics import Row
 from .model_card import CARD, model_card
 from .model_files import check_same_files, model_files
 from .pretrained import save_pretrained
+from .printed_tables import print_classes, print_table
 from .recipe import Recipe
-from .report import figure_png, print_classes, print_table
 from .resume import identity
 from .run_folder import CONFIG, FIGURE, RunFolder
 from .saved_task import SavedTask

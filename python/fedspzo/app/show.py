@@ -16,7 +16,7 @@ from fedspzo.journal.reader import Entry
 from fedspzo.journal.records import Record
 from fedspzo.privacy import Mechanism
 
-from .report import human_bytes
+from .human_bytes import human_bytes
 
 _ROW = "{:>6} {:>8} {:>7} {:>7}  {:>9} {:>9} {:>9}  {}"
 

@@ -57,7 +57,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from ..asked import read_texts
+    from ..prediction_inputs import read_texts
 
     if options.tokens is not None and options.tokens < 1:
         raise InputError(f"--tokens is {options.tokens}; give at least 1")
@@ -72,7 +72,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from ..asked import read_examples
+    from ..prediction_inputs import read_examples
 
     saved = _saved(options)
     examples = read_examples(options.file, saved, text=options.text, label=options.label)
@@ -84,7 +84,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.format == "json":
         print(json.dumps(found))
         return
-    from ..report import print_classes
+    from ..printed_tables import print_classes
 
     loss = "not finite" if found["loss"] is None else f"{found['loss']:.3f}"
     line = f"accuracy {found['accuracy']:.1%}, loss {loss}, of {found['examples']} examples"

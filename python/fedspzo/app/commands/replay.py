@@ -33,8 +33,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _replay(options: argparse.Namespace) -> None:
     from fedspzo.federated.journal.reader import DecodedJournal
 
+    from ..progress import ProgressReport
     from ..replay import check_output, replay, rounds, save
-    from ..report import ProgressReport
 
     check_output(options.output)
     total = options.round

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedspzo import __version__
 
-from ..report import human_bytes
+from ..human_bytes import human_bytes
 from . import panels, tables, words
 from .figures import AXES, COLORS
 from .recorded import RecordedRun

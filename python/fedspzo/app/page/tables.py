@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import human_bytes
+from ..human_bytes import human_bytes
 from .clients import ClientTotals
 from .figures import Line, thinned
 from .journal_facts import block_sizes

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import human_bytes
+from ..human_bytes import human_bytes
 from .recorded import RecordedRun, Row
 
 GOOD, OPEN, BAD = "good", "open", "bad"
