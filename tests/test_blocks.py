@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import peft
 import pytest
 import torch
@@ -43,6 +45,43 @@ def test_auto_looks_at_what_trains():
     early = peft.LoraConfig(**settings, layers_to_transform=[0, 1], modules_to_save=["lm_head"])
     blocks = split(peft.get_peft_model(FAMILIES["llama"](), early))
     assert names(blocks, 2) == {"base_model.model.lm_head.modules_to_save.default.weight"}
+
+
+def test_a_heads_output_layer_is_the_last_block_and_what_is_before_it_is_not():
+    for family, inner in {"bert-head": "bert.pooler.dense", "deberta-v2": "pooler.dense"}.items():
+        blocks = split(FAMILIES[family]())
+        assert names(blocks, 2) == {"classifier.weight", "classifier.bias"}
+        assert {f"{inner}.weight", f"{inner}.bias"} <= names(blocks, 1)
+        assert {f"{inner}.weight", "classifier.weight"} <= names(split(blocks.model, "head"), 2)
+    roberta = hf.RobertaForSequenceClassification(hf.RobertaConfig(**BERT_LIKE))
+    assert names(split(roberta), 2) == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
+    # the norm before an output layer is its block's, and so are both matrices of its adapter
+    assert names(split(FAMILIES["llama"]()), 2) == {"model.norm.weight", "lm_head.weight"}
+    adapters = peft.LoraConfig(target_modules=["dense", "out_proj"], r=2)
+    last = names(split(peft.get_peft_model(roberta, adapters)), 2)
+    assert {name.partition(".lora_")[0] for name in last} == {
+        "base_model.model.classifier.out_proj"
+    }
+    assert len(last) == 2
+
+
+def test_a_frozen_body_leaves_the_whole_head_in_one_block():
+    model = FAMILIES["bert-head"]()
+    model.bert.embeddings.requires_grad_(False)
+    model.bert.encoder.requires_grad_(False)
+    (only,) = split(model).groups
+    assert {"bert.pooler.dense.weight", "classifier.weight"} <= {name for name, _ in only}
+
+
+def test_an_untraced_heads_output_layer_is_the_one_registered_last():
+    model = nn.Sequential(
+        OrderedDict(
+            layers=nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
+            hidden=nn.Linear(4, 5),
+            output=nn.Linear(5, 2),
+        )
+    )
+    assert names(split(model), 2) == {"output.weight", "output.bias"}
 
 
 def test_ownership_follows_execution_not_registration():

@@ -47,6 +47,11 @@ def _mezo(count: int, sides: str) -> dict[str, Any]:
     return {"estimator": "mezo", "perturbations": count, "sides": sides}
 
 
+WHOLE = "head"
+"""The cut of the methods that were tuned while all that comes after the layers was the last block.
+On a language model it is the default cut too; on MiniLM that leaves out the pooler."""
+_RULE, _NEW = ("decoder", "encoder"), ("minilm",)
+
 BASELINE = "MeZO"
 CENTRAL = (
     Method(BASELINE, None, _mezo(1, "two")),
@@ -56,23 +61,25 @@ CENTRAL = (
     Method("MeZO, 4 one-sided, lr auto", None, {**_mezo(4, "one"), "lr": "auto"}),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
-    Method("FedSPZO", "auto", {}, -9),
+    Method("FedSPZO", WHOLE, {}, -9),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("last block alone", "auto", {"perturbations": (0, last_block.DIRECTIONS)}),
+    Method("FedSPZO, lr auto, whole head", WHOLE, {"lr": "auto"}, problems=_NEW),
+    Method("last block alone", WHOLE, {"perturbations": (0, last_block.DIRECTIONS)}),
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
 )
 
 # MiniLM's head is new: as many as `examples/minilm` names, where the rule has 8
 _MORE = {"perturbations": (1, 32)}
-_RULE, _NEW = ("decoder", "encoder"), ("minilm",)
 
 FEDERATED = (
     Method("FedMeZO", None, _mezo(1, "two"), -8, federated=METHODS["fedmezo"]),
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
-    Method("FedSPZO", "auto", {}, -8, problems=_RULE),
+    Method("FedSPZO", WHOLE, {}, -8, problems=_RULE),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, P2 = 32", "auto", _MORE, -8, problems=_NEW),
-    Method("FedSPZO, P2 = 32, shared seeds", "auto", _MORE, -8, seeds="shared", problems=_NEW),
+    Method("FedSPZO, lr auto, P2 = 32", "auto", {**_MORE, "lr": "auto"}, problems=_NEW),
+    Method("FedSPZO, lr auto, P2 = 32, whole head", WHOLE, {**_MORE, "lr": "auto"}, problems=_NEW),
+    Method("FedSPZO, P2 = 32", WHOLE, _MORE, -8, problems=_NEW),
+    Method("FedSPZO, P2 = 32, shared seeds", WHOLE, _MORE, -8, seeds="shared", problems=_NEW),
 )
 
 

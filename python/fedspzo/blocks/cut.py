@@ -90,7 +90,9 @@ def split(
 
     Block 1 holds the layers before the first cut and every parameter that the model uses up to
     there (embeddings, also those tied to the head), and so on. The last block holds the rest
-    (final norm, head).
+    (final norm, head). With "auto" a head's weight matrices before its output layer, such as a
+    pooler's, belong to block 1 too: the noise of a last block grows with its size, and a classifier
+    alone learns in a quarter of the passes (docs/estimators.md).
 
     The layer stack is the model's largest list of layers, the decoder's of an encoder-decoder, the
     text's beside an image's, and of several others the one that runs last. To see what runs and
@@ -105,9 +107,9 @@ def split(
         at: the first layer of block 2, or a sequence with the first layer of every block but the
             first. A layer is an index in the stack (negative: from the end), a qualified name (a
             unique ending of it will do, so wrappers need no spelling out), or "head" for what
-            comes after the stack. With "auto" (default) block 2 is the head if a weight matrix of
-            it trains that is not tied to an earlier one; else it is the last eighth of the
-            layers, at least one, with the head.
+            comes after the stack. With "auto" (default) block 2 is the head's output layer, with
+            the norms before it, if a weight matrix of the head trains that is not tied to an
+            earlier one; else it is the last eighth of the layers, at least one, with the head.
         example: keyword arguments of one forward pass.
         rows: the numbers of the tokens that answer a prompt, for a Hugging Face language model.
             Their rows of the output layer become parameters of their own, in the last block
@@ -132,6 +134,9 @@ def split(
         kept = slice(1, None) if any(p.dim() > 1 for _, p in head) else slice(1)
         before, cuts = before[kept], cuts[kept]
     groups = _grouped(model, before)
+    if at == "auto" and cuts[-1] == len(stack) and groups[0]:
+        before[-1] |= _before_output_layer(model, uses.in_order(groups[-1]))
+        groups = _grouped(model, before)
     frozen = uses.frozen()
     if frozen:  # training begins after these layers, and block 1 with it
         first = next((number for number, group in enumerate(groups) if group), 0)
@@ -144,6 +149,26 @@ def split(
             )
     layers = stack[: max((frozen, *cuts))]
     return Blocks(model, layers, groups, cuts, frozen, modules_beside(model, stack, groups))
+
+
+def _before_output_layer(model: nn.Module, head: Named) -> set[str]:
+    """Return the names of the parameters of a head's layers with weight matrices but the last.
+
+    Args:
+        model: the module itself.
+        head: the head's (name, parameter) pairs, in the order in which the model uses them.
+    """
+    layers = {name: _layer(model, name) for name, _ in head}
+    matrices = [layers[name] for name, parameter in head if parameter.dim() > 1]
+    return {name for name, layer in layers.items() if layer in matrices and layer != matrices[-1]}
+
+
+def _layer(model: nn.Module, name: str) -> str:
+    """Return the name of the module that has a parameter; an adapter's is the layer it adapts."""
+    parts = name.split(".")[:-1]
+    above = (".".join(parts[:end]) for end in range(1, len(parts)))
+    adapted = (path for path in above if hasattr(model.get_submodule(path), "base_layer"))
+    return next(adapted, ".".join(parts))
 
 
 def _grouped(model: nn.Module, before: Sequence[set[str]]) -> tuple[Named, ...]:

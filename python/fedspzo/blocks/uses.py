@@ -9,7 +9,7 @@ from itertools import takewhile
 from torch import nn
 
 from .layer_stack import Layers
-from .parameters import storage, trainable
+from .parameters import Named, storage, trainable
 from .trace import Trace
 
 
@@ -56,6 +56,17 @@ class Uses:
             self._warn()
             return own | self._registered
         return own | self._names(self._every[name] for name in used) | self._unused()
+
+    def in_order(self, named: Named) -> Named:
+        """Return (name, parameter) pairs in the order in which the model first uses them.
+
+        Without a trace it is the order of registration.
+        """
+        first = [] if self._trace is None else list(self._trace.first_use)
+        place = {
+            name: i for i, used in enumerate(first) for name in self._names([self._every[used]])
+        }
+        return tuple(sorted(named, key=lambda pair: place.get(pair[0], -1)))
 
     def frozen(self) -> int:
         """Return the number of leading layers before which, and in which, nothing trains."""
