@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from auto_lr_toys import newton_run
 from families import FAMILIES
@@ -35,6 +36,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EVALUATIONS = ["in_place", "layerwise"]
 Loss = Callable[[], Tensor]
 Case = Callable[[torch.dtype], tuple[Blocks, Loss]]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    """As in a new process; other tests may have compiled a model in this one."""
+    torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture
@@ -512,6 +519,20 @@ def test_a_closure_that_fails_fails_the_step_and_puts_everything_back(evaluation
         optimizer.step(fails)
     assert same(model, before) if evaluation == "layerwise" else close(model, before)
     assert optimizer.step(loss) < float("inf")
+
+
+def test_losses_of_a_compiled_model_are_evaluated_in_full(recordings):
+    torch._dynamo.reset()
+    _, optimizer, loss = newton_run(1, evaluation="in_place")
+    assert recordings.pop().refused is None
+    calls = []
+
+    def backend(graph: Any, _: Any) -> Callable[..., Any]:
+        return lambda *args: calls.append(1) or graph.forward(*args)
+
+    optimizer.step(torch.compile(loss, backend=backend))
+    assert len(calls) >= len(optimizer.last_step.losses)
+    assert recordings.pop().refused == "torch.compile has compiled code, which may round otherwise"
 
 
 def test_several_processes_or_a_block_beyond_the_buffer_are_evaluated_in_full(recordings):

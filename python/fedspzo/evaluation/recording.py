@@ -7,7 +7,8 @@ again with the weights as they are by then. The loss has the same bits, as the o
 same.
 
 A recording sees what goes through torch's dispatcher. A closure that reads a value of the moved
-weights into Python, or computes with it outside torch, is evaluated in full every time.
+weights into Python, or computes with it outside torch, is evaluated in full every time. So is all
+that cannot be run again: compiled code, random numbers, results of other shapes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fedspzo.blocks.evaluation_mode import eager
+from fedspzo.blocks.evaluation_mode import eager, has_compiled
 
 _SELECTIONS = {torch.ops.aten.index.Tensor, torch.ops.aten.masked_select.default}
 """Operations whose first argument does not decide on the shape of the result."""
 
-_METHODS = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__)
-_WAYS_OUT = {torch.tensor, *_METHODS}
-"""Functions that read tensors past the dispatcher."""
+_READ = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__)
+_WAYS_OUT = {torch.tensor, *_READ}
+"""Functions that read tensors, and that the dispatcher does not see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,6 +303,9 @@ class Recording:
         return loss
 
     def _record(self, evaluate: Callable[[], Tensor]) -> Tensor:
+        if has_compiled():
+            self.refused = "torch.compile has compiled code, which may round otherwise"
+            return evaluate()
         recorder = _Recorder(self._moved)
         with eager(), recorder, _WaysOut(recorder):  # a compiler cannot trace a dispatch mode
             loss = evaluate()
