@@ -227,7 +227,8 @@ def test_a_loss_that_is_not_finite_skips_a_newton_step(bad):
     before = copy.deepcopy(optimizer.auto)
     calls = iter(range(10**6))
     with pytest.warns(UserWarning, match="not finite"):
-        optimizer.step(lambda: (math.nan if next(calls) == bad else 1.0) * loss())
+        # as a number, for which every evaluation calls the closure
+        optimizer.step(lambda: (math.nan if next(calls) == bad else 1.0) * loss().item())
     assert optimizer.last_step.skipped
     assert optimizer.auto == replace(before, lost_steps=1)  # which counts it, and learns nothing
     assert optimizer.step(loss) < math.inf

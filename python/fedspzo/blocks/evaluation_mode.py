@@ -37,6 +37,12 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
                 setattr(owner, flag, True)
 
 
+def has_compiled() -> bool:
+    """Tell whether torch.compile has compiled any code in this process."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and dynamo.utils.counters["frames"]["total"] > 0
+
+
 def eager() -> AbstractContextManager[Any]:
     """Return a context in which a compiled model runs its own code, uncompiled.
 

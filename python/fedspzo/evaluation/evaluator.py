@@ -11,6 +11,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.estimators.points import Point
 
 from .in_place import MovableBlock
+from .recording import Recording
 
 
 class Evaluator:
@@ -25,6 +26,8 @@ class Evaluator:
             full forward passes.
         evaluate: returns the loss at the weights as the blocks were last moved: a scalar, or with
             privacy one loss an example, (B,).
+        recording: returns a new recording, which makes the evaluations that move the last block
+            alone. Default None: they run in full.
 
     Attributes:
         losses: the loss at each point evaluated so far, in that order.
@@ -39,10 +42,13 @@ class Evaluator:
         replay: ActivationReplay,
         shares: Sequence[float],
         evaluate: Callable[[], Tensor],
+        recording: Callable[[], Recording] | None = None,
     ) -> None:
         self._blocks = list(zip(blocks, seeds, eps, strict=True))
         self._replay, self._shares, self._evaluate = replay, shares, evaluate
         self._captured = Point()
+        self._new_recording = recording
+        self._recording: Recording | None = None
         self.losses: dict[Point, Tensor] = {}
         self._means: dict[Point, float] = {}
         self.forwards = 0.0
@@ -65,18 +71,36 @@ class Evaluator:
             self._means |= zip(new, means.tolist(), strict=True)
         return dict(self._means)
 
+    def free(self) -> None:
+        """Free the memory that recorded evaluations keep."""
+        self._recording = None
+
     def _at(self, point: Point) -> Tensor:
         for (block, seeds, scale), offset in zip(self._blocks, point, strict=True):
             block.move({seeds[p]: distance * scale for p, distance in offset})
         # number of leading blocks that are at the point where they were captured
         same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:
-            self._replay.replay(same)
             share = self._shares[same]
+            loss = self._replayed(same)
         else:
             share = self._shares[0] if self._replay.keeps_frozen else 1.0
             self._replay.capture()
             self._captured = point
-        loss = self._replay.evaluated(self._evaluate)
-        self.forwards += share + (1 - share) * self._replay.rerun()
+            # what a recording has read is as of one capture
+            self._recording = self._new_recording() if self._new_recording else None
+            loss = self._replay.evaluated(self._evaluate)
+        again = self._replay.rerun()
+        if again:  # the model was given other inputs
+            self._recording = None
+        self.forwards += share + (1 - share) * again
         return loss
+
+    def _replayed(self, blocks: int) -> Tensor:
+        def evaluate() -> Tensor:
+            self._replay.replay(blocks)
+            return self._replay.evaluated(self._evaluate)
+
+        if blocks == len(self._blocks) - 1 and self._recording is not None:
+            return self._recording.evaluated(evaluate)
+        return evaluate()

@@ -48,14 +48,18 @@ class Layerwise:
         self._stray: set[str] | None = None
         self._groups: Sequence[Named] = ()
         self._blocks: list[LayerwiseBlock] = []
+        self._in_place: set[str] = set()
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     @contextmanager
-    def virtual_parameters(self, groups: Sequence[Named]) -> Iterator[list[LayerwiseBlock]]:
+    def virtual_parameters(
+        self, groups: Sequence[Named], copied: Named = ()
+    ) -> Iterator[list[LayerwiseBlock]]:
         """Put virtual parameters into the parameters' places inside the `with` block.
 
         Args:
             groups: each block's (name, parameter) pairs.
+            copied: those of them that stay in their places, and are moved there. Default: none.
 
         Yields:
             The blocks, each of which can be moved.
@@ -66,6 +70,7 @@ class Layerwise:
             why = "are sharded" if sharded else _WITHOUT_MODEL
             self._found({name for name, _ in every}, why)
         self._groups, self._blocks = groups, []
+        self._in_place = {name for name, _ in copied}
         try:
             for group in groups:
                 self._blocks.append(LayerwiseBlock(self._scratch, self._copied(group)))
@@ -87,7 +92,10 @@ class Layerwise:
         """
         if self._stray is not None:
             return evaluate()
-        stray = _Stray({name: tensor for group in self._groups for name, tensor in group})
+        virtual = (
+            pair for group in self._groups for pair in group if pair[0] not in self._in_place
+        )
+        stray = _Stray(dict(virtual))
         self._scratch.aside = stray.aside
         try:
             with stray:
@@ -116,14 +124,18 @@ class Layerwise:
             )
 
     def _copied(self, group: Named) -> Named:
-        return [(name, tensor) for name, tensor in group if name in (self._stray or ())]
+        return [(name, tensor) for name, tensor in group if self._stays(name)]
+
+    def _stays(self, name: str) -> bool:
+        """Tell whether a parameter stays in its place, and is moved there."""
+        return name in self._in_place or name in (self._stray or ())
 
     def _put(self) -> None:
         parameters = {
             storage(tensor): VirtualParameter.of(name, tensor, block)
             for group, block in zip(self._groups, self._blocks, strict=True)
             for name, tensor in group
-            if name not in (self._stray or ())
+            if not self._stays(name)
         }
         for module in self._model.modules() if self._model else ():
             for name, parameter in module._parameters.items():

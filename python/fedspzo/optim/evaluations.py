@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,12 +15,14 @@ from torch import Tensor, nn
 
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.evaluation_mode import evaluating
-from fedspzo.blocks.shards import check_shards, gathering_modules, reshard
+from fedspzo.blocks.shards import check_shards, gathering_modules, is_sharded, reshard
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.closures import Closure, backward_refused, read_losses
 from fedspzo.evaluation.in_place import InPlaceBlock
 from fedspzo.evaluation.layerwise import Layerwise
+from fedspzo.evaluation.recording import Recording
 from fedspzo.evaluation.running_statistics import kept_running_statistics
+from fedspzo.evaluation.scratch_buffer import footprint
 from fedspzo.interrupts import HeldInterrupts
 
 from .closure_checks import ClosureChecks
@@ -49,6 +53,7 @@ class Evaluations:
         self._layerwise: Layerwise | None = None
         self._gathering: dict[str, Any] = {}
         self._watched: list[Tensor] = []
+        self._released: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def restart(self, *, checked: bool) -> None:
         """Begin anew from a state that was loaded.
@@ -97,6 +102,7 @@ class Evaluations:
             A function that returns the closure's loss at the weights as they are.
         """
         watched, self._watched = self._watched, []
+        self._released = interrupts.released
 
         def read() -> Tensor:
             return read_losses(closure(), single=single)
@@ -159,12 +165,31 @@ class Evaluations:
             evaluate: returns the loss.
             scratch_bytes: memory for layerwise evaluation, in bytes; None: evaluate in place.
         """
+        if self._records(step, scratch_bytes):
+            last = [parameter for _, parameter in named(step.groups[-1])]
+            step = replace(step, recording=partial(Recording, last, self._released))
         if scratch_bytes is None:
             report = self._checks.estimate(step, blocks, evaluate)
         else:
             report = self._estimate_layerwise(step, evaluate, scratch_bytes)
         self.spent += self._checks.spent
         return report
+
+    def _records(self, step: Step, scratch_bytes: int | None) -> bool:
+        """Tell whether evaluations of a step's last block are recorded.
+
+        Args:
+            step: the step.
+            scratch_bytes: memory for layerwise evaluation, in bytes, into which a copy of the block
+                has to fit; None: evaluate in place.
+        """
+        if not step.takes_newton_step or not self._processes.alone:
+            return False
+        groups = [[parameter for _, parameter in named(group)] for group in step.groups]
+        # what is gathered from shards is let go of after each evaluation
+        if self._gathering or any(map(is_sharded, chain.from_iterable(groups))):
+            return False
+        return scratch_bytes is None or footprint(groups[-1]) <= scratch_bytes
 
     def _estimate_layerwise(
         self, step: Step, evaluate: Callable[[], Tensor], scratch_bytes: int
@@ -179,5 +204,8 @@ class Evaluations:
         def watched() -> Tensor:
             return layerwise.watched(evaluate, again)
 
-        with layerwise.virtual_parameters([named(group) for group in step.groups]) as virtual:
+        groups = [named(group) for group in step.groups]
+        # moved in place, from a copy, as a recording reads the weights from where they are
+        copied = groups[-1] if step.recording else []
+        with layerwise.virtual_parameters(groups, copied) as virtual:
             return self._checks.estimate(step, virtual, watched)

@@ -58,6 +58,11 @@ class Processes:
                     " a layer is made anew, or broadcast its weights"
                 )
 
+    @property
+    def alone(self) -> bool:
+        """Tell whether this is the only process."""
+        return self._group is None and not _several()
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """See whether a DistributedDataParallel runs inside the `with` block, or around it."""

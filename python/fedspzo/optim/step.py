@@ -24,6 +24,7 @@ from fedspzo.estimators.step_report import StepReport, terms_of
 from fedspzo.evaluation.closures import private_gradients
 from fedspzo.evaluation.evaluator import Evaluator
 from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
+from fedspzo.evaluation.recording import Recording
 from fedspzo.privacy import Mechanism
 from fedspzo.seeds import step_rounding_seed
 
@@ -46,6 +47,8 @@ class Step:
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
         newton: the last block takes a Newton step. None: it does if lr="auto" may and it is cheap.
         privacy: makes the gradients private, or None.
+        recording: returns a new recording of evaluations of the last block, which is moved in
+            place. Default None: they run in full.
     """
 
     number: int
@@ -59,6 +62,7 @@ class Step:
     auto: CentralPolicy | None
     newton: bool | None
     privacy: Mechanism | None
+    recording: Callable[[], Recording] | None = None
 
     def estimator(self) -> Estimator:
         """Return the step's estimator. With lr="auto" some blocks may rest in it.
@@ -90,6 +94,12 @@ class Step:
             newton=last,
         )
 
+    @property
+    def takes_newton_step(self) -> bool:
+        """Tell whether the last block takes a Newton step, which evaluates it many times."""
+        estimator = self.estimator()
+        return isinstance(estimator, Anchored) and estimator.newton is not None
+
     def estimate(
         self, blocks: Sequence[MovableBlock], evaluate: Callable[[], Tensor]
     ) -> StepReport:
@@ -107,12 +117,15 @@ class Step:
         eps = estimator.scales([group["eps"] for group in self.groups])
         if self.auto is not None:
             self.auto.measure([[p for _, p in named(group)] for group in self.groups])
-        evaluator = Evaluator(blocks, seeds, eps, self.replay, self.every_share, evaluate)
+        evaluator = Evaluator(
+            blocks, seeds, eps, self.replay, self.every_share, evaluate, self.recording
+        )
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
         evaluator.visit(estimator.points())
         losses = evaluator.means()
+        evaluator.free()
         if self.privacy is None:
             found = estimator.gradients(losses, eps)
         else:
