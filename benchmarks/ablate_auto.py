@@ -98,7 +98,6 @@ VARIANTS = (
     Variant(
         "no bound on size", [(rates, role, _boundless(getattr(rates, role))) for role in _ROLES]
     ),
-    Variant("no bound on worth", [(rates, "WORTH", math.inf)]),
     Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
     Variant(
         "the first block's curvature not measured",
@@ -118,9 +117,6 @@ VARIANTS = (
     ),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
-    Variant(
-        "loss monitor: no allowance at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]
-    ),
     Variant(
         "no Newton steps",
         [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],

@@ -29,13 +29,6 @@ def test_a_step_moves_a_block_by_a_few_percent_and_a_new_head_by_a_quarter():
     assert step_share(only, 10, 4, 2.0) == pytest.approx(0.03)
 
 
-def test_where_gradients_are_small_a_step_has_to_be_worth_its_noise():
-    """A step by the share r of the weights promises at least r^2 / 0.14 nats: lr g^2."""
-    led, last = rates_after(policy(2.0, 0.5), [[1e-3] * 4, [1.0]])
-    assert step_share(led, 1e-3, 4, 2.0) ** 2 / (led * 1e-3**2) == pytest.approx(0.14)
-    assert step_share(last, 1, 1, 0.5) == pytest.approx(0.25)  # the last block's need not be
-
-
 @pytest.mark.parametrize(
     ("directions", "trace", "last"),
     [
@@ -70,7 +63,7 @@ def test_groups_that_are_no_blocks_are_bounded_like_an_only_block():
     optimizer = SPZO(halves, lr="auto")
     optimizer.step(model)
     gradient = abs(optimizer.last_step.gradients[0][0])
-    expected = min(0.03 * 8 / gradient, 0.14 * 8**2)  # by size, and by worth
+    expected = 0.03 * 8 / gradient
     found = [group["lr"] for group in optimizer.param_groups]
     assert found == pytest.approx([optimizer.auto.factor * expected] * 2, rel=1e-3)
     anchored = SPZO(halves, lr="auto", estimator="anchored", perturbations=(1, 1))

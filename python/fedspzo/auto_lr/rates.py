@@ -1,12 +1,10 @@
 """Compute learning rates from block statistics, by a pure function.
 
-A block's rate is the largest that three bounds allow. With d weights, P directions and the root
+A block's rate is the largest that two bounds allow. With d weights, P directions and the root
 mean square g of their projected gradients:
 
 * Size: a step moves a block by a few percent of its weights at most, as its noise adds up. The
   update has the norm lr g sqrt(d / P).
-* Worth: a step that moves a block by the share r of its weights has to promise a fall of the loss
-  by r^2 / WORTH. It promises lr g^2.
 * Curvature, if the block shows it: the rate is a small part of the one that is best for a single
   step. That is P / trace(H) where the noise of the directions dominates.
 
@@ -36,10 +34,9 @@ SIZE_LED = 0.045
 SIZE_LAST = 0.25
 """Largest norm of a step over that of the block's weights, for the last of several blocks. It is
 higher, as the weights of a new head are small at first."""
-SIZE_NEWTON = 1.0
-"""Largest norm of a Newton step over that of the block's weights."""
-WORTH = 0.14
-"""Squared share of its weights that a step may move a block by, for each nat that it promises."""
+SIZE_NEWTON = 4.0
+"""Largest norm of a Newton step over that of the block's weights at the start. It bounds the harm
+of a batch that a step fits by chance; with 1 a new output layer learned half as fast."""
 CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
 NEWTON = 0.5
@@ -64,8 +61,8 @@ class RateSettings:
     A federation's policy takes a round for a step. A round's update is the sum of `local_steps`
     means over `clients` directions. It has local_steps / clients times the noise of one step, in
     squared norm. If that is less than 1, the bounds on size and curvature allow as much more (the
-    latter at most the stable rate 1 / trace), and the bound on worth grows with `clients`, as it
-    does with P. If it is more than 1, a round counts as that many turns.
+    latter at most the stable rate 1 / trace). If it is more than 1, a round counts as that many
+    turns.
 
     Attributes:
         last_leads: the blocks are those of a network, whose last one leads the others. False: they
@@ -129,18 +126,16 @@ class _Role:
 
     Attributes:
         size: largest norm of a step over that of the block's weights.
-        worth: a step has to be worth its noise.
         falls: the rate falls in the long run, even if the block takes no Newton steps.
     """
 
     size: float
-    worth: bool
     falls: bool
 
 
-_ONLY = _Role(SIZE_ONLY, worth=True, falls=False)
-_LED = _Role(SIZE_LED, worth=True, falls=True)
-_LAST = _Role(SIZE_LAST, worth=False, falls=False)
+_ONLY = _Role(SIZE_ONLY, falls=False)
+_LED = _Role(SIZE_LED, falls=True)
+_LAST = _Role(SIZE_LAST, falls=False)
 
 
 def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_Role]:
@@ -170,8 +165,6 @@ def _bound(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float
     bounds = []
     if stats.weight_rms and square:
         bounds.append(gain * role.size * stats.weight_rms * math.sqrt(count / square))
-    if stats.weight_rms and role.worth:
-        bounds.append(WORTH * settings.clients * stats.weight_rms**2 * count)
     if trace > 0:
         # the trace may all be in one direction
         bounds.append(min(1.0, gain * CURVATURE * count) / trace)
