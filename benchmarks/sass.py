@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -21,13 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import gpu_build
 import numpy as np
 from gpu_build import VARIANTS as BUILDS
-from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
 DTYPES = ("float32", "bfloat16", "float16")
 STREAMS = ("normal-v1", "rademacher-v1")
+ARCHITECTURES = (80, 90)
 THREADS = 256
 """Of a block: kThreads of csrc/cuda/layout.h."""
 
@@ -109,33 +111,22 @@ def missing() -> str | None:
     return None
 
 
-def cuda_kernels(
-    architecture: int, flags: Sequence[str] = (), form: str = "whole"
-) -> dict[Variant, Code]:
+def cuda_kernels(library: Path, architecture: int, form: str = "whole") -> dict[Variant, Code]:
     """Every kernel of csrc/cuda.
 
     Args:
+        library: as setup.py or gpu_build.py builds it, for that architecture among others.
         architecture: e.g. 90.
-        flags: nvcc's.
         form: "whole" tensors, in place and out of place, or "rows" of one.
     """
-    functions = _compile_cuda(architecture, tuple(flags))
+    functions = _read_library(library, architecture)
     return {variant: _read_cuda(functions[form, variant], variant) for variant in VARIANTS}
 
 
 @functools.cache
-def _compile_cuda(
-    architecture: int, flags: tuple[str, ...]
-) -> dict[tuple[str, Variant], _Function]:
+def _read_library(library: Path, architecture: int) -> dict[tuple[str, Variant], _Function]:
     """The kernels by their form and variant."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "perturb.cubin"
-        command = ["nvcc", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "-fmad=false"]
-        command += [*flags, "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        command += [f"-I{path}" for path in include_paths()]
-        command += ["-cubin", "-o", str(cubin), str(ROOT / "csrc/cuda/perturb.cu")]
-        subprocess.run(command, check=True)
-        functions = _disassemble(cubin)
+    functions = _disassemble(library, "-arch", f"sm_{architecture}")
     return {_cuda_variant(name): function for name, function in functions.items()}
 
 
@@ -190,13 +181,13 @@ class _Function(NamedTuple):
     loops: list[list[str]]
 
 
-def _disassemble(cubin: Path) -> dict[str, _Function]:
+def _disassemble(file: Path, *flags: str) -> dict[str, _Function]:
     """The kernels of a file by their names."""
     spec = importlib.util.find_spec("triton")
     assert spec is not None
     assert spec.origin is not None
     program = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
-    command = [program, "-sass", "-res-usage", cubin]
+    command = [program, "-sass", "-res-usage", *flags, file]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
     resources = {name: map(int, rest) for name, *rest in re.findall(usage, text)}
@@ -320,16 +311,18 @@ def main() -> None:
     build = sys.argv[1] if len(sys.argv) > 1 else "default"
     if build not in BUILDS:
         sys.exit(f"sass: no variant {build!r}: there are {', '.join(BUILDS)}")
-    flags = BUILDS[build]
+    forms = ("whole", "rows")
+    os.environ["CUDA_ARCHITECTURES"] = " ".join(map(str, ARCHITECTURES))
+    with tempfile.TemporaryDirectory() as folder:
+        (library,) = gpu_build.build(Path(folder), [build])
+        cuda = {(a, f): cuda_kernels(library, a, f) for a in ARCHITECTURES for f in forms}
     columns = (
         "sm, kernel, dtype, stream, counted, instr., chunk, regs, blocks, stack, local, shared,"
     )
     print("|", f"{columns} accesses".replace(", ", " | "), "|")
     print("|" + " --- |" * 13)
-    for architecture in (80, 90):
-        kernels = {
-            f"CUDA, {form}": cuda_kernels(architecture, flags, form) for form in ("whole", "rows")
-        }
+    for architecture in ARCHITECTURES:
+        kernels = {f"CUDA, {form}": cuda[architecture, form] for form in forms}
         if build == "default":
             for form in ("whole", "shifted", "rows"):
                 kernels[f"Triton, {form}"] = triton_kernels(architecture, form)
@@ -343,7 +336,7 @@ def main() -> None:
                 cells += [code.blocks(architecture, threads), code.stack, code.local, code.shared]
                 cells += [", ".join(f"{n} {opcode}" for opcode, n in code.accesses.items())]
                 print("|", " | ".join(map(str, cells)), "|")
-    print(f"\nwavefronts of a read of CUDA's table: {wavefronts(flags):.2f}")
+    print(f"\nwavefronts of a read of CUDA's table: {wavefronts(BUILDS[build]):.2f}")
 
 
 if __name__ == "__main__":

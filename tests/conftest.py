@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import gc
 import os
 
 # Read when torch is first imported. Threads of several test processes would wait for each other;
 # a test of thread counts sets its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +21,19 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 from fuzz_toml import write_named_files
 from kernel_backends import CAPABILITIES, REFERENCE, Op, compiled, why_not
+from once import once
 
 import fedspzo_kernels
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the collections of garbage to come: each takes 0.2 s of it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else libraries say at the end that their objects leaked
 
 
 def pytest_report_header() -> str:
@@ -53,6 +68,29 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     write_named_files(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `FORCE_CUDA=1 python setup.py build_ext` builds, for the architectures of budgets."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the path: nothing here shows what the CUDA library is like")
+
+    def build(folder: Path) -> None:
+        root = Path(__file__).parent.parent
+        package = folder / "lib/fedspzo_kernels"
+        package.mkdir(parents=True, exist_ok=True)
+        for built in (root / "fedspzo_kernels").glob("_C.*so"):
+            shutil.copy(built, package)  # the CPU backend's, which is not built again then
+        command = [sys.executable, "setup.py", "build_ext", "--build-lib", folder / "lib"]
+        subprocess.run(
+            [*command, "--build-temp", folder / "temp"],
+            cwd=root,
+            env={**os.environ, "FORCE_CUDA": "1", "CUDA_ARCHITECTURES": "80 90"},
+            check=True,
+        )
+
+    return once(tmp_path_factory, "cuda", build) / "lib/fedspzo_kernels/_C_cuda.abi3.so"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -23,22 +23,6 @@ CUDA_ONLY = {"aoti_torch_get_current_cuda_stream"}
 TOOLCHAIN = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `FORCE_CUDA=1 python setup.py build_ext` builds, for one architecture."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc on the path: nothing here shows that the CUDA library loads")
-    folder = tmp_path_factory.mktemp("cuda")
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", folder / "lib"]
-    subprocess.run(
-        [*command, "--build-temp", folder / "temp"],
-        cwd=ROOT,
-        env={**os.environ, "FORCE_CUDA": "1", "CUDA_ARCHITECTURES": "90"},
-        check=True,
-    )
-    return folder / "lib/fedspzo_kernels/_C_cuda.abi3.so"
-
-
 def run(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -62,22 +46,22 @@ def needed(library: Path) -> list[Path]:
     return [torchs / name if (torchs / name).exists() else system[name] for name in names]
 
 
-def test_what_it_needs_is_in_the_libraries_that_it_names(library: Path) -> None:
-    libraries = needed(library)
+def test_what_it_needs_is_in_the_libraries_that_it_names(cuda_library: Path) -> None:
+    libraries = needed(cuda_library)
     assert {"libtorch.so", "libtorch_cpu.so", "libc10.so"} <= {path.name for path in libraries}
     exported = set().union(*(symbols(path, "--defined-only") for path in libraries))
-    wanted = symbols(library, "--undefined-only")
+    wanted = symbols(cuda_library, "--undefined-only")
     assert {name for name, kind in wanted.items() if kind == "U"} <= exported
     assert wanted.keys() - exported - TOOLCHAIN == CUDA_ONLY
 
 
 @pytest.mark.parametrize("op", ["perturb_", "perturb_out", "perturb_rows"])
-def test_it_loads_and_registers_the_ops_for_cuda(library: Path, op: str) -> None:
+def test_it_loads_and_registers_the_ops_for_cuda(cuda_library: Path, op: str) -> None:
     code = f"""
 import torch, fedspzo_kernels
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 before = has_kernel("fedspzo::{op}", "CUDA")
-torch.ops.load_library({str(library)!r})
+torch.ops.load_library({str(cuda_library)!r})
 print(before, has_kernel("fedspzo::{op}", "CUDA"))
 """
     environment = {**os.environ, "FEDSPZO_BACKEND": "reference"}
@@ -87,10 +71,10 @@ print(before, has_kernel("fedspzo::{op}", "CUDA"))
     assert done.stdout.split() == ["False", "True"]
 
 
-def test_a_request_without_a_gpu_is_refused(library: Path, tmp_path: Path) -> None:
+def test_a_request_without_a_gpu_is_refused(cuda_library: Path, tmp_path: Path) -> None:
     package = tmp_path / "fedspzo_kernels"
     shutil.copytree(ROOT / "fedspzo_kernels", package, ignore=shutil.ignore_patterns("_C_cuda*"))
-    shutil.copy(library, package)
+    shutil.copy(cuda_library, package)
     code = """
 import torch
 torch.version.cuda = "13.0"

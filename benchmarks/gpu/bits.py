@@ -16,7 +16,7 @@ from .rows import attempt, record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZE = device.sized(100_003, 203)
-TERMS = device.sized((1, 3, 70), (1, 2))
+TERMS = device.sized((1, 3, 70), (2,))
 
 
 class Settings(NamedTuple):
@@ -35,7 +35,7 @@ def forms(whole: Tensor, beside: Tensor, settings: Settings) -> list[Tensor]:
     """Results of the three ops: by rows, out of place, in place."""
     terms, offset, same = settings
     height = len(whole) // WIDTH
-    ids = torch.tensor([height - 1, 0, 1, 1], device=whole.device)
+    ids = torch.tensor(device.sized([height - 1, 0, 1, 1], [1]), device=whole.device)
     table = whole[: height * WIDTH].view(height, WIDTH)
     rows = perturb_rows(table, ids, 5, *terms, offset=offset, **same)
     tensors = [whole, beside[1:-5]]  # the second is not aligned

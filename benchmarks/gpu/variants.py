@@ -16,7 +16,7 @@ from fedspzo_kernels import perturb_
 from . import bits, device
 from .rows import attempt, record
 
-WEIGHTS = device.sized(10**9, 5_000)
+WEIGHTS = device.sized(10**9, 4_000)
 MANY = 64
 """From so many terms on, one run is timed, which takes most of a second, in place of five."""
 TERMS = (1, 2, 3, 16, 1024)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -13,7 +16,16 @@ M0, M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
 W0, W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 
-@triton.jit
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function that kernels call: jitted, or as it is for the interpreter.
+
+    The interpreter patches its language anew in each call of a jitted function, which took a third
+    of its time. Within a kernel that it runs, the language is patched already.
+    """
+    return function if INTERPRETED.value else triton.jit(function)
+
+
+@inner
 def fma(a, b, c):
     """Return float32 a * b + c, rounded once."""
     if INTERPRETED:
@@ -33,14 +45,14 @@ def fma(a, b, c):
         return tl.fma(a, b, c)
 
 
-@triton.jit
+@inner
 def product(a, m: tl.constexpr):
     """Return the high and the low word of a * m."""
     p = a.to(tl.uint64) * m
     return (p >> 32).to(tl.uint32), p.to(tl.uint32)
 
 
-@triton.jit
+@inner
 def philox(counter, high, key, seed):
     """Return the four words of each counter. The counters share `high`, `key` and `seed`."""
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
@@ -57,7 +69,7 @@ def philox(counter, high, key, seed):
     return c0, c1, c2, c3
 
 
-@triton.jit
+@inner
 def normal(word, table):
     """Return `normal-v1`. A row's number in `table` includes the sign of f (`signed_table`)."""
     f = (word | 1).to(tl.int32, bitcast=True).to(tl.float32)
@@ -70,13 +82,13 @@ def normal(word, table):
     return fma(z, f, c0.to(tl.float32, bitcast=True))
 
 
-@triton.jit
+@inner
 def interleave4(a, b, c, d):
     """Return a0 b0 c0 d0 a1 b1 ..."""
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
-@triton.jit
+@inner
 def stochastic(value, random, dtype: tl.constexpr):
     """Round to `dtype` stochastically, with 16 random bits, as csrc/rounding.h does."""
     bits = value.to(tl.uint32, bitcast=True)
@@ -96,7 +108,7 @@ def stochastic(value, random, dtype: tl.constexpr):
     return (rounded | sign).to(tl.uint16).to(dtype, bitcast=True)
 
 
-@triton.jit
+@inner
 def nearest(value, dtype: tl.constexpr):
     """Round to `dtype`, to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:  # the interpreter's conversion truncates
@@ -108,7 +120,7 @@ def nearest(value, dtype: tl.constexpr):
         return value.to(dtype)
 
 
-@triton.jit
+@inner
 def perturbed(
     x,
     index,
