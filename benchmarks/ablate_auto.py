@@ -50,6 +50,7 @@ class Variant:
         patches: what is switched off: (module or class, attribute, value).
         settings: of the optimizer, besides `lr`.
         central, federated: where it makes a difference.
+        gone: it changed no row and was removed; its rows are from before that.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     central: bool = True
     federated: bool = True
+    gone: bool = False
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -128,7 +130,9 @@ VARIANTS = (
     ),
     Variant("Newton: whole steps", [(rates, "NEWTON", 1.0)]),
     Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
+    Variant("Newton: a longest step of 1, not 4", [(rates, "SIZE_NEWTON", 1.0)], federated=False),
     Variant("Newton: no longest step", [(rates, "SIZE_NEWTON", math.inf)], federated=False),
+    Variant("no bound on worth", gone=True),
     Variant("promises of any size count", [(trust_ratio, "RESOLVED", 0)], federated=False),
 )
 
@@ -140,6 +144,7 @@ def runs(problem: Problem, setting: Setting, variants: Sequence[Variant]) -> Non
     found = Results(FOLDER / f"{problem.name}_{'federated' if federated else 'central'}.jsonl")
     # evaluated half way and at the end
     loaded = load(replace(problem.endless(), every=passes // 2))
+    variants = [variant for variant in variants if not variant.gone]
     for seed in SEEDS:
         for variant in tqdm(variants, desc=f"{problem.name}, {setting.name}, seed {seed}"):
             method = Method(variant.name, "auto", {"lr": "auto", **variant.settings})
@@ -200,7 +205,8 @@ def _rows(problem: Problem, setting: Setting, found: Results) -> Iterator[str]:
             if worse
             else ""
         )
-        yield f"| {variant.name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
+        name = f"{variant.name} (removed since)" if variant.gone else variant.name
+        yield f"| {name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
 
 
 def main() -> None:
@@ -208,6 +214,8 @@ def main() -> None:
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
     parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
+    every = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", choices=every, nargs="+", default=every, metavar="NAME")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -219,7 +227,8 @@ def main() -> None:
             continue
         for kind in options.setting or ("central", "federated"):
             setting = FEDERATION if kind == "federated" else Setting()
-            runs(problem, setting, variants_of(setting))
+            chosen = [v for v in variants_of(setting) if v.name in options.variants]
+            runs(problem, setting, chosen)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")
 
 

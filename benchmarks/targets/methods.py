@@ -76,8 +76,7 @@ FEDERATED = (
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", WHOLE, {}, -8, problems=_RULE),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
-    Method("FedSPZO, lr auto, P2 = 32", "auto", {**_MORE, "lr": "auto"}, problems=_NEW),
-    Method("FedSPZO, lr auto, P2 = 32, whole head", WHOLE, {**_MORE, "lr": "auto"}, problems=_NEW),
+    Method("FedSPZO, lr auto, whole head", WHOLE, {**_MORE, "lr": "auto"}, problems=_NEW),
     Method("FedSPZO, P2 = 32", WHOLE, _MORE, -8, problems=_NEW),
     Method("FedSPZO, P2 = 32, shared seeds", WHOLE, _MORE, -8, seeds="shared", problems=_NEW),
 )
