@@ -36,7 +36,8 @@ SIZE_LAST = 0.25
 higher, as the weights of a new head are small at first."""
 SIZE_NEWTON = 4.0
 """Largest norm of a Newton step over that of the block's weights at the start. It bounds the harm
-of a batch that a step fits by chance; with 1 a new output layer learned half as fast."""
+of a batch that a step fits by chance. With 1 a new output layer learns more slowly
+(benchmarks/results/ablate_auto.md)."""
 CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
 NEWTON = 0.5

@@ -91,8 +91,8 @@ def split(
     Block 1 holds the layers before the first cut and every parameter that the model uses up to
     there (embeddings, also those tied to the head), and so on. The last block holds the rest
     (final norm, head). With "auto" a head's weight matrices before its output layer, such as a
-    pooler's, belong to block 1 too: the noise of a last block grows with its size, and a classifier
-    alone learns in a quarter of the passes (docs/estimators.md).
+    pooler's, belong to block 1 too, as the noise of a last block grows with its size
+    (docs/results.md).
 
     The layer stack is the model's largest list of layers, the decoder's of an encoder-decoder, the
     text's beside an image's, and of several others the one that runs last. To see what runs and
