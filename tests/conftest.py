@@ -19,11 +19,15 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+from forked_python import ForkedPython
 from fuzz_toml import write_named_files
 from kernel_backends import CAPABILITIES, REFERENCE, Op, compiled, why_not
 from once import once
 
 import fedspzo_kernels
+from fedspzo.app import figure
+
+PAINTED = figure._painted
 
 
 def pytest_collection_finish() -> None:
@@ -91,6 +95,28 @@ def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
     return once(tmp_path_factory, "cuda", build) / "lib/fedspzo_kernels/_C_cuda.abi3.so"
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[ForkedPython]:
+    """Runs Python programs without their importing torch anew."""
+    made = ForkedPython()
+    yield made
+    made.end()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unpainted() -> Iterator[None]:
+    """A run's figure is made and not painted, which would be half of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "_painted", lambda _: b"not painted")
+        yield
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs paint their figures."""
+    monkeypatch.setattr(figure, "_painted", PAINTED)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers as hf
+from forked_python import ForkedPython
 from spzo_toys import llama
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -28,6 +29,7 @@ from fedspzo.journal import digest
 PROCESSES = 2
 STEPS = 3
 FEW = {"perturbations": (1, 2)}
+IMPORTS = ("transformers.trainer", "transformers.models.llama.modeling_llama")
 
 
 def _start(rank: int, function: Callable[[int], dict[str, Any]], folder: Path) -> None:
@@ -40,9 +42,19 @@ def _start(rank: int, function: Callable[[int], dict[str, Any]], folder: Path) -
         dist.destroy_process_group()
 
 
-def in_processes(function: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def fork(function: Callable[[int], dict[str, Any]], folder: Path) -> None:
+    mp.start_processes(_start, (function, folder), PROCESSES, start_method="fork")
+
+
+def in_processes(
+    python: ForkedPython, function: Callable[[int], dict[str, Any]], folder: Path
+) -> list[dict[str, Any]]:
     """Return what each process's call of `function(rank)` returned."""
-    mp.spawn(_start, (function, folder), PROCESSES)
+    name = function.__name__
+    code = f"import pathlib, process_toys, {function.__module__} as module\n"
+    code += f"process_toys.fork(module.{name}, pathlib.Path({str(folder)!r}))"
+    done = python("-c", code, imports=IMPORTS, folder=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

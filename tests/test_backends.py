@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_python import ForkedPython
 
 import fedspzo_kernels
 
@@ -25,37 +26,24 @@ print(fedspzo_kernels.noise(5, key=1, seed=2).tolist())
 """
 
 
-def python(
-    code: str, folder: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def needs_cpu_backend() -> None:
     cpu = fedspzo_kernels.info()["backends"]["cpu"]
     if not cpu.available:
         pytest.skip(f"no compiled CPU backend: {cpu.reason}")
 
 
-def test_a_requested_backend_serves_and_gives_the_same_noise() -> None:
+def test_a_requested_backend_serves_and_gives_the_same_noise(python: ForkedPython) -> None:
     needs_cpu_backend()
-    reference, cpu = (python(SHOW, FEDSPZO_BACKEND=name) for name in ("reference", "cpu"))
+    reference, cpu = (python("-c", SHOW, FEDSPZO_BACKEND=name) for name in ("reference", "cpu"))
     assert "'cpu': False" in reference.stdout
     assert "'cpu': True" in cpu.stdout
     assert reference.stdout.splitlines()[1] == cpu.stdout.splitlines()[1]
 
 
 @pytest.mark.parametrize("name", ["default", "avx2"])
-def test_a_requested_capability_serves(name: str) -> None:
+def test_a_requested_capability_serves(python: ForkedPython, name: str) -> None:
     needs_cpu_backend()
-    done = python(SHOW, FEDSPZO_CPU_CAPABILITY=name)
+    done = python("-c", SHOW, FEDSPZO_CPU_CAPABILITY=name)
     if "this machine or build lacks" in done.stderr:
         pytest.skip(f"no {name} here")
     assert done.stdout.splitlines()[0].endswith(name)
@@ -68,8 +56,10 @@ def test_a_requested_capability_serves(name: str) -> None:
         ({"FEDSPZO_BACKEND": "cuda"}, "FEDSPZO_BACKEND is 'cuda', but that backend is not there"),
     ],
 )
-def test_a_backend_that_is_not_there_is_refused(environment: dict[str, str], message: str) -> None:
-    done = python(SHOW, **environment)
+def test_a_backend_that_is_not_there_is_refused(
+    python: ForkedPython, environment: dict[str, str], message: str
+) -> None:
+    done = python("-c", SHOW, **environment)
     assert done.returncode != 0
     assert message in done.stderr
 
@@ -94,8 +84,10 @@ print([kernels.info()["backends"][name].reason for name in ("cpu", "cuda")])
 """
 
 
-def test_a_library_that_does_not_load_is_a_warning_with_the_loaders_words(broken: Path) -> None:
-    done = python(WITH_CUDA + SERVING, broken, CUDA_VISIBLE_DEVICES="")
+def test_a_library_that_does_not_load_is_a_warning_with_the_loaders_words(
+    python: ForkedPython, broken: Path
+) -> None:
+    done = python("-c", WITH_CUDA + SERVING, folder=broken, CUDA_VISIBLE_DEVICES="")
     serving, reasons = done.stdout.splitlines()
     assert serving == "['reference', 'reference', 'reference']"
     for name, stem in (("cpu", "_C"), ("cuda", "_C_cuda")):
@@ -104,7 +96,9 @@ def test_a_library_that_does_not_load_is_a_warning_with_the_loaders_words(broken
         assert re.search(reason, reasons)
 
 
-def test_another_torch_that_lacks_a_function_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+def test_another_torch_that_lacks_a_function_is_one_line_with_the_remedy(
+    python: ForkedPython, tmp_path: Path
+) -> None:
     """A function's name in the library is changed to one that no torch has."""
     needs_cpu_backend()
     shutil.copytree(ROOT / "fedspzo_kernels", tmp_path / "fedspzo_kernels")
@@ -115,7 +109,7 @@ def test_another_torch_that_lacks_a_function_is_one_line_with_the_remedy(tmp_pat
         (torch.__version__, f"or for torch {torch.__version__}: compile it here with 'pip install"),
     ):
         older = f"import torch; torch.__version__ = {str(version)!r}\n"
-        done = python(older + SERVING, tmp_path)
+        done = python("-c", older + SERVING, folder=tmp_path)
         assert done.stdout.startswith("['reference', 'reference', 'reference']")
         (warning,) = (line for line in done.stderr.splitlines() if "RuntimeWarning" in line)
         assert "undefined symbol: torch_parallel_xxx; it " in warning
@@ -123,8 +117,10 @@ def test_another_torch_that_lacks_a_function_is_one_line_with_the_remedy(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
-def test_a_request_for_a_library_that_does_not_load_is_refused(broken: Path, name: str) -> None:
-    done = python(WITH_CUDA + SERVING, broken, FEDSPZO_BACKEND=name)
+def test_a_request_for_a_library_that_does_not_load_is_refused(
+    python: ForkedPython, broken: Path, name: str
+) -> None:
+    done = python("-c", WITH_CUDA + SERVING, folder=broken, FEDSPZO_BACKEND=name)
     assert done.returncode != 0
     refusal = f"RuntimeError: FEDSPZO_BACKEND is '{name}', but that backend is not there: _C"
     assert refusal in done.stderr
@@ -138,15 +134,15 @@ def test_serving_names_the_backend_that_the_dispatcher_calls() -> None:
     assert fedspzo_kernels.serving(torch.device("meta")) == "reference"
 
 
-def test_an_unknown_capability_is_refused() -> None:
+def test_an_unknown_capability_is_refused(python: ForkedPython) -> None:
     needs_cpu_backend()
-    done = python(SHOW, FEDSPZO_CPU_CAPABILITY="sse9")
+    done = python("-c", SHOW, FEDSPZO_CPU_CAPABILITY="sse9")
     assert done.returncode != 0
     assert "FEDSPZO_CPU_CAPABILITY is 'sse9'" in done.stderr
     assert "set avx512, avx2 or default" in done.stderr
 
 
-def test_the_install_survives_a_missing_compiler(tmp_path: Path) -> None:
+def test_the_install_survives_a_missing_compiler(python: ForkedPython, tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc", "fedspzo_kernels", "python"):
@@ -162,7 +158,5 @@ def test_the_install_survives_a_missing_compiler(tmp_path: Path) -> None:
     assert build.returncode == 0, build.stderr
     assert "fedspzo_kernels._C was not built" in build.stdout
     assert not list(tmp_path.glob("fedspzo_kernels/*.so"))
-    done = subprocess.run(
-        [sys.executable, "-c", SHOW], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = python("-c", SHOW, folder=tmp_path)
     assert "'reference': True, 'cpu': False" in done.stdout

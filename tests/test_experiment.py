@@ -116,6 +116,7 @@ def run(*arguments: object) -> list[dict[str, Any]]:
     return rows_of(Path("runs/mine/metrics.jsonl"))
 
 
+@pytest.mark.usefixtures("painted")
 def test_a_run_leaves_model_metrics_config_and_figure(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

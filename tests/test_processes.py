@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from forked_python import ForkedPython
 from process_toys import CASES, alone, in_processes, shards, shared_data
 from spzo_toys import llama
 
@@ -18,13 +19,13 @@ by_one = cache(alone)
 
 
 @pytest.fixture(scope="module")
-def sharing(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_processes(shared_data, tmp_path_factory.mktemp("sharing"))
+def sharing(python: ForkedPython, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_processes(python, shared_data, tmp_path_factory.mktemp("sharing"))
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_processes(shards, tmp_path_factory.mktemp("sharded"))
+def sharded(python: ForkedPython, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_processes(python, shards, tmp_path_factory.mktemp("sharded"))
 
 
 def plain(losses: list[Any]) -> list[Any]:

@@ -78,6 +78,7 @@ def test_table_shows_mezo_only_if_it_ran(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("painted")
 @pytest.mark.parametrize("rounds", [1, 30])
 @pytest.mark.parametrize("mezo_loss", [0.6, 1e30, None])
 def test_figure_is_a_png_even_of_one_round_or_a_diverged_baseline(

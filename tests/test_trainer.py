@@ -132,8 +132,8 @@ def test_a_step_that_was_broken_off_leaves_no_micro_batches(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_share_a_step_as_micro_batches_do(tmp_path):
-    processes = in_processes(in_a_group, tmp_path)
+def test_processes_share_a_step_as_micro_batches_do(python, tmp_path):
+    processes = in_processes(python, in_a_group, tmp_path)
     settings = {"max_steps": 3, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
     one = trainer(tmp_path, **settings)
     one.train()

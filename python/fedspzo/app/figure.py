@@ -59,8 +59,12 @@ def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:
         if mezo:
             losses.legend(frameon=False, loc="upper right", reverse=True)
         _plot_traffic(traffic, rows)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=144)
+        return _painted(figure)
+
+
+def _painted(figure: Any) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=144)
     return png.getvalue()
 
 
