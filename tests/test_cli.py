@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from forked_python import ForkedPython
 
 CONFIG = """
 [model]
@@ -78,10 +79,9 @@ def folder(tmp_path: Path, net: Path) -> Path:
     return tmp_path
 
 
-def fedspzo(folder: Path, *arguments: str, light: bool = False) -> subprocess.CompletedProcess[str]:
-    program = ["-c", LIGHT] if light else ["-m", "fedspzo"]
+def fedspzo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *program, *arguments],
+        [sys.executable, "-c", LIGHT, *arguments],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -101,7 +101,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
 def test_help_and_version_import_nothing_heavy(folder: Path, arguments: list[str]) -> None:
-    done = fedspzo(folder, *arguments, light=True)
+    done = fedspzo(folder, *arguments)
     assert done.returncode == 0, done.stderr
     assert "fedspzo" in done.stdout
 
@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_before_anything_heavy(
 ) -> None:
     edit(folder, name, old, new)
     before = sorted(folder.rglob("*"))
-    assert_refused(fedspzo(folder, "run", "run.toml", light=True), *parts)
+    assert_refused(fedspzo(folder, "run", "run.toml"), *parts)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -156,12 +156,12 @@ def test_bad_input_is_one_line_before_anything_heavy(
     ],
 )
 def test_bad_arguments_are_one_line(folder: Path, arguments: list[str], parts: list[str]) -> None:
-    assert_refused(fedspzo(folder, *arguments, light=True), *parts)
+    assert_refused(fedspzo(folder, *arguments), *parts)
 
 
 def test_bytes_that_are_no_text_are_one_line(folder: Path) -> None:
     (folder / "test.csv").write_bytes(b"text,label\nfine,good\n\xff,bad\n")
-    done = fedspzo(folder, "run", "run.toml", light=True)
+    done = fedspzo(folder, "run", "run.toml")
     assert_refused(done, "test.csv, line 3", "0xff is not UTF-8")
 
 
@@ -169,30 +169,31 @@ def test_an_existing_run_or_other_files_are_not_overwritten(folder: Path) -> Non
     # The folder of the config itself: a resolved config.toml must not replace the user's.
     (folder / "run.toml").rename(folder / "config.toml")
     text = (folder / "config.toml").read_text()
-    done = fedspzo(folder, "run", "config.toml", "--output", ".", "--overwrite", light=True)
+    done = fedspzo(folder, "run", "config.toml", "--output", ".", "--overwrite")
     assert_refused(done, "holds 'config.toml', but no run")
     assert (folder / "config.toml").read_text() == text
 
     old = folder / "runs" / folder.name
     old.mkdir(parents=True)
     (old / "metrics.jsonl").write_text("{}\n")
-    assert_refused(
-        fedspzo(folder, "run", "config.toml", light=True), f"runs/{folder.name}", "--overwrite"
-    )
+    assert_refused(fedspzo(folder, "run", "config.toml"), f"runs/{folder.name}", "--overwrite")
     assert (old / "metrics.jsonl").read_text() == "{}\n"
 
 
 @pytest.mark.slow
-def test_info_names_versions_and_every_backend_with_its_reason(folder: Path) -> None:
-    done = fedspzo(folder, "info")
+def test_info_names_versions_and_every_backend_with_its_reason(
+    python: ForkedPython, folder: Path
+) -> None:
+    done = python("-m", "fedspzo", "info", folder=folder)
     assert done.returncode == 0, done.stderr
     for part in ("torch", "transformers", "reference", "cpu", "cuda", "triton", "threads", "GPU"):
         assert part in done.stdout
 
 
 @pytest.mark.slow
-def test_a_run_in_its_own_process(folder: Path) -> None:
-    done = fedspzo(folder, "run", "run.toml", "--rounds", "1", "--output", "out")
+def test_a_run_in_its_own_process(python: ForkedPython, folder: Path) -> None:
+    arguments = ("run", "run.toml", "--rounds", "1", "--output", "out")
+    done = python("-m", "fedspzo", *arguments, imports=("transformers",), folder=folder)
     assert done.returncode == 0, done.stderr
     assert "FedSPZO  round 1/1" in done.stderr
     assert "accuracy" in done.stdout

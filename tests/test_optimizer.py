@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("lr", "settings"),
     [
-        (2e-3, {"perturbations": (2, 4, 8)}),
+        (2e-3, {"perturbations": (1, 2, 4)}),
         (4e-3, {"estimator": "balanced", "sides": "one"}),
         (4e-3, {"estimator": "balanced", "sides": "two"}),
         (4e-3, {"estimator": "mezo", "perturbations": 3}),
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_loss_falls(lr, settings):
     model = llama()
     optimizer = built(model, lr, **settings)
-    losses = [optimizer.step(loss_of(model)) for _ in range(150)]
+    losses = [optimizer.step(loss_of(model)) for _ in range(80)]
     assert isinstance(losses[0], float)
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 
@@ -49,8 +49,8 @@ def test_the_loss_falls(lr, settings):
 @pytest.mark.slow
 def test_the_loss_falls_in_bfloat16():
     model = llama(torch.bfloat16)
-    optimizer = SPZO(split(model, THREE), 2e-3, perturbations=(2, 4, 8))
-    losses = [optimizer.step(loss_of(model)) for _ in range(150)]
+    optimizer = SPZO(split(model, THREE), 4e-3, perturbations=(1, 2, 4))
+    losses = [optimizer.step(loss_of(model)) for _ in range(60)]
     assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 
 
