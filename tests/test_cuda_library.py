@@ -5,14 +5,13 @@ No GPU is needed, nor a torch with CUDA. nvcc is: without it these tests are ski
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_python import ForkedPython
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +55,9 @@ def test_what_it_needs_is_in_the_libraries_that_it_names(cuda_library: Path) -> 
 
 
 @pytest.mark.parametrize("op", ["perturb_", "perturb_out", "perturb_rows"])
-def test_it_loads_and_registers_the_ops_for_cuda(cuda_library: Path, op: str) -> None:
+def test_it_loads_and_registers_the_ops_for_cuda(
+    python: ForkedPython, cuda_library: Path, op: str
+) -> None:
     code = f"""
 import torch, fedspzo_kernels
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -64,14 +65,14 @@ before = has_kernel("fedspzo::{op}", "CUDA")
 torch.ops.load_library({str(cuda_library)!r})
 print(before, has_kernel("fedspzo::{op}", "CUDA"))
 """
-    environment = {**os.environ, "FEDSPZO_BACKEND": "reference"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    done = python("-c", code, FEDSPZO_BACKEND="reference")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", "True"]
 
 
-def test_a_request_without_a_gpu_is_refused(cuda_library: Path, tmp_path: Path) -> None:
+def test_a_request_without_a_gpu_is_refused(
+    python: ForkedPython, cuda_library: Path, tmp_path: Path
+) -> None:
     package = tmp_path / "fedspzo_kernels"
     shutil.copytree(ROOT / "fedspzo_kernels", package, ignore=shutil.ignore_patterns("_C_cuda*"))
     shutil.copy(cuda_library, package)
@@ -81,16 +82,10 @@ torch.version.cuda = "13.0"
 import fedspzo_kernels as kernels
 print(kernels.serving("cuda"), kernels.info()["backends"]["cuda"].reason)
 """
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
+    done = python("-c", code, folder=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
     state = "its library loads, but torch finds no GPU"
     assert done.stdout.strip() == f"reference {state}"
-    environment["FEDSPZO_BACKEND"] = "cuda"
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
-    )
+    done = python("-c", code, folder=tmp_path, CUDA_VISIBLE_DEVICES="", FEDSPZO_BACKEND="cuda")
     assert done.returncode != 0
     assert f"FEDSPZO_BACKEND is 'cuda', but that backend is not there: {state}" in done.stderr

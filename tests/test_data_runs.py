@@ -28,6 +28,7 @@ def test_one_file_is_enough(
     one = 'train = "all.csv"\ntest_share = 0.25\nencoding = "utf-16"\n'
     config = Path("run.toml").read_text()
     config = config.replace('train = "train.jsonl"\ntest = "test.csv"\n', one)
+    config = config.replace("[mezo]\nlr = 1e-3\n", "")
     Path("one.toml").write_text(config)
     assert main(["run", "one.toml", "--quiet", "--output", "out"]) == 0
     left = configuration.load("out/config.toml")

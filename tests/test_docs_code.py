@@ -89,8 +89,7 @@ def toml(example: Example) -> None:
     """Read a config as `fedspzo run` does. To a part of one the rest is added."""
     text = str(example.parsed)
     if "model" not in tomllib.loads(text):
-        whole = Path("my.toml").read_text().replace("[mezo]\nlr = 1e-3\n", "")
-        text = f"{whole}\n{text}"
+        text = f"{Path('my.toml').read_text()}\n{text}"
     Path("read.toml").write_text(text)
     config.load("read.toml")
 
@@ -182,7 +181,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the docs' commands name, and in it the process."""
     monkeypatch.chdir(tmp_path)
     tiny_run.write_run(tmp_path)
-    text = (tmp_path / "run.toml").read_text().replace("rounds = 4", f"rounds = {ROUNDS}")
+    text = (tmp_path / "run.toml").read_text().replace("[mezo]\nlr = 1e-3\n", "")
+    (tmp_path / "run.toml").write_text(text)
+    text = text.replace("rounds = 4", f"rounds = {ROUNDS}")
     (tmp_path / "my.toml").write_text(text.replace("evaluate_every = 2", "evaluate_every = 12"))
     (tmp_path / "test.jsonl").write_bytes((tmp_path / "train.jsonl").read_bytes())
     (tmp_path / "texts.txt").write_text("a fine film\na dull film\n")

@@ -189,7 +189,8 @@ def test_killing_a_step_at_any_operation_leaves_every_bit():
 
     def step(die_at: int) -> int:
         """One step, killed at an operation of its evaluations; their number."""
-        left, optimizer = die_at, SPZO(split(model, -1), cost_shares=(0.5,), scratch_bytes=1 << 12)
+        left, settings = die_at, {"perturbations": (1, 2), "cost_shares": (0.5,)}
+        optimizer = SPZO(split(model, -1), scratch_bytes=1 << 12, **settings)
 
         def watched() -> Tensor:
             nonlocal left

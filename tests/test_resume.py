@@ -112,6 +112,7 @@ def test_a_run_that_finds_its_rates_goes_on_and_repeats(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Path("run.toml").read_text().replace("lr = 1e-3\n", 'lr = "auto"\n', 1)
+    config = config.replace("[mezo]\nlr = 1e-3\n", "")
     # on texts like those it learns from, or its loss would rise, and the run would end badly
     Path("alike.csv").write_text("text,label\na fine film film,good\na dull film film,bad\n")
     Path("auto.toml").write_text(config.replace("test.csv", "alike.csv"))
