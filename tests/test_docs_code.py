@@ -38,7 +38,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 ROUNDS = 24
-"""Of the runs from configs: the docs name the 20th round."""
+"""Of the demo and of the run from my.toml: the docs name their 20th round."""
 
 # Why a command is not run here. What is checked in its place is in the function `check`.
 NOT_RUN = {
@@ -162,14 +162,14 @@ PARSERS: list[Callable[[Document], Any]] = [
 ]
 
 
-def small(folder: Path) -> None:
-    """Make a config's run one of seconds: fewer rounds, clients and rows, and a rate given."""
+def small(folder: Path, rounds: int) -> None:
+    """Make a config's run one of seconds: few rounds, clients and rows, and a rate given."""
     path = folder / "config.toml"
     text = re.sub(r"\[(mezo|output)\]\n.*\n", "", path.read_text()).replace("dirichlet", "iid")
-    smaller = {"rounds": ROUNDS, "clients": 2, "batch_size": 2, "perturbations": [1, 1]}
+    smaller = {"rounds": rounds, "clients": 2, "batch_size": 2, "perturbations": [1, 1]}
     for key, value in {**smaller, "lr": 1e-6, "metric_rows": 2}.items():
         text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.M)
-    path.write_text(f"{text}\n[output]\nevaluate_every = {ROUNDS}\n")
+    path.write_text(f"{text}\n[output]\nevaluate_every = {rounds}\n")
     for data in (*folder.glob("**/*.jsonl"), *folder.glob("*.csv")):
         lines = data.read_text().splitlines(keepends=True)
         step = max(1, len(lines) // 20)
@@ -189,11 +189,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.txt").write_text("a fine film\na dull film\n")
     for name in ("sentiment", "own_labels", "answers", "lora"):
         shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
-        small(tmp_path / "examples" / name)
+        small(tmp_path / "examples" / name, rounds=12)
     demo = tmp_path / "packaged/demo"
     shutil.copytree(run.DEMO_CONFIG.parent / "data", demo / "data")
     shutil.copy(run.DEMO_CONFIG, demo)
-    small(demo)
+    small(demo, ROUNDS)
     monkeypatch.setattr(run, "DEMO_CONFIG", demo / "config.toml")
     return tmp_path
 
