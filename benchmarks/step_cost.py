@@ -4,8 +4,9 @@
 
 SmolLM2-135M and 16 of the reviews. Each pair is a step, and as many plain forward passes as it
 counts, timed one after the other; the table has the medians of the pairs. A step's time, over that
-of its forward passes, has three parts: the passes, 1; the kernels, which make noise and add it; and
-what is left, the step's own time. Memory is the peak of torch's allocations during the step over
+of its forward passes, has four parts: the passes, 1; a Newton step's recorded evaluations of the
+last block, which count as next to no pass; the kernels, which make noise and add it; and what is
+left, the step's own time. Memory is the peak of torch's allocations during the step over
 that during a forward pass, both with the weights. `--clock cpu` takes the processor's time, for a
 machine that others use too. The results are written row by row.
 """
@@ -16,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fedspzo import SPZO, Blocks, split
+from fedspzo.evaluation.recording import Recording
 
 RESULTS = Path(__file__).parent / "results/step_cost.md"
 TWO_BLOCKS = {"perturbations": (1, 4), "cost_shares": (0.25,)}
@@ -49,22 +52,25 @@ def seconds(run: Callable[[], object], clock: Clock) -> float:
 
 
 class Timed:
-    """An op of the kernels in its place, which adds up the time of its calls.
+    """A function in its place in a module or class, which adds up the time of its calls.
 
     Attributes:
         spent: the time of all calls, in seconds.
     """
 
-    def __init__(self, name: str, clock: Clock) -> None:
-        self.op, self.clock, self.spent = getattr(torch.ops.fedspzo, name), clock, 0.0
-        setattr(torch.ops.fedspzo, name, self)
+    def __init__(self, place: Any, name: str, clock: Clock) -> None:
+        self.function, self.clock, self.spent = getattr(place, name), clock, 0.0
+        setattr(place, name, self)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.op, name)
+        return getattr(self.function, name)
+
+    def __get__(self, instance: object, _: type | None = None) -> Callable[..., Any]:
+        return partial(self, instance)
 
     def __call__(self, *arguments: Any) -> Any:
         start = self.clock()
-        result = self.op(*arguments)
+        result = self.function(*arguments)
         self.spent += self.clock() - start
         return result
 
@@ -81,7 +87,9 @@ def main() -> None:
     if missing := problem.needs():
         raise SystemExit(f"step_cost: it needs {missing}")
     loaded = load(problem)
-    ops = [Timed(name, clock) for name in ("perturb_", "perturb_out", "perturb_rows")]
+    ops = ("perturb_", "perturb_out", "perturb_rows")
+    kernels = [Timed(torch.ops.fedspzo, name, clock) for name in ops]
+    recorded = Timed(Recording, "evaluated", clock)
     batch = loaded.task.collate(loaded.train[:16])
     rows, length = batch["input_ids"].shape
     lines = [
@@ -91,9 +99,9 @@ def main() -> None:
         f" {options.threads} threads, medians of {options.pairs} pairs, clock: {options.clock}. On"
         f" {machine()}, torch {torch.__version__}. In units of the step's forward passes alone.",
         "",
-        "| method | dtype | evaluation | passes a step | seconds | a step | kernels | its own time"
-        " | peak memory |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | dtype | evaluation | passes a step | seconds | a step | recorded | kernels"
+        " | its own time | peak memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for dtype in (torch.float32, torch.bfloat16):
         for name, at, settings in METHODS:
@@ -110,7 +118,7 @@ def main() -> None:
 
                 kind = str(dtype).removeprefix("torch.")
                 what = f"{name}, {evaluation}, {kind}"
-                row = measure(optimizer, loss, ops, clock, options.pairs, what)
+                row = measure(optimizer, loss, recorded, kernels, clock, options.pairs, what)
                 lines.append(f"| {name} | {kind} | {evaluation} | {row} |")
                 print(lines[-1], flush=True)
                 RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -120,7 +128,8 @@ def main() -> None:
 def measure(
     optimizer: SPZO,
     loss: Callable[[], Tensor],
-    ops: Sequence[Timed],
+    recorded: Timed,
+    kernels: Sequence[Timed],
     clock: Clock,
     pairs: int,
     what: str,
@@ -130,14 +139,16 @@ def measure(
         optimizer.step(loss)
     found = []
     for _ in tqdm(range(pairs), desc=what):
-        before, spent = optimizer.forwards, sum(op.spent for op in ops)
+        for timed in (recorded, *kernels):
+            timed.spent = 0.0
+        before = optimizer.forwards
         step = seconds(lambda: optimizer.step(loss), clock)
-        kernels = sum(op.spent for op in ops) - spent
         passes = optimizer.forwards - before
         count = max(1, round(passes))
         forward = seconds(lambda count=count: [loss() for _ in range(count)], clock) / count
         alone = forward * passes
-        found.append((passes, step, step / alone, kernels / alone, (step - kernels) / alone - 1))
+        parts = (recorded.spent / alone, sum(op.spent for op in kernels) / alone)
+        found.append((passes, step, step / alone, *parts, step / alone - 1 - sum(parts)))
     weights = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
     memory = (weights + peak_bytes(lambda: optimizer.step(loss))) / (weights + peak_bytes(loss))
     columns = [statistics.median(column) for column in zip(*found, strict=True)]

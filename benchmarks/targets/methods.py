@@ -9,6 +9,7 @@ from typing import Any
 from fedspzo.baselines import METHODS, last_block
 from fedspzo.federated import FederationConfig, OptimizerConfig, run
 
+from .fzoo import Fzoo
 from .problems import Cut
 
 
@@ -59,6 +60,13 @@ CENTRAL = (
     Method("MeZO, 4 one-sided", None, _mezo(4, "one"), -9),
     Method("MeZO, 16 one-sided", None, _mezo(16, "one"), -8),
     Method("MeZO, 4 one-sided, lr auto", None, {**_mezo(4, "one"), "lr": "auto"}),
+    Method(
+        "FZOO, 8 one-sided",
+        None,
+        {"estimator": Fzoo.name, "perturbations": 8, "sides": "one"},
+        -4,
+        problems=("reviews",),
+    ),
     Method("coupled, two blocks", -1, {"estimator": "coupled"}),
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
     Method("FedSPZO", WHOLE, {}, -9),

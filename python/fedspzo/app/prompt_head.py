@@ -19,7 +19,8 @@ def head_at(model: nn.Module, positions: Tensor, words: Tensor | None = None) ->
     """Compute the head at a few positions of each row, and for some words alone, within a context.
 
     Logits for each token and the whole vocabulary can cost more than the layers, and a prompt needs
-    few of them. The others are 0. The head has to be a module that reads (B, T, D), else it is
+    few of them. The others are not computed and have any values, as filling them with zeros takes
+    longer than an answer's rows. The head has to be a module that reads (B, T, D), else it is
     computed in full. Only a plain `nn.Linear` or `OutputRows` is restricted to the words: adapters,
     quantized layers and patched forwards compute all words.
 
@@ -81,20 +82,20 @@ def _at(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def _answers_alone(head: OutputRows, hidden: Tensor) -> Tensor:
-    """Return logits (..., vocabulary): those of the head's separate rows, and 0 elsewhere."""
+    """Return logits (..., vocabulary): those of the head's separate rows alone."""
     answers = head.answers(hidden)
-    logits = answers.new_zeros(*hidden.shape[:-1], len(head.base.weight))
+    logits = answers.new_empty(*hidden.shape[:-1], len(head.base.weight))
     logits[..., head.tokens] = answers
     return logits
 
 
 def _some_logits(head: nn.Linear, words: Tensor, hidden: Tensor) -> Tensor:
-    """Return logits (..., vocabulary): those of `words` (N,), and 0 elsewhere."""
+    """Return logits (..., vocabulary): those of `words` (N,) alone."""
     words = words.to(hidden.device)
     # as an embedding lookup, of which layerwise evaluation perturbs only the rows it reads
     answers = F.linear(hidden, F.embedding(words, head.weight))
     if head.bias is not None:
         answers = answers + head.bias[words]
-    logits = answers.new_zeros(*hidden.shape[:-1], len(head.weight))
+    logits = answers.new_empty(*hidden.shape[:-1], len(head.weight))
     logits[..., words] = answers
     return logits

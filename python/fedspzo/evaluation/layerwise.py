@@ -51,6 +51,11 @@ class Layerwise:
         self._in_place: set[str] = set()
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
 
+    @property
+    def knows_strays(self) -> bool:
+        """An evaluation has shown which parameters are used past their modules."""
+        return self._stray is not None
+
     @contextmanager
     def virtual_parameters(
         self, groups: Sequence[Named], copied: Named = ()

@@ -204,7 +204,12 @@ class Evaluations:
         def watched() -> Tensor:
             return layerwise.watched(evaluate, again)
 
-        groups = [named(group) for group in step.groups]
+        moving = step.estimator().perturbations
+        # a block that rests can do without, once it is known which parameters stray
+        groups = [
+            named(group) if count or not layerwise.knows_strays else []
+            for group, count in zip(step.groups, moving, strict=True)
+        ]
         # moved in place, from a copy, as a recording reads the weights from where they are
         copied = groups[-1] if step.recording else []
         with layerwise.virtual_parameters(groups, copied) as virtual:
