@@ -139,7 +139,7 @@ def wavefronts(flags: Sequence[str] = ()) -> float:
     """
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "kernel.so"
-        command = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", *flags]
+        command = ["c++", "-std=c++20", "-O0", "-shared", "-fPIC", "-pthread", *flags]
         subprocess.run([*command, ROOT / "tests/host/kernel.cpp", "-o", library], check=True)
         words = np.random.default_rng(0).integers(0, 2**32, 32 * 20_000, dtype=np.uint32)
         offsets = np.empty_like(words)
