@@ -132,9 +132,9 @@ def test_settings_that_are_wrong_are_one_line(tmp_path: Path, model: str, messag
 def test_without_peft_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedspzo.app.model_section.find_spec", lambda name: None)
-    message = r"adapters need peft, .*; pip install 'fedspzo\[peft\]'"
-    with pytest.raises(InputError, match=r"\[model\] " + message):
+    monkeypatch.setattr("fedspzo.app.installed.find_spec", lambda name: None)
+    message = r" needs peft, which is not installed; pip install 'fedspzo\[peft\]'"
+    with pytest.raises(InputError, match=r"\[model\] adapter = 'lora'" + message):
         settings_of(tmp_path, 'adapter = "lora"')
     with pytest.raises(InputError, match=message):
         adapted()

@@ -111,8 +111,8 @@ def test_without_tensorboard_the_error_says_how_to_install_it(
     assert main(["run", str(tmp_path / "run.toml"), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(
-        "[output] report_to is ['tensorboard'], but tensorboard is not installed; pip install"
-        " 'fedspzo[tensorboard]'"
+        "[output] report_to = ['tensorboard'] needs tensorboard, which is not installed;"
+        " pip install 'fedspzo[tensorboard]'"
     )
     assert not (tmp_path / "out").exists()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from page_toys import row, summary, write
 
+from fedspzo.app import installed
 from fedspzo.app.cli import main
 from fedspzo.app.page import clients, figures, panels, tables, words
 from fedspzo.app.page.journal_facts import shares_of_update
@@ -283,12 +284,10 @@ def test_a_summary_with_wrong_values_is_one_line(
 def test_the_command_without_its_extra_says_how_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedspzo.app.commands import report as command
-
     def without(name: str) -> Any:
         return None if name == "vl_convert" else importlib.util.find_spec(name)
 
-    monkeypatch.setattr(command, "find_spec", without)
+    monkeypatch.setattr(installed, "find_spec", without)
     assert report(write(tmp_path / "a", [row(0)])) == 2
     line = "report needs vl_convert, which is not installed; pip install 'fedspzo[report]'"
     assert line in capsys.readouterr().err

@@ -20,7 +20,8 @@ from fedspzo.errors import InputError, explained, one_line
 from fedspzo.seeds import derive
 from fedspzo_kernels import parameter_key, perturb_
 
-from .model_section import ADAPTER_CONFIG, LoraConfig, check_peft
+from .installed import check_installed
+from .model_section import ADAPTER_CONFIG, LoraConfig
 from .recipe import Kind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -72,7 +73,7 @@ def add_adapters(
     Raises:
         InputError: the model has no such layers, or none that peft adapts; or there is no peft.
     """
-    check_peft()
+    check_installed("an adapter", "peft", "peft")
     import peft
 
     names = settings.target_modules

@@ -95,5 +95,5 @@ def named(config: Config) -> list[RunCallback]:
     """Return the callbacks that a config names. Raise InputError if one's package is missing."""
     names = config.output.report_to or ()
     for name in names:
-        check_installed(f"{config.path}: [output] report_to is {list(names)}", name, name)
+        check_installed(f"{config.path}: [output] report_to = {list(names)}", name, name)
     return [BUILT_IN[name]() for name in names]

@@ -6,11 +6,11 @@ This module does not import torch, so that a mistake is reported at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 from fedspzo.checks import LIMIT_16, LIMIT_64, check_text, check_whole
-from fedspzo.errors import InputError
+
+from .installed import check_installed
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file by which a folder holds adapters in place of a whole model."""
@@ -53,12 +53,6 @@ class LoraConfig:
             check_text("target_modules", name)
 
 
-def check_peft() -> None:
-    """Raise InputError if peft is not installed."""
-    if find_spec("peft") is None:
-        raise InputError("adapters need peft, which is not installed; pip install 'fedspzo[peft]'")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The section [model].
@@ -87,6 +81,6 @@ class ModelConfig:
                     "lora is given without adapter; add adapter = 'lora', or remove [model.lora]"
                 )
             return
-        check_peft()
+        check_installed("adapter = 'lora'", "peft", "peft")
         if self.lora is None:
             object.__setattr__(self, "lora", LoraConfig())

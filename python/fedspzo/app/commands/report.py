@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from fedspzo.errors import InputError, explained
 
 from .. import arguments as types
+from ..installed import check_installed
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,11 +27,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"report needs {missing[0]}, which is not installed; pip install 'fedspzo[report]'"
-        )
+    check_installed("report", "report", "altair", "vl_convert")
     from fedspzo.files import write_atomic
 
     from ..page.page import GENERATOR, render

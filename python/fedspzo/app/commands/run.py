@@ -119,7 +119,7 @@ def _train(
     from ..waiting import Count, waiting
 
     if config.on_flower:
-        check_installed(f"{config.path}: [engine] name is 'flower'", "flower", "flwr", "ray")
+        check_installed(f"{config.path}: [engine] name = 'flower'", "flower", "flwr", "ray")
     count = Count()
     with waiting("reading the data", count=count, quiet=options.quiet):
         splits = read_splits(config.data, config.task, config.federation.seed, count)
