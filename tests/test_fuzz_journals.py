@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def salvage_whole(path: Path, output: Path) -> None:
     assert (again.size, again.torn) == (output.stat().st_size, 0)
 
 
+@cache
 def run_config(scratch: Path) -> config.Config:
     path = scratch / "run.toml"
     if not path.exists():
