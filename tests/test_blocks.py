@@ -243,6 +243,7 @@ def test_a_failing_example_is_told_and_registration_decides():
     assert "embed.weight" in names(blocks, 1)
 
 
+@pytest.mark.slow
 def test_wrappers_are_taken_off():
     model = FAMILIES["llama"]()
     assert split(nn.DataParallel(model)).model is model

@@ -82,6 +82,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1], ids=["before-a-step", "after-a-step"])
 @pytest.mark.parametrize("single", [False, True], ids=["blocks", "single"])
 @pytest.mark.parametrize("change", CHANGES)
@@ -128,6 +129,7 @@ def test_an_offloaded_model_is_refused(made):
         SPZO(made(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize("kind", ["blocks", "single", "bare", "balanced", "auto"])
 @pytest.mark.filterwarnings("ignore:.*came without their model")

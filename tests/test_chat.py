@@ -156,6 +156,7 @@ def test_chat_where_there_is_no_turn_is_refused(settings: dict[str, Any], messag
         TaskConfig(chat=True, **settings)
 
 
+@pytest.mark.slow
 def test_a_run_with_chat_belongs_to_its_chat_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

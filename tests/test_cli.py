@@ -130,6 +130,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new", "parts"), BAD, ids=[b[2][:30] for b in BAD])
 def test_bad_input_is_one_line_before_anything_heavy(
     folder: Path, name: str, old: str, new: str, parts: list[str]
@@ -140,6 +141,7 @@ def test_bad_input_is_one_line_before_anything_heavy(
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

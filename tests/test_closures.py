@@ -61,6 +61,7 @@ def losses_in_full(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made",
     [
@@ -149,6 +150,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], SPZO]] = {
 every_optimizer = pytest.mark.parametrize("made", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
 
+@pytest.mark.slow
 @every_optimizer
 @pytest.mark.parametrize(
     "changing",
@@ -177,6 +179,7 @@ def test_bare_parameters_of_a_training_model_with_dropout_are_an_error():
     assert model.training
 
 
+@pytest.mark.slow
 @every_optimizer
 @pytest.mark.filterwarnings("ignore:.*came without their model")
 def test_noise_whose_seed_the_closure_sets_is_a_loss_like_any_other(made):
@@ -268,6 +271,7 @@ def detached(model: nn.Module) -> Callable[[], Tensor]:
     return loss
 
 
+@pytest.mark.slow
 @every_optimizer
 @pytest.mark.filterwarnings("ignore:.*came without their model")
 def test_a_loss_that_no_weight_changes_is_a_warning_once(made):

@@ -89,6 +89,7 @@ def test_a_round_without_a_step_stays_a_round(tmp_path: Path) -> None:
     assert list(lines(new))[-1].startswith("1 rounds, 0 terms, ")
 
 
+@pytest.mark.slow
 def test_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

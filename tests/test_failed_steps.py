@@ -36,6 +36,7 @@ def state_of_modules(model: nn.Module) -> list[object]:
     return [(module.training, vars(module).get("forward")) for module in model.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize("error", [RuntimeError("out of data"), KeyboardInterrupt()], ids=repr)
 def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
@@ -63,6 +64,7 @@ def test_an_exception_at_any_evaluation_puts_everything_back(evaluation, error):
     assert same(model, weights(clean))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize("after", [False, True], ids=["before-the-op", "after-the-op"])
 def test_ctrl_c_between_and_inside_the_moves_waits_until_weights_are_whole(

@@ -33,6 +33,7 @@ SAMPLE = {
 NOT_EXACT = {"Inkling2ForCausalLM", "PoolFormerForImageClassification"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_class_of_each_form_is_cut_and_replayed_bit_for_bit(name: str) -> None:
     family, kind = classes()[name]
@@ -42,6 +43,7 @@ def test_a_class_of_each_form_is_cut_and_replayed_bit_for_bit(name: str) -> None
     assert row.share < 0.35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NOT_EXACT))
 def test_a_class_that_cannot_be_replayed_is_told_in_the_first_step(name: str) -> None:
     family, kind = classes()[name]

@@ -34,6 +34,7 @@ from fedspzo.journal.replica import Replica
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["per-client", "shared"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_journal_alone_rebuilds_the_weights(seeds, dtype):
@@ -52,6 +53,7 @@ def test_the_given_model_is_the_result():
     assert digest(blocks.model.named_parameters()) == result.final.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "seeds"),
     [
@@ -88,6 +90,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_threads_and_copies():
     assert digests(train(replace(FEDERATION, seed=12)))[1:] != expected[1:]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         with torch.no_grad():

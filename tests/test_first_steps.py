@@ -78,6 +78,7 @@ class Unreachable:
         return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPEN)
 def test_a_client_that_is_not_reached_is_passed_over(
     name: str, caplog: pytest.LogCaptureFixture
@@ -118,6 +119,7 @@ def test_a_run_whose_perturbations_are_given_saves_the_measurement() -> None:
             assert getattr(without, name) < getattr(whole, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPEN)
 def test_a_client_whose_examples_raise_is_passed_over(
     name: str, caplog: pytest.LogCaptureFixture
@@ -149,6 +151,7 @@ def test_if_no_client_answers_the_run_ends(name: str) -> None:
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPEN)
 def test_clients_on_models_of_their_own_find_the_same(name: str) -> None:
     """No client has seen what the others did to the weights: what crosses is enough."""
@@ -209,6 +212,7 @@ SPOILED: dict[str, tuple[Callable[[ProbeReport], list[bytes]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SPOILED)
 def test_a_client_that_fails_midway_is_replaced_and_the_steps_before_it_stay(
     fault: str, caplog: pytest.LogCaptureFixture
@@ -313,6 +317,7 @@ def test_their_computation_is_counted(tmp_path: Path) -> None:
     assert again.rounds == whole.rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spent", "message"),
     [

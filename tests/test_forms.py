@@ -52,6 +52,7 @@ def assert_same(got: Tensor, right: Tensor, *about: object) -> None:
     assert same_bits(got[~special], right[~special]), about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("rounding_seed", [None, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,6 +83,7 @@ def wanted(
     return tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_number_of_terms(forms: Forms, dtype: torch.dtype, stream: int) -> None:
@@ -96,6 +98,7 @@ def test_any_number_of_terms(forms: Forms, dtype: torch.dtype, stream: int) -> N
         assert_same(rows, whole.view(20, 30)[ids], count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("rounding_seed", [None, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -162,6 +165,7 @@ def test_threads_do_not_change_bits(name: str) -> None:
     assert_same(results[2], results[0])
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     ops = torch.ops.fedspzo
     for dtype, random in itertools.product(DTYPES, (None, torch.tensor(3))):

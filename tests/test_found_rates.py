@@ -102,6 +102,7 @@ def test_the_rate_of_a_block_that_others_lead_falls() -> None:
     assert rates.lr[1] == first[1]
 
 
+@pytest.mark.slow
 def test_a_round_whose_noise_adds_up_to_several_steps_counts_for_as_many_turns() -> None:
     def after(steps: int, rounds: int) -> float:
         rates = found(steps)

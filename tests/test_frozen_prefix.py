@@ -95,6 +95,7 @@ def test_block_1_begins_where_training_begins():
     assert optimizer.last_step.forwards == pytest.approx(1 + counts[0] * first + counts[1] * second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 @pytest.mark.parametrize(
     ("estimator", "perturbations"), [("anchored", (2, 3)), ("balanced", (1, 2)), ("mezo", 2)]

@@ -154,6 +154,7 @@ def test_at_most_metric_rows_are_asked_evenly_over_the_file() -> None:
 TRAIN = [{"prompt": f"a {word} film", "answer": "was great"} for word in ("fine", "dull")]
 
 
+@pytest.mark.slow
 def test_a_federated_run_reports_the_scores_of_a_plain_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

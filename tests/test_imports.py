@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 OPTIONAL = {
     *("triton", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "datasets"),
@@ -31,12 +33,14 @@ def imported(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_optimizer_needs_torch_alone() -> None:
     found = imported("import torch; before = set(sys.modules); from fedspzo import *")
     assert "fedspzo_kernels" in found
     assert not found & OPTIONAL
 
 
+@pytest.mark.slow
 def test_a_federation_and_a_journal_need_torch_alone() -> None:
     found = imported(
         "import torch; before = set(sys.modules); from fedspzo.federated import *;"

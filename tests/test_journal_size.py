@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from federated_toys import ToyTask, toy, toy_data
 from journal_toys import federate
 
@@ -33,6 +34,7 @@ def test_a_term_costs_at_most_sixteen_bytes(tmp_path: Path) -> None:
     assert sizes[1, 60] < 4.4
 
 
+@pytest.mark.slow
 def test_one_direction_of_eight_clients_costs_at_most_sixteen_bytes_with_evaluations(
     tmp_path: Path,
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_sequential_of_parts_is_cut_inside_its_stack():
     assert split(chain, 2).layers == (chain[0], chain[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -82,6 +83,7 @@ def test_hybrids_are_cut_at_indices_and_the_head(family, name):
     SPZO(split(model)).step(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "why"),
     [

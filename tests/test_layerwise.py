@@ -72,6 +72,7 @@ def step_at_no_rate(blocks: Blocks, loss: Callable[[], Tensor], **settings: obje
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_moved_weights_bit_for_bit(family, adapted):
@@ -94,6 +95,7 @@ def test_losses_are_those_of_moved_weights_bit_for_bit(family, adapted):
         assert all(module._parameters[name] is p for name, p in own.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt-projected", "roberta", "t5-encoder"])
 def test_what_does_not_fit_the_scratch_buffer_goes_by_rows(family):
     """Room for a layer's weights, 28 rows of the embedding's 48 and of the head's."""

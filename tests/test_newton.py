@@ -140,6 +140,7 @@ def test_losses_that_are_not_finite_make_no_spectrum_that_is_not():
     assert bad.values.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [12, 32])
 @pytest.mark.parametrize("count", [2, 8])
 def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count, directions):
@@ -162,6 +163,7 @@ def test_batches_of_a_few_noisy_examples_do_no_lasting_harm(count, directions):
         assert nn.functional.cross_entropy(model(x), y).item() < 1.6 * before
 
 
+@pytest.mark.slow
 def test_a_head_with_one_direction_a_thousand_times_as_steep_is_learned_along_the_others_too():
     """A regression whose features have a large mean: gradient steps see little else."""
     generator = torch.Generator().manual_seed(1)
@@ -191,6 +193,7 @@ def test_a_head_with_one_direction_a_thousand_times_as_steep_is_learned_along_th
     assert plain > 0.5 * start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_newton_steps_are_counted_continue_from_a_state_and_replay_to_the_bit(evaluation):
     model, optimizer, _ = newton_run(20, evaluation=evaluation)

@@ -80,6 +80,7 @@ def host_program(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[st
     return build
 
 
+@pytest.mark.slow
 def test_known_answers_of_the_shared_header(host_program: Callable[[str], Path]) -> None:
     philox, normal = rows("philox4x32_10.txt"), rows("normal_words.txt")
     asked = ["philox " + " ".join(row[:6]) for row in philox]

@@ -154,6 +154,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_base_is_one_line_within_a_second(
     here: Path, fault: str, capsys: pytest.CaptureFixture[str]

@@ -80,6 +80,7 @@ def test_dropout_is_off_inside_a_step_and_modes_are_put_back():
     assert torch.equal(torch.get_rng_state(), rng)  # nothing is drawn from torch's generator
 
 
+@pytest.mark.slow
 @every_estimator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_run_goes_on_from_a_state_dict_bit_for_bit(settings, dtype):

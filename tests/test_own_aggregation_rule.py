@@ -82,6 +82,7 @@ def seen(result: RunResult) -> list[RoundResult]:
     return [replace(done, seconds=0.0) for done in result.rounds]
 
 
+@pytest.mark.slow
 def test_a_run_moves_by_what_the_rule_returns() -> None:
     ours = train().rounds
     others = [train(replace(FEDERATION, aggregation=name)).rounds for name in RULES]

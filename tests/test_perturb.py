@@ -53,6 +53,7 @@ def expected(*args: Any) -> list[torch.Tensor]:
     return run(REFERENCE, *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("rounding_seed", [None, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -207,6 +208,7 @@ def test_stochastic_rounding_leaves_exact_values_and_float32_alone() -> None:
     assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     for dtype in DTYPES:
         for random in (None, torch.tensor(3)):

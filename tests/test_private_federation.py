@@ -100,6 +100,7 @@ def test_an_empty_batch_is_a_step_of_noise_alone() -> None:
     assert report.gradients.values.ravel() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outlier", [1e3, math.inf, math.nan])
 def test_an_example_moves_a_report_by_no_more_than_the_clip(outlier: float) -> None:
     # The same batches and noise, another example: what reaches the server differs by at most 2 C

@@ -145,6 +145,7 @@ def assert_recording_changes_no_bit(
     assert all(torch.equal(after[name], others[name]) for name in after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -162,6 +163,7 @@ class EveryFunction(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 @pytest.mark.parametrize(
     "around",

@@ -43,6 +43,7 @@ def test_every_round_is_rebuilt_to_the_bit(made: tuple[str, Path, RunResult]) ->
     assert replay.replay(base, path).digest == result.final.digest != result.rounds[0].digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "threads"),
     [

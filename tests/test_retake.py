@@ -44,6 +44,7 @@ def weights_of(optimizer: SPZO) -> str:
     return digest(optimizer._model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:step 4 was skipped")
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_the_same_step(name: str) -> None:

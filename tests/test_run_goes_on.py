@@ -20,6 +20,7 @@ from fedspzo.journal.records import digest
 DTYPES = [torch.float32, torch.bfloat16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seeds", ["per-client", "shared"])
 @pytest.mark.parametrize("after", [0, 3, 5])

@@ -41,6 +41,7 @@ def flip(path: Path, offset: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [0, 4, 7, 9, 30, -1], ids=str)
 @pytest.mark.parametrize("number", [1, 4, 5])
 def test_every_round_before_the_damage_is_given(

@@ -112,6 +112,7 @@ def test_the_head_is_computed_only_where_a_verbalizers_token_is_predicted() -> N
     torch.testing.assert_close(scores, full, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_the_loss_trains_in_blocks_with_rows_of_its_own(evaluation: Any, tied: bool) -> None:
@@ -148,6 +149,7 @@ def test_a_text_is_cut_so_that_the_longest_verbalizer_fits() -> None:
         PromptClassification(tokenizer(), TEMPLATE, VERBALIZERS, 4)
 
 
+@pytest.mark.slow
 def test_a_federated_run_trains_labels_of_several_tokens_and_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

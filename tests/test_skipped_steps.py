@@ -87,6 +87,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.filterwarnings("ignore:step .* was skipped")
 def test_a_run_is_that_of_the_clients_whose_losses_are_finite(method, tmp_path):

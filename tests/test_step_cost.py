@@ -64,6 +64,7 @@ def test_cost_p2_and_learning_rate_of_balanced_come_from_the_first_step():
     assert optimizer.forwards == pytest.approx(2 * report.forwards + 1 + share + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "forwards", "checks"),
     [

@@ -104,6 +104,7 @@ def by_hand(model: nn.Module, optimizer: SPZO, lr: tuple[float, ...]) -> dict[st
     return after
 
 
+@pytest.mark.slow
 @every_estimator
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
 def test_a_step_adds_the_update_of_the_formula(settings, evaluation):
@@ -126,6 +127,7 @@ def test_a_step_adds_the_update_of_the_formula(settings, evaluation):
     assert error.norm() < 1e-2 * moved.norm()
 
 
+@pytest.mark.slow
 @every_estimator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_layerwise_steps_change_weights_by_their_reported_terms_alone(settings, dtype):
@@ -139,6 +141,7 @@ def test_layerwise_steps_change_weights_by_their_reported_terms_alone(settings, 
         assert not same(model, before)
 
 
+@pytest.mark.slow
 @every_estimator
 def test_in_place_steps_change_weights_by_their_reported_terms_up_to_rounding(settings):
     models = llama(), llama()

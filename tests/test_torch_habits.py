@@ -67,6 +67,7 @@ def test_a_step_inside_autocast_sees_its_weights_move(evaluation):
     assert len(set(losses[1])) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [None, (0.02,)])
 def test_a_compiled_model_stays_compiled(shares):
     runs = []

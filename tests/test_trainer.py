@@ -76,6 +76,7 @@ def bert() -> nn.Module:
     return MeansOfBatches(hf.BertConfig(**BERT_LIKE, num_labels=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [llama, bert])
 def test_micro_batches_are_one_step_that_counts_every_label_alike(tmp_path, build):
     """The step of 3 micro-batches is that of one batch; a mean of their means is another loss."""
@@ -144,6 +145,7 @@ def test_processes_share_a_step_as_micro_batches_do(python, tmp_path):
         assert process["wrapped"] == "LlamaForCausalLM"  # not DistributedDataParallel
 
 
+@pytest.mark.slow
 def test_a_loss_of_your_own(tmp_path):
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
         logits = outputs.logits[:, :-1].flatten(0, 1)

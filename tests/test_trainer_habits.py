@@ -77,6 +77,7 @@ def test_callbacks_see_each_step_and_may_stop(tmp_path):
     assert made.state.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["linear", "cosine", "constant_with_warmup", "reduce_lr_on_plateau"]
 )
