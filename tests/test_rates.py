@@ -123,24 +123,18 @@ def test_a_turn_counts_a_quarter_in_what_the_turns_show_lately():
 
 
 @pytest.mark.parametrize("last_leads", [True, False])
-def test_one_batch_with_an_outlier_moves_no_block_farther_than_any_step_may(last_leads):
-    """Its own gradient, not only the mean with those before it, bounds the step."""
+def test_one_batch_with_an_outlier_moves_a_block_at_most_twice_as_far_as_others_may(last_leads):
+    """Its own gradient is a quarter of the mean square that sets the rate."""
     known, costs = policy(2.0, 0.5, last_leads=last_leads), (1.0, 0.04)
     usual, outlier = ([10.0, -10.0], [1.0, 1.0]), ([-300.0, 400.0], [40.0, 30.0])
     for _ in range(20):
-        followed = known.learn(usual, (None, None), costs)
-        for along, gradient in zip(followed, usual, strict=True):
-            assert along == pytest.approx(gradient)
-    followed = known.learn(outlier, (None, None), costs)
+        known.learn(usual, (None, None), costs)
+    assert known.learn(outlier, (None, None), costs) == outlier
     shares = (0.045 * (20 / 21) ** 0.75, 0.25) if last_leads else (0.03, 0.03)
     for block, (share, size) in enumerate(zip(shares, (2.0, 0.5), strict=True)):
-        along = coefficients(followed[block], known.rates[block])
+        along = coefficients(outlier[block], known.rates[block])
         change = math.hypot(*along)  # root mean square, of a weight
-        assert change == pytest.approx(share * size)
-        assert along[0] / along[1] == pytest.approx(outlier[block][0] / outlier[block][1])
-    rounds = policy(2.0, 0.5, takes_turns=False)  # whose rate is for the round to come
-    rounds.learn(usual, (None, None), costs)
-    assert rounds.learn(outlier, (None, None), costs) == outlier
+        assert share * size < change < 2 * share * size
 
 
 def test_a_step_without_finite_gradients_teaches_nothing():
@@ -158,7 +152,7 @@ def test_what_halved_the_rates_halves_those_still_to_be_learned():
     assert rates_after(known, [[10.0], [1.0]])[0] == led / 2
 
 
-def test_the_mean_over_clients_may_move_farther_and_the_sum_of_steps_falls_sooner():
+def test_the_mean_over_clients_may_move_farther_and_a_rounds_steps_each_count_as_a_turn():
     """A bound on what is stable stays."""
     blocks = [BlockStatistics(2.0) for _ in range(2)]
     for seen in blocks:
@@ -166,17 +160,17 @@ def test_the_mean_over_clients_may_move_farther_and_the_sum_of_steps_falls_soone
             seen.add_turn(1, 100.0, None)
 
     def found(**settings: float) -> tuple[float, ...]:
-        return rates(blocks, RateSettings(last_leads=True, decay=math.sqrt, **settings))
+        return rates(blocks, RateSettings(last_leads=True, **settings))
 
     one = found()
     assert found(clients=9.0) == pytest.approx([3 * rate for rate in one])
     led, last = found(local_steps=4)  # the 32 turns after the first eight count four times
-    assert led == pytest.approx(one[0] * math.sqrt(40 / (40 + 3 * 32)))
+    assert led == pytest.approx(one[0] * (40 / (40 + 3 * 32)) ** 0.75)
     assert last == one[1]
-    assert found(clients=4.0, local_steps=4) == one
+    assert found(clients=4.0, local_steps=4) == (led, last)
     stiff = BlockStatistics(2.0)
     stiff.add_turn(64, 1e-9, 64.0)
-    (rate,) = rates([stiff], RateSettings(last_leads=False, decay=math.sqrt, clients=9.0))
+    (rate,) = rates([stiff], RateSettings(last_leads=False, clients=9.0))
     assert rate == 1 / 64
 
 

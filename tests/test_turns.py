@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from auto_lr_toys import Bowl, bowl_run, newton_run, policy, rates_after, two_blocks
+from auto_lr_toys import Bowl, bowl_run, newton_run, policy, two_blocks
 
 from fedspzo import SPZO, split
 from fedspzo.auto_lr.central import CentralPolicy
@@ -112,41 +112,3 @@ def test_a_middle_block_without_directions_has_nothing_to_learn():
     for _ in range(9):
         optimizer.step(model)
     assert len(optimizer.last_step.losses) == 1 + 2
-
-
-def test_each_blocks_first_step_is_checked():
-    known = policy(1.0, 1.0, 1.0, 1.0)
-    first_steps = 0
-    for step in range(32):
-        known.losses.steps = step
-        moved = known.turns((1, 1, 1, 1))
-        new = any(now and not seen.turns for seen, now in zip(known.blocks, moved, strict=True))
-        for seen, now in zip(known.blocks, moved, strict=True):
-            seen.steps_since_turn += 1
-            if now:
-                seen.add_turn(1, 1.0, None)
-        known.losses.steps += 1
-        assert known.check_is_due() >= new
-        first_steps += new
-    assert first_steps == 4
-
-
-def test_the_first_step_is_checked_and_then_every_eighth():
-    model, optimizer, _ = bowl_run(0)
-    checked = []
-    for _ in range(17):
-        optimizer.step(model)
-        checked.append(optimizer.last_step.ratio is not None)
-    assert [step for step, did in enumerate(checked) if did] == [0, 8, 16]
-
-
-def test_a_block_that_waits_out_of_step_with_the_checks_is_checked_too():
-    known = policy(2.0, 2.0)
-    known.losses.steps = 16
-    checked = 0
-    for step in range(160):
-        known.losses.steps += 1
-        turn = step % 8 == 3  # never when a check is due by the number of steps
-        rates_after(known, [[1.0] * turn, [1.0]])
-        checked += known.check_is_due() and turn
-    assert checked == 3  # in twenty turns: the first, and every ninth after it

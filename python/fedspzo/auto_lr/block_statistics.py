@@ -36,7 +36,6 @@ class BlockStatistics:
         smoothed_eigenvalue: moving average of the typical eigenvalue of the Hessian along the
             block's directions; 0 for a block that takes no Newton steps.
         steps_since_turn: number of steps since the last turn.
-        unchecked_turns: number of turns since the trust ratio was last checked in one.
         turn_interval: number of steps from one turn to the next.
     """
 
@@ -48,7 +47,6 @@ class BlockStatistics:
     smoothed_square: float = 0.0
     smoothed_eigenvalue: float = 0.0
     steps_since_turn: int = 0
-    unchecked_turns: int = 0
     turn_interval: int = 1
 
     @property
@@ -76,7 +74,6 @@ class BlockStatistics:
             self.trace_sum = None if trace is None or known is None else known + trace
         self.directions = directions
         self.steps_since_turn = 0
-        self.unchecked_turns += 1
         self.turns += 1
 
     def add_eigenvalue(self, eigenvalue: float) -> float:

@@ -10,11 +10,9 @@ A block's first turns set its rate (`fedspzo.auto_lr.rates`), or the last block 
 (`fedspzo.auto_lr.newton`). In the long run these rates fall, so that the noise that they add has a
 bound.
 
-Every few steps the trust ratio is checked (`fedspzo.auto_lr.trust_ratio`). A step that keeps too
-little of its promise is halved until it keeps it, and the rates are halved with it. When the loss
-has left its best value behind (`fedspzo.auto_lr.loss_monitor`), the steps since then are taken back
-and the rates are halved. After a slow drift only the last steps can be taken back, and the lower
-rates end it.
+When the loss has left its best value behind (`fedspzo.auto_lr.loss_monitor`), the steps since then
+are taken back and the rates are halved. After a slow drift only the last steps can be taken back,
+and the lower rates end it.
 
 Every decision follows from losses and weights, so a run repeats.
 """
@@ -34,19 +32,13 @@ from fedspzo.estimators.step_report import StepReport
 from .block_statistics import BlockStatistics, mean_product, root_mean_square
 from .loss_monitor import LossMonitor
 from .newton import Spectrum
-from .rates import HALVE, RateSettings, longest_steps, rates
-from .trust_ratio import Trial, halve_until_trusted, predicted
+from .rates import HALVE, RateSettings, longest_newton_step, rates
 from .undo import Terms, terms, undoing
 
 LEAD_STEPS = 16
 """Number of steps after which all blocks have joined the last one."""
 LONGEST_INTERVAL = 8
 """Largest number of steps from one turn of a block to its next."""
-DECAY_POWER = 0.75
-"""Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
-sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
-CHECK_INTERVAL = 8
-"""Number of steps between checks of the trust ratio."""
 MEMORY = 64
 """Largest number of steps that can be taken back."""
 LOST_STEPS = 4
@@ -55,14 +47,13 @@ LOST_STEPS = 4
 
 @dataclass
 class CentralPolicy:
-    """Decides on turns and learning rates, and on the steps to halve or take back.
+    """Decides on turns and learning rates, and on the steps to take back.
 
     Attributes:
         last_leads: the param groups are the blocks of a network, in its order. False: they are
             just groups, each bounded like an only block. Default True.
-        takes_turns: blocks take turns, the last one takes Newton steps, and too long a step is
-            clipped. False: every step moves all blocks along their gradients, as a federation's
-            rounds do. Default True.
+        takes_turns: blocks take turns, and the last one takes Newton steps. False: every step
+            moves all blocks along their gradients, as a federation's rounds do. Default True.
         after_frozen: frozen layers come before the first block. If it is the only one, it learns
             like a last block. Default False.
         factor: product of all halvings of the rates so far.
@@ -97,9 +88,7 @@ class CentralPolicy:
 
     @property
     def _settings(self) -> RateSettings:
-        return RateSettings(
-            last_leads=self.last_leads, decay=_decay, after_frozen=self.after_frozen
-        )
+        return RateSettings(last_leads=self.last_leads, after_frozen=self.after_frozen)
 
     def measure(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Measure each block's weights before the first step moves them; later calls do nothing.
@@ -157,8 +146,8 @@ class CentralPolicy:
             spectrum: the spectrum of the last block's Hessian along its directions, if known.
 
         Returns:
-            For each block, the numbers that the update follows in place of its gradients. The last
-            block's are damped by its spectrum, and none makes a step longer than it may be.
+            For each block, the numbers that the update follows: its gradients, or for the last
+            block those of a Newton step, which are damped by its spectrum.
         """
         followed = tuple(gradients)
         if not all(math.isfinite(mean_product(block, block)) for block in gradients):
@@ -176,10 +165,10 @@ class CentralPolicy:
             if found:
                 stats.add_turn(len(found), mean_product(found, along), curvature)
         self._schedule_turns(costs)
-        if not self.takes_turns:
+        if spectrum is None or not self.takes_turns:
             return followed
-        longest = longest_steps(self.blocks, self._settings, self.factor)
-        return tuple(map(_clipped, followed, self.rates, longest))
+        longest = longest_newton_step(self.blocks[-1], self._settings, self.factor)
+        return (*followed[:-1], _clipped(followed[-1], self.rates[-1], longest))
 
     def _schedule_turns(self, costs: Sequence[float]) -> None:
         """Set the number of steps that each block waits for its turn.
@@ -199,18 +188,14 @@ class CentralPolicy:
                 seldom = turns * LONGEST_INTERVAL < 1
                 stats.turn_interval = LONGEST_INTERVAL if seldom else max(1, int(1 / turns))
 
-    def judge(self, report: StepReport, trial: Trial) -> StepReport:
+    def judge(self, report: StepReport) -> StepReport:
         """Decide on a step with finite losses, before it is made.
 
-        The step is made as it is, or halved until it keeps its promise, or the last steps are
-        taken back in its place. Afterwards `rates` are those to go on with.
-
         Args:
-            report: the step as its gradients want it; its losses are finite.
-            trial: tries the step out.
+            report: the step as it would be made; its losses are finite.
 
         Returns:
-            The step to make.
+            The step to make: this one, or one that takes the last steps back in its place.
         """
         self.lost_steps = 0
         verdict = self.losses.observe(report.loss)
@@ -219,11 +204,7 @@ class CentralPolicy:
         del self.recent[:-MEMORY]  # a slow drift is longer, and its rest cannot be taken back
         if verdict == "diverged" and self.recent:
             return self._take_back(report)
-        if self.check_is_due() and predicted(report) < 0:
-            report, factor = halve_until_trusted(report, trial)
-            self.factor *= factor
-        if report.undone is None:
-            self.recent.append(terms(report))
+        self.recent.append(terms(report))
         return report
 
     def skip(self, report: StepReport) -> StepReport:
@@ -252,24 +233,6 @@ class CentralPolicy:
         self.losses.restart()
         return report
 
-    def check_is_due(self) -> bool:
-        """Decide whether to check this step's trust ratio, and count it as checked if so.
-
-        A check is due in every `CHECK_INTERVAL`th step, in each block's first turn, and in a
-        block's turn after more than `CHECK_INTERVAL` turns without a check.
-        """
-        waited = any(
-            stats.steps_since_turn == 0
-            and (stats.turns == 1 or stats.unchecked_turns > CHECK_INTERVAL)
-            for stats in self.blocks
-        )
-        if self.losses.steps % CHECK_INTERVAL != 1 and not waited:
-            return False
-        for stats in self.blocks:
-            if not stats.steps_since_turn:
-                stats.unchecked_turns = 0
-        return True
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a state_dict."""
         return asdict(self)
@@ -296,15 +259,8 @@ class CentralPolicy:
             ) from None
 
 
-def _decay(share: float) -> float:
-    return math.pow(share, DECAY_POWER)
-
-
 def _clipped(along: Sequence[float], rate: float, longest: float) -> Sequence[float]:
     """Return the numbers that a block's update follows, clipped to the longest step.
-
-    The rate follows from the mean gradient. Where losses are small, the gradient of a batch with an
-    outlier is many times as large. Clipping bounds such noise (Gorbunov et al., arXiv 2005.10785).
 
     Args:
         along: one number for each of the block's directions, as a projected gradient.

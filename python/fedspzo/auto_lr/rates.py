@@ -18,7 +18,7 @@ The bounds are ours. Their constants were chosen on the problems of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .block_statistics import LEARNING_TURNS, BlockStatistics
@@ -44,6 +44,9 @@ NEWTON = 0.5
 """Share of a damped Newton step that is taken, as half of a batch's gradient may be noise."""
 STEADY_TURNS = 20
 """Number of a block's turns after which its rate falls."""
+FALL_POWER = 0.75
+"""Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
+sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
 
 
 def newton_damping(lr: float, count: int) -> float:
@@ -62,20 +65,17 @@ class RateSettings:
     A federation's policy takes a round for a step. A round's update is the sum of `local_steps`
     means over `clients` directions. It has local_steps / clients times the noise of one step, in
     squared norm. If that is less than 1, the bounds on size and curvature allow as much more (the
-    latter at most the stable rate 1 / trace). If it is more than 1, a round counts as that many
-    turns.
+    latter at most the stable rate 1 / trace). When rates fall, each local step counts as a turn.
 
     Attributes:
         last_leads: the blocks are those of a network, whose last one leads the others. False: they
             are just groups, each bounded like an only block.
         after_frozen: an only block comes after frozen layers, and is bounded like a last one.
-        decay: returns the factor of a rate, given the share STEADY_TURNS / turns in (0, 1].
         clients: effective number of clients over whose directions an update is the mean.
         local_steps: number of steps whose sum an update is.
     """
 
     last_leads: bool
-    decay: Callable[[float], float]
     after_frozen: bool = False
     clients: float = 1.0
     local_steps: int = 1
@@ -104,21 +104,14 @@ def rates(
     )
 
 
-def longest_steps(
-    blocks: Sequence[BlockStatistics], settings: RateSettings, factor: float = 1.0
-) -> tuple[float, ...]:
-    """Return the largest root mean square change of a weight that a step may make, for each block.
+def longest_newton_step(stats: BlockStatistics, settings: RateSettings, factor: float) -> float:
+    """Return the largest root mean square change of a weight that a Newton step may make.
 
     Args:
-        blocks, settings, factor: as for `rates`.
+        stats: the statistics of the block.
+        settings, factor: as for `rates`.
     """
-    return tuple(
-        factor
-        * _fall(stats, role, settings)
-        * (SIZE_NEWTON if stats.takes_newton_steps else role.size)
-        * stats.weight_rms
-        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
-    )
+    return factor * _fall(stats, _LAST, settings) * SIZE_NEWTON * stats.weight_rms
 
 
 @dataclass(frozen=True)
@@ -149,9 +142,9 @@ def _fall(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
     """Return the factor by which a block's rate has fallen in the long run, in (0, 1]."""
     if not role.falls and not stats.takes_newton_steps:
         return 1.0
-    more = max(0.0, 1 / settings.noise_reduction - 1)
-    turns = stats.turns + max(0, stats.turns - LEARNING_TURNS) * more
-    return settings.decay(min(1.0, STEADY_TURNS / max(1, turns)))
+    # the first turns are those of the steps before the first round
+    turns = stats.turns + max(0, stats.turns - LEARNING_TURNS) * (settings.local_steps - 1)
+    return math.pow(min(1.0, STEADY_TURNS / max(1, turns)), FALL_POWER)
 
 
 def _bound(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:

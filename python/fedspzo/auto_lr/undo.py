@@ -33,5 +33,5 @@ def undoing(report: StepReport, steps: Sequence[Terms]) -> StepReport:
         seeds=tuple(tuple(block) for block in undone),
         gradients=tuple((0.0,) * len(block) for block in undone),
         coefficients=tuple(tuple(block.values()) for block in undone),
-        undone="steps",
+        undone=True,
     )

@@ -20,19 +20,18 @@ class StepReport:
         gradients: for each block, the projected gradients of its directions, float32 values;
             zeros if skipped.
         coefficients: for each block, the number that was added along each direction; zeros if
-            skipped or undone.
+            skipped.
         rounding_seed: the seed of the update's stochastic rounding; None if rounded to nearest.
         forwards: the cost of the evaluations, in full forward passes.
         skipped: a loss or gradient was not finite, and the weights were put back as they were.
         lr: the learning rate of each block.
-        ratio: the trust ratio: the batch's change of loss over the predicted one. None unless
-            lr="auto" checked it.
+        ratio: the trust ratio of a Newton step: the batch's change of loss over the predicted one.
+            None for other steps, and where the loss did not change.
         followed: for each block, the numbers that the update follows: the projected gradients,
             unless the block takes a Newton step, or lr="auto" clips them.
-        trials: the losses of the step's trials, by which lr="auto" or a Newton step was checked, in
-            the order of evaluation.
-        undone: "step": the loss rose, and the weights were put back. "steps": training diverged,
-            and the update is the negative of the last steps'. None unless lr="auto" did so.
+        trials: the losses of a Newton step's trials, in the order of evaluation.
+        undone: training diverged with lr="auto", and the update is the negative of the last
+            steps'.
     """
 
     step: int
@@ -47,7 +46,7 @@ class StepReport:
     lr: tuple[float, ...] = ()
     ratio: float | None = None
     trials: tuple[float, ...] = ()
-    undone: str | None = None
+    undone: bool = False
     followed: tuple[tuple[float, ...], ...] = ()
 
 

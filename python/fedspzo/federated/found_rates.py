@@ -7,7 +7,6 @@ journal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -234,9 +233,7 @@ def median(values: Sequence[float], shares: Sequence[float]) -> float:
 
 
 def _rate_settings(clients: float, federation: FederationConfig) -> RateSettings:
-    return RateSettings(
-        last_leads=True, decay=math.sqrt, clients=clients, local_steps=federation.local_steps
-    )
+    return RateSettings(last_leads=True, clients=clients, local_steps=federation.local_steps)
 
 
 def _check(name: str, value: object, low: float = -ABSURD, high: float = ABSURD) -> None:

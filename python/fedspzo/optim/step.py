@@ -12,7 +12,7 @@ from torch import Tensor
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.rates import newton_damping
-from fedspzo.auto_lr.trust_ratio import Trial, halve_until_trusted
+from fedspzo.auto_lr.trust_ratio import trusted_share
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides
 from fedspzo.estimators import Estimator
@@ -133,23 +133,11 @@ class Step:
         gradients = tuple(to_float32(block) for block in found)
         followed = self._learn(estimator, losses, gradients, eps, spectrum)
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
-        again: list[float] = []
-        trials: list[Tensor] = []
-        if self.auto is None:
-            if spectrum is None or report.skipped:
-                return report
-            trial = self._trial(len(blocks) - 1, blocks, evaluate, again, trials)
-            report = self._trusted(report, trial)
-        elif report.skipped:
-            return self.auto.skip(report)
-        else:
-            moved = next(block for block, found in enumerate(gradients) if found)
-            report = self.auto.judge(report, self._trial(moved, blocks, evaluate, again, trials))
-        return replace(
-            report,
-            forwards=report.forwards + sum(again),
-            trials=tuple(loss.item() for loss in trials),
-        )
+        if report.skipped:
+            return report if self.auto is None else self.auto.skip(report)
+        if spectrum is not None:
+            report = self._trusted(report, blocks, evaluate)
+        return report if self.auto is None else self.auto.judge(report)
 
     def _learn(
         self,
@@ -224,62 +212,51 @@ class Step:
         scales = (group["lr_scale"] for group in self.groups)
         return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
 
-    def _trusted(self, report: StepReport, trial: Trial) -> StepReport:
-        """Halve the last block's Newton step until it keeps its promise on the batch.
-
-        Where a model is confident and wrong, its loss has next to no curvature, and such a step
-        overshoots.
-        """
-        still = tuple((0.0,) * len(block) for block in report.gradients[:-1])
-        last = replace(
-            report,
-            gradients=(*still, report.gradients[-1]),
-            coefficients=(*still, report.coefficients[-1]),
-        )
-        tried, factor = halve_until_trusted(last, trial)
-        factor *= tried.undone is None
-        return replace(
-            report,
-            followed=(
-                *report.followed[:-1],
-                to_float32([factor * g for g in report.followed[-1]]),
-            ),
-            coefficients=(*report.coefficients[:-1], tried.coefficients[-1]),
-            forwards=tried.forwards,
-            ratio=tried.ratio,
-        )
-
-    def _trial(
+    def _trusted(
         self,
-        moved: int,
+        report: StepReport,
         blocks: Sequence[MovableBlock],
         evaluate: Callable[[], Tensor],
-        again: list[float],
-        trials: list[Tensor],
-    ) -> Trial:
-        """Return the trial of a step.
+    ) -> StepReport:
+        """Halve the last block's Newton step until it keeps its promise on the batch.
 
         Args:
-            moved: the first block that moves.
+            report: the step as its gradients want it.
             blocks: the blocks, which move the weights that the evaluation sees.
             evaluate: returns the loss.
-            again: is given the cost of what each look could not replay, beyond the trial's cost.
-            trials: is given the loss of each look.
         """
-        share = self.every_share[moved]
+        last = len(blocks) - 1
+        share = self.every_share[last]
+        forwards, trials = report.forwards, []
 
-        def look() -> Tensor:
-            if moved:  # the blocks before it are as they were when captured
-                self.replay.replay(moved)
+        def loss_after(coefficients: Sequence[float]) -> float:
+            nonlocal forwards
+            for block in blocks[:last]:
+                block.move({})
+            blocks[last].move(terms_of(report.seeds[last], coefficients))
+            if last:  # the blocks before it are as they were when captured
+                self.replay.replay(last)
             else:
                 self.replay.capture()
-            loss = self.replay.evaluated(evaluate)
-            again.append((1 - share) * self.replay.rerun())
-            trials.append(loss)
-            return loss
+            trials.append(self.replay.evaluated(evaluate).item())
+            forwards += share + (1 - share) * self.replay.rerun()
+            return trials[-1]
 
-        dtypes = {parameter.dtype for group in self.groups for parameter in group["params"]}
-        return Trial(blocks, look, share, dtypes)
+        factor, ratio = trusted_share(
+            report.gradients[last], report.coefficients[last], report.loss, loss_after
+        )
+        followed, updates = (
+            (*values[:last], to_float32([factor * value for value in values[last]]))
+            for values in (report.followed, report.coefficients)
+        )
+        return replace(
+            report,
+            followed=followed,
+            coefficients=updates,
+            forwards=forwards,
+            ratio=ratio,
+            trials=tuple(trials),
+        )
 
 
 def make_update(
