@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 from auto_lr_toys import newton_run
 from spzo_toys import close, same, weights
 from torch import Tensor, nn
