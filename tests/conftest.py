@@ -134,3 +134,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nothing_compiled() -> None:
+    """As in a new process; other tests may have compiled a model in this one."""
+    import torch._dynamo
+
+    torch._dynamo.utils.counters.clear()

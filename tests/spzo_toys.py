@@ -10,6 +10,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 from fedspzo.blocks.cut import split
+from fedspzo.estimators import find
+from fedspzo.estimators.two_blocks import TwoBlocks
 from fedspzo.optim.spzo import SPZO
 from fedspzo_kernels import parameter_key, perturb_
 
@@ -54,8 +56,8 @@ def loss_of(model: nn.Module) -> Callable[[], Tensor]:
 
 def built(model: nn.Module, lr: float | tuple[float, ...], **settings: object) -> SPZO:
     """Build SPZO on three blocks, or on two for an estimator that takes two."""
-    at = THREE if settings.get("estimator", "anchored") in ("anchored", "mezo") else -1
-    return SPZO(split(model, at), lr, **settings)
+    two = issubclass(find(settings.get("estimator", "anchored")), TwoBlocks)
+    return SPZO(split(model, -1 if two else THREE), lr, **settings)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

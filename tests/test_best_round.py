@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from resume_toys import stop_at
 from tiny_run import write_run
 
 from fedspzo.app import config as configuration
@@ -230,8 +231,6 @@ def test_an_extended_run_is_one_of_more_rounds(
     change("rounds = 4", "rounds = 7")
     assert main(["run", "run.toml", "--output", "whole", "--quiet"]) == 0
     change("rounds = 7", "rounds = 4")
-    from test_resume import stop_at
-
     with monkeypatch.context() as patch:
         if not finished:
             patch.setattr("fedspzo.app.run_folder.RunFolder.append", stop_at(3))

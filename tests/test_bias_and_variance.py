@@ -30,7 +30,6 @@ EVERY = [*TWO_BLOCKS, ("mezo", "one"), ("mezo", "two")]
 def estimates(estimator: Estimator, loss, dims=(D1, D2), draws=DRAWS):
     """For each draw, each block's mean of g z: tensors (draws, dim); loss takes two offsets."""
     generator = torch.Generator().manual_seed(20)
-    mezo = estimator.name == "mezo"
     z = [
         [torch.randn(draws, d, generator=generator, dtype=torch.float64) for _ in range(count)]
         for d, count in zip(dims, estimator.directions, strict=True)
@@ -45,7 +44,7 @@ def estimates(estimator: Estimator, loss, dims=(D1, D2), draws=DRAWS):
 
     losses = {point: at(point) for point in estimator.points()}
     gradients = estimator.gradients(losses, EPS)
-    assert not mezo or len(gradients) == 2
+    assert len(gradients) == 2
     return [
         torch.stack([g[:, None] * direction for g, direction in zip(gs, block, strict=True)]).mean(
             0
@@ -81,7 +80,7 @@ def test_every_estimator_is_unbiased_on_a_coupled_quadratic(name, sides, p1):
     def loss(s: Tensor, t: Tensor) -> Tensor:
         return first_order(s, t) + ((s @ mix) * t).sum(-1) + (t * t) @ curve
 
-    perturbations = (3, 3) if name == "mezo" else (p1, 4)
+    perturbations = (3, 3) if find(name).joint else (p1, 4)
     first, second = estimates(find(name)(sides=sides, perturbations=perturbations), loss)
     assert_mean(first, a)
     assert_mean(second, b)
@@ -135,7 +134,7 @@ VARIANCES = {
 def test_the_variances_are_those_of_the_table(name, sides, p):
     n1, n2 = 2.0, 3.0
     _, _, loss = linear(n1, n2)
-    perturbations = (p, p) if name == "mezo" else (1, p)
+    perturbations = (p, p) if find(name).joint else (1, p)
     estimator = find(name)(sides=sides, perturbations=perturbations)
     first, second = estimates(estimator, loss)
     if name in SCALED:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+from data_toys import parquet
 from fuzzing import damaged, fuzz
 from hypothesis import strategies as st
 from odd_json import check_line, odd, text
-from test_data import parquet
 
 from fedspzo.app import data
 from fedspzo.errors import InputError

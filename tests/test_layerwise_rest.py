@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_layerwise import Keeping, Small, bits, by_copies, loss_on, unchanged
+from layerwise_toys import Keeping, Small, bits, by_copies, loss_on, unchanged
 from torch import Tensor
 
 from fedspzo.blocks.cut import split

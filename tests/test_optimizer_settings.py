@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
-from spzo_toys import THREE, llama
+from spzo_toys import THREE, llama, loss_of
 from torch import nn
 
 from fedspzo.blocks.cut import Blocks, split
+from fedspzo.estimators.mezo import Mezo
+from fedspzo.federated import OptimizerConfig
+from fedspzo.federated.optimizers import resolve
 from fedspzo.optim.spzo import SPZO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +37,26 @@ def test_defaults_follow_the_dtype():
     assert SPZO(split(llama(), at=-1), estimator="coupled").sides == "two"
     assert SPZO(Blocks.single(llama())).estimator == "mezo"
     assert SPZO(llama().parameters()).estimator == "mezo"
+
+
+def test_a_joint_estimator_says_how_many_directions_it_takes_by_default(monkeypatch):
+    def three(kind, shares, first, most):
+        return (3,) * (1 + len(shares))
+
+    monkeypatch.setattr(Mezo, "default_perturbations", classmethod(three))
+    for params in (Blocks.single(llama()), split(llama(), THREE)):
+        optimizer = SPZO(params, estimator="mezo")
+        assert {group["perturbations"] for group in optimizer.param_groups} == {3}
+    settings = OptimizerConfig(lr=1e-3, estimator="mezo")
+    assert resolve(settings, Blocks.single(llama())).perturbations == 3
+
+
+def test_one_sided_steps_need_no_more_directions_than_one_sided_formulas():
+    model = llama()
+    optimizer = SPZO(split(model, -1), estimator="balanced", sides="one", perturbations=(1, 1))
+    assert optimizer.step(loss_of(model)) > 0
+    with pytest.raises(ValueError, match="'balanced' two-sided needs at least 2; raise P2"):
+        SPZO(split(llama(), -1), estimator="balanced", sides="two", perturbations=(1, 1))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from federated_toys import toy, toy_data
 from private_toys import NOISELESS, PrivateToy, everything
 from torch import Tensor
 
+from fedspzo.estimators import find
 from fedspzo.optim.spzo import SPZO
 
 ESTIMATORS = [
@@ -32,7 +33,7 @@ def test_without_clip_and_noise_a_step_is_the_usual_one(
     task = PrivateToy()
     batch, results = task.collate(data), []
     for private in (False, True):
-        blocks = toy(single=name == "mezo")
+        blocks = toy(single=find(name).joint)
         mechanism = everything(NOISELESS, 12, clip=1e6) if private else None
         optimizer = SPZO(
             blocks,

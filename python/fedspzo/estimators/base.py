@@ -31,7 +31,8 @@ class Estimator(ABC):
         name: its name in settings.
         joint: all blocks move along the same directions. `perturbations` is then one int in
             settings, and nothing is replayed. Default False.
-        one_sided: it has a one-sided form. Default True.
+        one_sided: it has a one-sided form. Default True. One without a two-sided form refuses
+            that in `check_perturbations`, and its `default_sides` is always "one".
 
     Raises:
         ValueError: a value is out of range; the message names it and the remedy.
@@ -81,6 +82,8 @@ class Estimator(ABC):
         cls, shares: Sequence[float], first: int, most: int
     ) -> tuple[int, ...]:
         """Choose the numbers of perturbations from the costs of the blocks' evaluations.
+
+        A joint estimator has one number for all blocks, and is asked with no shares.
 
         Args:
             shares: for each block but the first, the cost C_b of an evaluation that replays the

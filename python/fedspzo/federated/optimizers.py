@@ -132,9 +132,11 @@ def resolve(
         if newton is None:
             assert isinstance(counts, tuple)
             newton = can_take_newton_steps(counts[-1], cost_shares[-1])
+    if counts is None:
+        counts = optimizer.param_groups[0]["perturbations"]
     filled = replace(
         settings,
-        perturbations=counts or 1,
+        perturbations=counts,
         newton=bool(newton),
         sides=optimizer.sides,
         rounding=optimizer.rounding,

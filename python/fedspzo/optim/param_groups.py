@@ -13,6 +13,7 @@ from fedspzo.auto_lr.rates import START
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.parameters import storage, trainable
 from fedspzo.checks import check_positive
+from fedspzo.choices import Sides
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.base import check_count
 from fedspzo.estimators.defaults import (
@@ -141,8 +142,11 @@ def distribute_settings(
     Raises:
         ValueError: there is not one value for each group.
     """
-    if perturbations is None:
-        perturbations = 1 if kind.joint else (None,) * len(groups)
+    if perturbations is None and kind.joint:
+        first, most = FIRST_PERTURBATIONS, MOST_PERTURBATIONS
+        perturbations = kind.default_perturbations((), first, most)[0]
+    elif perturbations is None:
+        perturbations = (None,) * len(groups)
     elif not kind.joint and not isinstance(perturbations, Sequence):
         raise ValueError(
             f"perturbations is {perturbations!r}; {kind.name!r} takes one number a block"
@@ -268,6 +272,7 @@ def fill_defaults(
     estimator: type[Estimator],
     shares: Sequence[float] | None,
     *,
+    sides: Sides,
     newton: bool,
 ) -> None:
     """Fill in the settings that follow from the blocks' costs: perturbations, then `lr_scale`.
@@ -276,6 +281,7 @@ def fill_defaults(
         groups: the optimizer's groups. A setting that is None is set, if it can be told.
         estimator: the estimator's class.
         shares: as `known_shares` returned them; None: not yet measured.
+        sides: the optimizer's.
         newton: the last block may take Newton steps.
     """
     if shares is not None:
@@ -289,7 +295,7 @@ def fill_defaults(
                 group["perturbations"] = count
     counts = [group["perturbations"] for group in groups]
     if None not in counts:
-        scales = default_lr_scales(estimator(sides="two", perturbations=tuple(counts)).directions)
+        scales = default_lr_scales(estimator(sides=sides, perturbations=tuple(counts)).directions)
         for group, scale in zip(groups, scales, strict=True):
             if group["lr_scale"] is None:
                 group["lr_scale"] = scale

@@ -357,7 +357,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         newton = self.newton
         if newton is None:
             newton = may_take_newton_steps(self._kind, self.param_groups, self.auto)
-        fill_defaults(self.param_groups, self._kind, self.cost_shares, newton=newton)
+        fill_defaults(
+            self.param_groups, self._kind, self.cost_shares, sides=self.sides, newton=newton
+        )
 
     def step_at(self, seed: int, step: int = 0, lr: Sequence[float] | None = None) -> None:
         """Set the next step's directions and learning rates.
