@@ -122,7 +122,7 @@ VARIANTS = (
     Variant("no trust ratio", gone=True),
     Variant(
         "Newton steps of clients not halved",
-        [(step.Step, "_trusted", lambda _step, report, *_: report)],
+        [(step, "_trusted", lambda report, *_: report)],
         central=False,
     ),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),

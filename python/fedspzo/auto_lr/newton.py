@@ -104,11 +104,10 @@ def spectrum_along(evaluator: Evaluator, estimator: Anchored, eps: Sequence[floa
     The evaluator evaluates the extra points that this needs.
 
     Args:
-        evaluator: evaluates losses at points.
+        evaluator: has evaluated the estimator's points.
         estimator: its `newton` is the last block.
         eps: each block's perturbation scale.
     """
-    evaluator.visit(estimator.hessian_points())
     losses, block = evaluator.means(), len(eps) - 1
 
     def product(pivot: Sequence[float]) -> list[float]:

@@ -40,8 +40,8 @@ def trusted_share(
         tried = [share * c for c in step]
         # the derivative of the loss along sum_k c_k z_k is sum_k c_k g_k
         promise = sum(c * g for c, g in zip(tried, gradients, strict=True))
-        change = loss_after(tried) - loss
-        if change == 0 or promise == 0:
+        change = promise and loss_after(tried) - loss
+        if change == 0:
             return share, None
         ratio = change / promise
         if ratio >= DOUBTED:  # a NaN is no ratio to trust

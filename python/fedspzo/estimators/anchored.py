@@ -73,13 +73,16 @@ class Anchored(Estimator):
         """Return theta, then the ends of each block's directions, the last block's first.
 
         In this order the later blocks' evaluations replay what the evaluation at theta captured.
+        If the last of several blocks takes a Newton step, block 1's ends come before theta. So what
+        was captured is still there for that step's further evaluations.
         """
-        moves = [
-            self._alone(block, offset)
-            for block in reversed(range(len(self.perturbations)))
-            for offset in self._offsets(block)
-        ]
-        return [self._alone(), *moves]
+        first, *later = (
+            [self._alone(b, at) for at in self._offsets(b)] for b in range(len(self.perturbations))
+        )
+        moves = [point for points in reversed(later) for point in points]
+        if self.newton:
+            return [*first, self._alone(), *moves]
+        return [self._alone(), *moves, *first]
 
     def gradients(self, losses: Losses, eps: Sequence[float]) -> tuple[list[float], ...]:
         """Return each block's differences over its eps."""
@@ -110,17 +113,13 @@ class Anchored(Estimator):
         ]
         return mean(differences) / eps[block] ** 2 if differences else None
 
-    def hessian_points(self, pivot: Sequence[float] = ()) -> list[Point]:
-        """Return the points that `hessian_product` needs, in the order in which to evaluate them.
+    def hessian_points(self, pivot: Sequence[float]) -> list[Point]:
+        """Return the points that `hessian_product` needs beside `points()`, in their order.
 
         Args:
-            pivot: the vector, (P,), that the Hessian is multiplied with. Default: none; returned
-                are then the points, among `points()`, that the Newton block's gradient needs.
-                Evaluate these first.
+            pivot: the vector, (P,), that the Hessian is multiplied with.
         """
         block = self._newton_block()
-        if not pivot:
-            return [self._alone(), *(self._alone(block, at) for at in self._offsets(block))]
         each = (combination(pivot, also=q) for q in range(self.perturbations[block]))
         return [self._alone(block, at) for at in (combination(pivot), *each)]
 
@@ -133,7 +132,7 @@ class Anchored(Estimator):
         u = sum_p v_p eps z_p.
 
         Args:
-            losses: the loss at each of `hessian_points()` and `hessian_points(pivot)`.
+            losses: the loss at each of `points()` and `hessian_points(pivot)`.
             eps: each block's perturbation scale, as `scales` returned it.
             pivot: the vector v, of norm 1.
         """
@@ -144,6 +143,16 @@ class Anchored(Estimator):
             (value - moved - losses[self._alone(block, along(q))] + here) / eps[block] ** 2
             for q, value in enumerate(both)
         ]
+
+    def newton_point(self, step: Sequence[float], eps: Sequence[float]) -> Point:
+        """Return the point to which a step of the Newton block leads.
+
+        Args:
+            step: what is added along each of the block's directions, (P,).
+            eps: each block's perturbation scale, as `scales` returned it.
+        """
+        block = self._newton_block()
+        return self._alone(block, tuple((p, c / eps[block]) for p, c in enumerate(step)))
 
     def _newton_block(self) -> int:
         if self.newton is None:

@@ -14,8 +14,9 @@ class StepReport:
         step: the step's number, from 0.
         loss: the loss at theta. If the estimator does not evaluate it: the mean over the points
             where the last block is not moved, or else over all points.
-        losses: the loss at every point, in the order of evaluation. In a private step neither
-            these nor `loss` are private: each is a mean over the batch, NaN if that was empty.
+        losses: the loss at every point, in the order of evaluation; the trials of a Newton step
+            come last. In a private step neither these nor `loss` are private: each is a mean over
+            the batch, NaN if that was empty.
         seeds: for each block, the seeds of its directions.
         gradients: for each block, the projected gradients of its directions, float32 values;
             zeros if skipped.
@@ -28,8 +29,7 @@ class StepReport:
         ratio: the trust ratio of a Newton step: the batch's change of loss over the predicted one.
             None for other steps, and where the loss did not change.
         followed: for each block, the numbers that the update follows: the projected gradients,
-            unless the block takes a Newton step, or lr="auto" clips them.
-        trials: the losses of a Newton step's trials, in the order of evaluation.
+            unless the block takes a Newton step.
         undone: training diverged with lr="auto", and the update is the negative of the last
             steps'.
     """
@@ -45,7 +45,6 @@ class StepReport:
     skipped: bool
     lr: tuple[float, ...] = ()
     ratio: float | None = None
-    trials: tuple[float, ...] = ()
     undone: bool = False
     followed: tuple[tuple[float, ...], ...] = ()
 

@@ -71,10 +71,6 @@ class Evaluator:
             self._means |= zip(new, means.tolist(), strict=True)
         return dict(self._means)
 
-    def free(self) -> None:
-        """Free the memory that recorded evaluations keep."""
-        self._recording = None
-
     def _at(self, point: Point) -> Tensor:
         for (block, seeds, scale), offset in zip(self._blocks, point, strict=True):
             block.move({seeds[p]: distance * scale for p, distance in offset})

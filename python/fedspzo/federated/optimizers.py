@@ -163,7 +163,7 @@ def probing(blocks: Blocks, settings: OptimizerConfig, *, samples: bool) -> SPZO
 
 def losses_of(report: StepReport, dtype: torch.dtype) -> StepLosses:
     """Return the losses of a step, whose closure returns this dtype, as `retake` wants them."""
-    values = np.array((*report.losses, *report.trials), np.float64)
+    values = np.array(report.losses, np.float64)
     return StepLosses(str(dtype).removeprefix("torch."), values)
 
 

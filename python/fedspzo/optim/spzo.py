@@ -290,8 +290,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         look at wider perturbations left other rounding errors.)
 
         Args:
-            losses: the step's `StepReport.losses` and then its `trials`, in the dtype of the
-                closure's loss, (evaluations,).
+            losses: the step's `StepReport.losses`, in the dtype of the closure's loss,
+                (evaluations,).
             move: False: no weight is read or written, and lr="auto" learns all the same. The first
                 step has to find the weights as it did. Default True.
 

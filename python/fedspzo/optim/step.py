@@ -120,12 +120,11 @@ class Step:
         evaluator = Evaluator(
             blocks, seeds, eps, self.replay, self.every_share, evaluate, self.recording
         )
+        evaluator.visit(estimator.points())
         spectrum = None
         if isinstance(estimator, Anchored) and estimator.newton is not None:
             spectrum = spectrum_along(evaluator, estimator, eps)
-        evaluator.visit(estimator.points())
         losses = evaluator.means()
-        evaluator.free()
         if self.privacy is None:
             found = estimator.gradients(losses, eps)
         else:
@@ -136,7 +135,7 @@ class Step:
         if report.skipped:
             return report if self.auto is None else self.auto.skip(report)
         if spectrum is not None:
-            report = self._trusted(report, blocks, evaluate)
+            report = _trusted(report, estimator, evaluator, eps)
         return report if self.auto is None else self.auto.judge(report)
 
     def _learn(
@@ -212,51 +211,40 @@ class Step:
         scales = (group["lr_scale"] for group in self.groups)
         return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
 
-    def _trusted(
-        self,
-        report: StepReport,
-        blocks: Sequence[MovableBlock],
-        evaluate: Callable[[], Tensor],
-    ) -> StepReport:
-        """Halve the last block's Newton step until it keeps its promise on the batch.
 
-        Args:
-            report: the step as its gradients want it.
-            blocks: the blocks, which move the weights that the evaluation sees.
-            evaluate: returns the loss.
-        """
-        last = len(blocks) - 1
-        share = self.every_share[last]
-        forwards, trials = report.forwards, []
+def _trusted(
+    report: StepReport, estimator: Estimator, evaluator: Evaluator, eps: Sequence[float]
+) -> StepReport:
+    """Halve the last block's Newton step until it keeps its promise on the batch.
 
-        def loss_after(coefficients: Sequence[float]) -> float:
-            nonlocal forwards
-            for block in blocks[:last]:
-                block.move({})
-            blocks[last].move(terms_of(report.seeds[last], coefficients))
-            if last:  # the blocks before it are as they were when captured
-                self.replay.replay(last)
-            else:
-                self.replay.capture()
-            trials.append(self.replay.evaluated(evaluate).item())
-            forwards += share + (1 - share) * self.replay.rerun()
-            return trials[-1]
+    Args:
+        report: the step as its gradients want it.
+        estimator: the estimator, whose Newton block is the last.
+        evaluator: evaluates the loss where the step leads.
+        eps: each block's perturbation scale.
+    """
+    assert isinstance(estimator, Anchored)
 
-        factor, ratio = trusted_share(
-            report.gradients[last], report.coefficients[last], report.loss, loss_after
-        )
-        followed, updates = (
-            (*values[:last], to_float32([factor * value for value in values[last]]))
-            for values in (report.followed, report.coefficients)
-        )
-        return replace(
-            report,
-            followed=followed,
-            coefficients=updates,
-            forwards=forwards,
-            ratio=ratio,
-            trials=tuple(trials),
-        )
+    def loss_after(step: Sequence[float]) -> float:
+        point = estimator.newton_point(step, eps)
+        evaluator.visit([point])
+        return evaluator.means()[point]
+
+    share, ratio = trusted_share(
+        report.gradients[-1], report.coefficients[-1], report.loss, loss_after
+    )
+    followed, updates = (
+        (*values[:-1], to_float32([share * value for value in values[-1]]))
+        for values in (report.followed, report.coefficients)
+    )
+    return replace(
+        report,
+        losses=tuple(evaluator.means().values()),
+        followed=followed,
+        coefficients=updates,
+        forwards=evaluator.forwards,
+        ratio=ratio,
+    )
 
 
 def make_update(

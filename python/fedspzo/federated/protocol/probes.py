@@ -37,7 +37,7 @@ _SHARE = struct.Struct("<d")
 
 @dataclass(frozen=True, eq=False)
 class StepLosses:
-    """The losses of a step's evaluations, in order: those at its points, and those of its trials.
+    """The losses of a step's evaluations, in order.
 
     Attributes:
         dtype: the dtype of the loss, one of `DTYPES`.
