@@ -31,15 +31,15 @@ MEAN_4 = spectrum([4.0, -1.0, 12.0], 7.0)
 """Of eigenvalues whose sizes have the mean 4, but for the largest."""
 
 
-def test_a_last_block_of_known_curvature_takes_half_a_damped_newton_step():
+def test_a_last_block_of_known_curvature_takes_a_quarter_of_a_damped_newton_step():
     """Damped by the mean size of the eigenvalues but the largest: (|H| / 4 + 1)^-1 g."""
     known = policy(2.0, 5.0)
     first, second = known.learn(GRADIENTS, (None, 0.0), COSTS, MEAN_4)
     assert first == [1.0]
     assert second == pytest.approx([8 / 2, 10 / 1.25, 16 / 4, 0])
-    # along each of 4 directions lr g / 4, which is half of g / (|H| + 4)
+    # along each of 4 directions lr g / 4, which is a quarter of g / (|H| + 4)
     assert [known.rates[1] * g / 4 for g in second] == pytest.approx(
-        [8 / 8 / 2, 10 / 5 / 2, 16 / 16 / 2, 0]
+        [8 / 8 / 4, 10 / 5 / 4, 16 / 16 / 4, 0]
     )
     assert known.blocks[1].smoothed_square == pytest.approx((8 * 4 + 10 * 8 + 16 * 4) / 4)
 
@@ -56,7 +56,7 @@ def test_newton_steps_fall_in_the_long_run_too():
     known = policy(2.0, 5.0)
     for turn in range(1, 81):
         known.learn(GRADIENTS, (None, 0.0), COSTS, MEAN_4)
-        assert known.rates[1] == pytest.approx(0.5 * min(1.0, 20 / turn) ** 0.75)
+        assert known.rates[1] == pytest.approx(0.25 * min(1.0, 20 / turn) ** 0.75)
 
 
 def test_newton_steps_are_damped_by_the_first_eight_turns_or_later_ones_if_steeper():
@@ -70,29 +70,16 @@ def test_newton_steps_are_damped_by_the_first_eight_turns_or_later_ones_if_steep
     known.learn(GRADIENTS, (None, 0.0), COSTS, MEAN_4)
     for _ in range(24):
         known.learn(GRADIENTS, (None, 0.0), COSTS, steeper)
-    assert rate(25) == pytest.approx(2 / 100, rel=1e-2)
+    assert rate(25) == pytest.approx(1 / 100, rel=1e-2)
     for _ in range(24):  # flatter than it was at first: that is not forgotten
         known.learn(GRADIENTS, (None, 0.0), COSTS, MEAN_4)
-    assert rate(49) == pytest.approx(2 / ((4 + 7 * 100) / 8))
+    assert rate(49) == pytest.approx(1 / ((4 + 7 * 100) / 8))
 
 
 def test_a_block_without_curvature_follows_its_gradient():
     known = policy(2.0, 5.0)
     flat = spectrum([0.0] * 3, 0.0)
     assert list(known.learn(GRADIENTS, (None, 0.0), COSTS, flat)[1]) == GRADIENTS[1]
-
-
-def test_a_newton_step_is_at_most_four_times_as_long_as_the_blocks_weights_were():
-    """With few examples a batch all of its gradient may be its own."""
-    known = policy(2.0, 0.5)
-    for scale, factor in ((1.0, 1.0), (1e3, 1.0), (1e3, 0.25)):
-        known.factor = factor
-        gradients = ([1.0], [1.5 * scale, -2.0 * scale, 0.0])
-        damped = known.learn(gradients, (None, 0.0), COSTS, spectrum([4.0, 4.0], 4.0))[1]
-        step = [known.rates[1] * g / 3 for g in damped]
-        full = 2.5 * scale / (4 + 4) / 2
-        assert math.hypot(*step) == pytest.approx(factor * min(full, 4 * 0.5))
-        assert step[0] / step[1] == pytest.approx(-0.75)
 
 
 def test_a_batch_with_curvature_along_few_directions_damps_by_them():
@@ -186,9 +173,9 @@ def test_a_head_with_one_direction_a_thousand_times_as_steep_is_learned_along_th
 
     draws = 0
     start = loss().item()
-    newton = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.01,))
+    newton = after(80, lr="auto", perturbations=(0, 8), cost_shares=(0.01,))
     assert newton < 0.1 * start
-    plain = after(40, lr="auto", perturbations=(0, 8), cost_shares=(0.1,))  # too dear to be solved
+    plain = after(80, lr="auto", perturbations=(0, 8), cost_shares=(0.1,))  # too dear to be solved
     assert plain > 0.5 * start
 
 

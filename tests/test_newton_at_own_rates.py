@@ -23,7 +23,7 @@ NEWTON = OptimizerConfig(lr=(1e-3, 1.0), perturbations=(1, 8), newton=True)
 
 
 @pytest.mark.parametrize(("lr", "curve"), [(1e-4, 1.0), (1e-1, 400.0), (10.0, 400.0)])
-def test_a_step_is_plain_where_flat_and_half_of_newtons_where_steep(lr: float, curve: float):
+def test_a_step_is_plain_where_flat_and_a_quarter_of_newtons_where_steep(lr: float, curve: float):
     """Of a parabola in one weight, which is 1 at first."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
@@ -39,9 +39,11 @@ def test_a_step_is_plain_where_flat_and_half_of_newtons_where_steep(lr: float, c
         slope = curve * model[0](x).item() ** 2  # the gradient at 1, and the curvature
     (gradient,), (followed,), (added,) = done.gradients[1], done.followed[1], done.coefficients[1]
     curvature = slope * (gradient / slope) ** 2  # along the direction, which is gradient / slope
-    assert followed == pytest.approx(gradient / (curvature * lr / 0.5 + 1), rel=2e-2)
+    assert followed == pytest.approx(gradient / (curvature * lr / 0.25 + 1), rel=2e-2)
     assert added == pytest.approx(-lr * followed)
-    assert 0.49 < weight.item() < 1  # at most half way to the minimum, however high the rate
+    assert (
+        0.74 < weight.item() < 1
+    )  # at most a quarter of the way to the minimum, however high the rate
 
 
 def test_its_evaluations_are_counted_and_a_state_keeps_it():
@@ -137,13 +139,13 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bits(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_federation_learns_a_badly_conditioned_head_several_times_faster():
-    """Of four rounds: with Newton steps its loss falls at least twice as far."""
+    """Of eight rounds: with Newton steps its loss falls at least twice as far."""
     data = toy_data([40, 40, 40, 40])
     data = [[(x + 5.0, y) for x, y in own] for own in data]  # a mean far from 0: a steep bias
 
     def fall(*, newton: bool) -> float:
         settings = OptimizerConfig(lr="auto", perturbations=(0, 16), newton=newton)
-        federation = replace(FEDERATION, rounds=4, local_steps=5, batch_size=16)
+        federation = replace(FEDERATION, rounds=8, local_steps=5, batch_size=16)
         result = run(toy(), ToyTask(), data, federation, settings)
         losses = [done.loss for done in result.rounds if done.loss is not None]
         return losses[0] - losses[-1]

@@ -130,7 +130,7 @@ def test_one_batch_with_an_outlier_moves_a_block_at_most_twice_as_far_as_others_
     for _ in range(20):
         known.learn(usual, (None, None), costs)
     assert known.learn(outlier, (None, None), costs) == outlier
-    shares = (0.045 * (20 / 21) ** 0.75, 0.25) if last_leads else (0.03, 0.03)
+    shares = (0.045 * (20 / 21) ** 0.75, 0.25) if last_leads else (0.045, 0.045)
     for block, (share, size) in enumerate(zip(shares, (2.0, 0.5), strict=True)):
         along = coefficients(outlier[block], known.rates[block])
         change = math.hypot(*along)  # root mean square, of a weight

@@ -32,7 +32,7 @@ from fedspzo.estimators.step_report import StepReport
 from .block_statistics import BlockStatistics, mean_product, root_mean_square
 from .loss_monitor import LossMonitor
 from .newton import Spectrum
-from .rates import HALVE, RateSettings, longest_newton_step, rates
+from .rates import HALVE, RateSettings, rates
 from .undo import Terms, terms, undoing
 
 LEAD_STEPS = 16
@@ -165,10 +165,7 @@ class CentralPolicy:
             if found:
                 stats.add_turn(len(found), mean_product(found, along), curvature)
         self._schedule_turns(costs)
-        if spectrum is None or not self.takes_turns:
-            return followed
-        longest = longest_newton_step(self.blocks[-1], self._settings, self.factor)
-        return (*followed[:-1], _clipped(followed[-1], self.rates[-1], longest))
+        return followed
 
     def _schedule_turns(self, costs: Sequence[float]) -> None:
         """Set the number of steps that each block waits for its turn.
@@ -257,18 +254,3 @@ class CentralPolicy:
             raise ValueError(
                 f"state_dict has another release's lr='auto' ({error}); load it with that release"
             ) from None
-
-
-def _clipped(along: Sequence[float], rate: float, longest: float) -> Sequence[float]:
-    """Return the numbers that a block's update follows, clipped to the longest step.
-
-    Args:
-        along: one number for each of the block's directions, as a projected gradient.
-        rate: the block's learning rate.
-        longest: largest root mean square change of a weight; 0: no bound.
-    """
-    # the root mean square change of a weight, as the directions are random
-    length = rate * math.sqrt(mean_product(along, along) / max(1, len(along)))
-    if not length > longest > 0:
-        return along
-    return to_float32([longest / length * g for g in along])

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .block_statistics import LEARNING_TURNS, BlockStatistics
 
@@ -27,26 +28,24 @@ START = 1e-4
 """Rate of a block that has had no turn, or that nothing bounds."""
 HALVE = 0.5
 """Factor of all rates when training diverges or a step breaks its promise, and of that step."""
-SIZE_ONLY = 0.03
-"""Largest norm of a step over that of the block's weights, in a network that is one block."""
-SIZE_LED = 0.045
-"""Largest norm of a step over that of the block's weights, for a block that the last one leads."""
+SIZE = 0.045
+"""Largest norm of a step over that of the block's weights."""
 SIZE_LAST = 0.25
-"""Largest norm of a step over that of the block's weights, for the last of several blocks. It is
-higher, as the weights of a new head are small at first."""
-SIZE_NEWTON = 4.0
-"""Largest norm of a Newton step over that of the block's weights at the start. It bounds the harm
-of a batch that a step fits by chance. With 1 a new output layer learns more slowly
-(benchmarks/results/ablate_auto.md)."""
+"""The same for the last of several blocks. It is larger, as the weights of a new head are small at
+first."""
 CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
-NEWTON = 0.5
-"""Share of a damped Newton step that is taken, as half of a batch's gradient may be noise."""
+NEWTON = 0.25
+"""Share of a damped Newton step that is taken, as much of a batch's gradient may be noise. With a
+half, learning is faster where batches tell much, and on the reviews it overshoots."""
 STEADY_TURNS = 20
 """Number of a block's turns after which its rate falls."""
 FALL_POWER = 0.75
 """Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
 sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
+
+_Role = Literal["only", "led", "last"]
+"""A block's role: an only block, one that the last block leads, or the last of several."""
 
 
 def newton_damping(lr: float, count: int) -> float:
@@ -100,47 +99,19 @@ def rates(
         factor * _fall(stats, role, settings) * _bound(stats, role, settings)
         if stats.turns
         else factor * START
-        for stats, role in zip(blocks, _roles(blocks, settings), strict=True)
+        for stats, role in zip(blocks, _roles(len(blocks), settings), strict=True)
     )
 
 
-def longest_newton_step(stats: BlockStatistics, settings: RateSettings, factor: float) -> float:
-    """Return the largest root mean square change of a weight that a Newton step may make.
-
-    Args:
-        stats: the statistics of the block.
-        settings, factor: as for `rates`.
-    """
-    return factor * _fall(stats, _LAST, settings) * SIZE_NEWTON * stats.weight_rms
-
-
-@dataclass(frozen=True)
-class _Role:
-    """A block's role among the others, which decides its bounds.
-
-    Attributes:
-        size: largest norm of a step over that of the block's weights.
-        falls: the rate falls in the long run, even if the block takes no Newton steps.
-    """
-
-    size: float
-    falls: bool
-
-
-_ONLY = _Role(SIZE_ONLY, falls=False)
-_LED = _Role(SIZE_LED, falls=True)
-_LAST = _Role(SIZE_LAST, falls=False)
-
-
-def _roles(blocks: Sequence[BlockStatistics], settings: RateSettings) -> list[_Role]:
-    if not settings.last_leads or (len(blocks) == 1 and not settings.after_frozen):
-        return [_ONLY] * len(blocks)
-    return [*[_LED] * (len(blocks) - 1), _LAST]
+def _roles(count: int, settings: RateSettings) -> list[_Role]:
+    if not settings.last_leads or (count == 1 and not settings.after_frozen):
+        return ["only"] * count
+    return [*["led"] * (count - 1), "last"]
 
 
 def _fall(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
     """Return the factor by which a block's rate has fallen in the long run, in (0, 1]."""
-    if not role.falls and not stats.takes_newton_steps:
+    if role != "led" and not stats.takes_newton_steps:
         return 1.0
     # the first turns are those of the steps before the first round
     turns = stats.turns + max(0, stats.turns - LEARNING_TURNS) * (settings.local_steps - 1)
@@ -156,9 +127,10 @@ def _bound(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float
         return NEWTON * count / max(stats.smoothed_eigenvalue, trace)
     gain = max(1.0, math.sqrt(settings.noise_reduction))
     square = max(stats.square_sum / learned, stats.smoothed_square)
+    size = SIZE_LAST if role == "last" else SIZE
     bounds = []
     if stats.weight_rms and square:
-        bounds.append(gain * role.size * stats.weight_rms * math.sqrt(count / square))
+        bounds.append(gain * size * stats.weight_rms * math.sqrt(count / square))
     if trace > 0:
         # the trace may all be in one direction
         bounds.append(min(1.0, gain * CURVATURE * count) / trace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ class ClosureChecks:
         if self.done:
             report = step.estimate(blocks, evaluate)
         else:
-            report = step.estimate(blocks, self._first_twice(step, evaluate))
+            report = step.estimate(blocks, self._start_twice(step, evaluate))
             self.done, self._known = True, None
         if not self._told and step.privacy is None and is_flat(report):
             self._told = True
@@ -89,20 +90,20 @@ class ClosureChecks:
             warnings.warn(self._look_wider(report, blocks, eps, evaluate), stacklevel=6)
         return report
 
-    def _first_twice(self, step: Step, evaluate: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Return a function that evaluates the loss, the first time twice at the same weights.
+    def _start_twice(self, step: Step, evaluate: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return a function that evaluates the loss, and twice at the step's start.
 
         The second time is not needed if the first one gives the loss that was measured.
         """
         devices = {p.device for group in step.groups for p in group["params"]}
-        first = True
+        points = step.estimator().points()
+        start = next((number for number, point in enumerate(points) if not any(point)), 0)
+        numbers = count()
 
         def checked() -> Tensor:
-            nonlocal first
             loss = evaluate()
-            if not first:
+            if next(numbers) != start:
                 return loss
-            first = False
             # a compiled model or a head that runs by rows may round otherwise than when measured
             if self._known is None or not repeats(self._known, loss.sum(), devices):
                 self._replay.capture()
