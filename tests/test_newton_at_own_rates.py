@@ -41,9 +41,7 @@ def test_a_step_is_plain_where_flat_and_a_quarter_of_newtons_where_steep(lr: flo
     curvature = slope * (gradient / slope) ** 2  # along the direction, which is gradient / slope
     assert followed == pytest.approx(gradient / (curvature * lr / 0.25 + 1), rel=2e-2)
     assert added == pytest.approx(-lr * followed)
-    assert (
-        0.74 < weight.item() < 1
-    )  # at most a quarter of the way, however high the rate
+    assert 0.74 < weight.item() < 1  # at most a quarter of the way, however high the rate
 
 
 def test_its_evaluations_are_counted_and_a_state_keeps_it():

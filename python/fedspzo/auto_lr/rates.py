@@ -106,7 +106,8 @@ def rates(
 def _roles(count: int, settings: RateSettings) -> list[_Role]:
     if not settings.last_leads or (count == 1 and not settings.after_frozen):
         return ["only"] * count
-    return [*["led"] * (count - 1), "last"]
+    led: list[_Role] = ["led"] * (count - 1)
+    return [*led, "last"]
 
 
 def _fall(stats: BlockStatistics, role: _Role, settings: RateSettings) -> float:
