@@ -35,6 +35,8 @@ from fedspzo.estimators import defaults
 from fedspzo.optim import spzo, step
 
 FOLDER = Path(__file__).parent / "results/ablate_auto"
+EARLIER = FOLDER / "earlier"
+"""The rows of what was removed, and of all of it as it was then."""
 SEEDS = range(200, 203)
 DECODER = next(problem for problem in RACED if problem.name == "decoder")
 PAIRS = replace(DECODER, name="decoder_pairs", title=f"{DECODER.title}, batches of 2", batch=2)
@@ -62,7 +64,7 @@ class Variant:
         patches: what is switched off: (module or class, attribute, value).
         settings: of the optimizer, besides `lr`.
         central, federated: where it makes a difference.
-        gone: it changed no row and was removed; its rows are from before that.
+        gone: it was removed; its rows are in `EARLIER`.
     """
 
     name: str
@@ -160,32 +162,38 @@ def report() -> str:
         "`python benchmarks/ablate_auto.py`: loss and accuracy on examples never trained on, after"
         " the same forward passes with one mechanism switched off; the median of the seeds. 'Worse"
         " by': the median over the seeds of the difference in loss to all of it, and its range.",
+        "",
+        "What was removed stands below, beside all of the earlier version that had it.",
     ]
-    for problem in PROBLEMS:
-        for setting in (Setting(), FEDERATION):
-            kind = "central" if setting.alpha is None else "federated"
-            found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
-            rows = list(_rows(problem, setting, found))
-            if rows:
-                machines = sorted({run.machine for run in found.runs.values()})
-                passes = (PASSES if setting.alpha is None else FEDERATED_PASSES)[problem.name]
-                lines += ["", f"## {problem.title}: {setting.name}, {passes} passes", ""]
-                lines += [f"Seeds {SEEDS[0]} to {SEEDS[-1]}; {'; '.join(machines)}.", ""]
-                lines += [
-                    "| | seeds | accuracy | loss | worse by |",
-                    "| --- | --- | --- | --- | --- |",
-                ]
-                lines += rows
+    tables = ((FOLDER, False, ""), (EARLIER, True, ", by an earlier version"))
+    for folder, gone, when in tables:
+        for problem in PROBLEMS:
+            for setting in (Setting(), FEDERATION):
+                kind = "central" if setting.alpha is None else "federated"
+                found = Results(folder / f"{problem.name}_{kind}.jsonl")
+                rows = list(_rows(problem, setting, found, gone))
+                if len(rows) > 1:
+                    machines = sorted({run.machine for run in found.runs.values()})
+                    passes = (PASSES if setting.alpha is None else FEDERATED_PASSES)[problem.name]
+                    title = f"## {problem.title}: {setting.name}, {passes} passes{when}"
+                    lines += ["", title, ""]
+                    lines += [f"Seeds {SEEDS[0]} to {SEEDS[-1]}; {'; '.join(machines)}.", ""]
+                    lines += [
+                        "| | seeds | accuracy | loss | worse by |",
+                        "| --- | --- | --- | --- | --- |",
+                    ]
+                    lines += rows
     return "\n".join(lines) + "\n"
 
 
-def _rows(problem: Problem, setting: Setting, found: Results) -> Iterator[str]:
+def _rows(problem: Problem, setting: Setting, found: Results, gone: bool) -> Iterator[str]:
     def of(variant: Variant) -> dict[int, Run]:
         keys = {seed: (problem.name, setting.name, variant.name, START, seed) for seed in SEEDS}
         return {seed: found.runs[key] for seed, key in keys.items() if key in found.runs}
 
-    whole = of(VARIANTS[0])
-    for variant in variants_of(setting):
+    first, *others = variants_of(setting)
+    whole = of(first)
+    for variant in (first, *(variant for variant in others if variant.gone == gone)):
         ends = {seed: run.curve[-1] for seed, run in of(variant).items()}
         if not ends:
             continue
@@ -199,8 +207,7 @@ def _rows(problem: Problem, setting: Setting, found: Results) -> Iterator[str]:
             if worse
             else ""
         )
-        name = f"{variant.name} (removed since)" if variant.gone else variant.name
-        yield f"| {name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
+        yield f"| {variant.name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
 
 
 def main() -> None:

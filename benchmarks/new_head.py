@@ -133,8 +133,8 @@ def main() -> None:
         f' 5 local steps of 16, `lr="auto"`, 32 directions of the last block; {TESTS} test'
         f" reviews. On {machine()}, torch {torch.__version__}, one thread, {date.today()}.",
         "",
-        "| last block | seed | round (AdamW: step) | passes of all clients | training loss | training"
-        " accuracy | test loss | test accuracy |",
+        "| last block | seed | round (AdamW: step) | passes of all clients | training loss |"
+        " training accuracy | test loss | test accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     default, whole = CUTS
