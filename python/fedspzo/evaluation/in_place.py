@@ -11,6 +11,7 @@ from torch import Tensor
 import fedspzo_kernels
 from fedspzo.blocks.shards import first_index, local
 from fedspzo.choices import Rounding
+from fedspzo_kernels.arguments import Terms
 
 key_of = cache(fedspzo_kernels.parameter_key)
 
@@ -51,6 +52,7 @@ class InPlaceBlock:
             [key_of(name) for name in self._names],
             offsets=[first for _, _, first in parts],
         )
+        self._write = self._perturber.into(self._tensors) if snapshot else None
 
     def move(
         self,
@@ -80,14 +82,9 @@ class InPlaceBlock:
                     rounding=rounding,
                     rounding_seed=rounding_seed,
                 )
-        elif target and self._tensors:
-            self._perturber.add(
-                list(target),
-                list(target.values()),
-                out=self._tensors,
-                rounding=rounding,
-                rounding_seed=rounding_seed,
-            )
+        elif target and self._write is not None:
+            terms = list(target), list(target.values())
+            self._write(Terms.of(*terms, rounding, rounding_seed))
         else:
             self._copy_back()
         self._terms = dict(target)

@@ -142,13 +142,13 @@ class Layerwise:
             for name, tensor in group
             if not self._stays(name)
         }
-        for module in self._model.modules() if self._model else ():
+        for module in self._model.modules() if self._model and parameters else ():
             for name, parameter in module._parameters.items():
-                if parameter is not None and storage(parameter) in parameters:
+                virtual = None if parameter is None else parameters.get(storage(parameter))
+                if parameter is not None and virtual is not None:
                     self._places.append((module, name, parameter))
-        for module, name, parameter in self._places:
-            # straight into the dict: assigning the attribute would register a parameter anew
-            module._parameters[name] = cast(nn.Parameter, parameters[storage(parameter)])
+                    # straight into the dict: assigning would register a parameter anew
+                    module._parameters[name] = cast(nn.Parameter, virtual)
 
     def _take_away(self) -> None:
         while self._places:

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedspzo_kernels import Perturber, perturb_rows
-from fedspzo_kernels.arguments import Terms
+from fedspzo_kernels.arguments import Terms, signed, stream_code
 
 from .in_place import InPlaceBlock, key_of
 from .scratch_buffer import ScratchBuffer, Write
+
+_STREAM = stream_code("normal-v1")
 
 
 class LayerwiseBlock:
@@ -67,12 +69,17 @@ class LayerwiseBlock:
         self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
     ) -> Write:
         """Return what writes the parameters' perturbed weights, or some rows of each, to `out`."""
-        perturber = Perturber(
-            [parameter.part(rows) for parameter in parameters],
-            [parameter.key for parameter in parameters],
-            offsets=[parameter.first(rows) for parameter in parameters],
-        )
-        return perturber.into(out)
+        parts = [parameter.part(rows) for parameter in parameters]
+        keys = [parameter.key for parameter in parameters]
+        offsets = [parameter.first(rows) for parameter in parameters]
+        if not all(part.is_contiguous() for part in parts):
+            return Perturber(parts, keys, offsets=offsets).into(out)
+        keys, results = [signed(key, "key") for key in keys], list(out)
+
+        def write(terms: Terms) -> None:  # a `Perturber` would check everything once more
+            torch.ops.fedspzo.perturb_out(parts, results, keys, offsets, *terms, _STREAM)
+
+        return write
 
 
 class VirtualParameter(Tensor):
@@ -277,12 +284,12 @@ def _mul(input: Any, other: Any) -> Tensor:
     """Compute input * other, as a norm does with its weight, without the way through dispatch."""
     first = isinstance(input, VirtualParameter)
     weight, factor = (input, other) if first else (other, input)
-    if not isinstance(factor, VirtualParameter):
-        whole = _rewritten(weight.block, [weight])
-        if whole is not None:
-            return whole[0].mul(factor) if first else factor.mul(whole[0])
-    product: Tensor = input.mul(other)
-    return product
+    if isinstance(factor, VirtualParameter):
+        product: Tensor = input.mul(other)
+        return product
+    with weight.block.scratch.aside():
+        (whole,) = _perturbed([weight])
+        return whole.mul(factor) if first else factor.mul(whole)
 
 
 _SPECIAL = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fedspzo.blocks.parameters import storage
 
 from .param_groups import Group, check_not_meta
 
+_Form = tuple[torch.dtype, torch.Size]
 _REMEDY = (
     "finish the model first (load, resize, wrap, convert and shard it), then split it and build the"
     " optimizer"
@@ -25,7 +27,7 @@ class HeldParameters:
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
-        self._forms: dict[str, str] = {}
+        self._forms: dict[str, _Form] = {}
         self._left_out: list[Tensor] = []
 
     def settle(self, groups: Sequence[Group]) -> None:
@@ -47,8 +49,9 @@ class HeldParameters:
             was, now = self._forms[name], _form(parameter)
             if now != was:
                 raise ValueError(
-                    f"parameter {name!r} was {was} when the optimizer was built and is {now} now,"
-                    f" and settings such as eps follow from the dtype; {_REMEDY}"
+                    f"parameter {name!r} was {_described(was)} when the optimizer was built and is"
+                    f" {_described(now)} now, and settings such as eps follow from the dtype;"
+                    f" {_REMEDY}"
                 )
         self._check_present(groups)
         if not any(parameter.requires_grad for _, parameter in _pairs(groups)):
@@ -60,20 +63,23 @@ class HeldParameters:
     def _check_present(self, groups: Sequence[Group]) -> None:
         if self._model is None:
             return
-        present = {id(p) for module in self._model.modules() for p in module._parameters.values()}
+        own = (p for module in self._model.modules() for p in module._parameters.values())
+        present = {id(p): p for p in own if p is not None}
         gone = [name for name, p in _pairs(groups) if id(p) not in present]
         if gone:
-            own = dict(self._model.named_parameters(remove_duplicate=False))
+            named = dict(self._model.named_parameters(remove_duplicate=False))
             for name in gone:
-                if name in own:
-                    check_not_meta(name, own[name])
+                if name in named:
+                    check_not_meta(name, named[name])
             raise ValueError(
                 f"{_said(gone)} in the model no longer: something replaced it after the optimizer"
                 " was built, such as load_state_dict(assign=True), resize_token_embeddings,"
                 f" tie_weights or fully_shard; {_REMEDY}"
             )
-        left_out = set(map(id, self._left_out))
-        new = [name for name, p in self._unheld(groups) if id(p) not in left_out]
+        known = {id(p) for _, p in _pairs(groups)} | set(map(id, self._left_out))
+        if not any(p.requires_grad and key not in known for key, p in present.items()):
+            return
+        new = [name for name, p in self._unheld(groups) if id(p) not in known]
         if new:
             raise ValueError(
                 f"{_said(new)} in the model with requires_grad=True, but not in the optimizer:"
@@ -96,8 +102,13 @@ def _pairs(groups: Sequence[Group]) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _form(parameter: Tensor) -> str:
-    return f"{parameter.dtype} of shape {tuple(parameter.shape)}"
+def _form(parameter: Tensor) -> _Form:
+    return parameter.dtype, parameter.shape
+
+
+def _described(form: _Form) -> str:
+    dtype, shape = form
+    return f"{dtype} of shape {tuple(shape)}"
 
 
 def _said(names: Sequence[str]) -> str:
