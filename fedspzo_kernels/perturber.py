@@ -177,3 +177,26 @@ class Perturber:
                     f"tensors[{j}] has other memory than when this Perturber was made (it was"
                     " moved, or its .data assigned); make a new one"
                 )
+
+
+def unchecked_writer(
+    tensors: Sequence[Tensor], keys: Sequence[int], offsets: Sequence[int], out: Sequence[Tensor]
+) -> Callable[[Terms], None]:
+    """Return what `Perturber(tensors, keys, offsets=offsets).into(out)` does, without its checks.
+
+    It is for a caller that perturbs hundreds of small tensors, each by a call of its own, and knows
+    that they fit.
+
+    Args:
+        tensors: contiguous tensors on one device.
+        keys, offsets: as `Perturber` takes them.
+        out: for each tensor a contiguous one of its shape, dtype and device.
+    """
+    sources, results = [tensor.detach() for tensor in tensors], list(out)
+    signed_keys, firsts = [signed(key, "keys") for key in keys], list(offsets)
+    stream = stream_code("normal-v1")
+
+    def write(terms: Terms) -> None:
+        torch.ops.fedspzo.perturb_out(sources, results, signed_keys, firsts, *terms, stream)
+
+    return write

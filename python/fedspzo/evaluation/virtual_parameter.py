@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedspzo_kernels import Perturber, perturb_rows
-from fedspzo_kernels.arguments import Terms, signed, stream_code
+from fedspzo_kernels.arguments import Terms
+from fedspzo_kernels.perturber import unchecked_writer
 
 from .in_place import InPlaceBlock, key_of
 from .scratch_buffer import ScratchBuffer, Write
-
-_STREAM = stream_code("normal-v1")
 
 
 class LayerwiseBlock:
@@ -72,14 +71,9 @@ class LayerwiseBlock:
         parts = [parameter.part(rows) for parameter in parameters]
         keys = [parameter.key for parameter in parameters]
         offsets = [parameter.first(rows) for parameter in parameters]
-        if not all(part.is_contiguous() for part in parts):
-            return Perturber(parts, keys, offsets=offsets).into(out)
-        keys, results = [signed(key, "key") for key in keys], list(out)
-
-        def write(terms: Terms) -> None:  # a `Perturber` would check everything once more
-            torch.ops.fedspzo.perturb_out(parts, results, keys, offsets, *terms, _STREAM)
-
-        return write
+        if all(part.is_contiguous() for part in parts):
+            return unchecked_writer(parts, keys, offsets, out)
+        return Perturber(parts, keys, offsets=offsets).into(out)
 
 
 class VirtualParameter(Tensor):
