@@ -34,14 +34,15 @@ def test_a_step_moves_a_block_by_a_few_percent_and_a_new_head_by_a_quarter():
     [
         (8, 64.0, 8 / 64 / 32),  # a 32nd of what is best for one step
         (64, 64.0, 1 / 64),  # no more than what is stable where all of it is in one direction
-        (1, -9.0, 0.125),  # a negative one bounds nothing: a step of a quarter of the weights
+        (8, -64.0, 8 / 64 / 32),  # few directions may show either sign
+        (1, 1e-3, 0.125),  # one next to 0 bounds nothing: a step of a quarter of the weights
     ],
 )
 def test_curvature_that_is_seen_bounds_a_rate(directions, trace, last):
     gradients = [[10.0] * 4, [1.0] * directions]
     found = rates_after(policy(2.0, 0.5), gradients, None, trace)
     assert found == pytest.approx((0.018, last))
-    assert rates_after(policy(2.0, 0.5), gradients, -9.0, trace) == found
+    assert rates_after(policy(2.0, 0.5), gradients, -1.0, trace) == found
 
 
 def test_a_block_that_does_not_move_keeps_the_rate_to_start_with():

@@ -30,8 +30,8 @@ class BlockStatistics:
         square_sum: sum over the first `LEARNING_TURNS` turns of the mean squared projected
             gradient. A block that takes Newton steps counts the gradient times the damped gradient,
             here and in `smoothed_square`.
-        trace_sum: sum over these turns of the estimated trace of the Hessian; None if a turn did
-            not show it. A block that takes Newton steps sums typical eigenvalues instead.
+        trace_sum: sum over these turns of the size of the Hessian's estimated trace; None if a turn
+            did not show it. A block that takes Newton steps sums typical eigenvalues instead.
         smoothed_square: moving average of the mean squared projected gradient.
         smoothed_eigenvalue: moving average of the typical eigenvalue of the Hessian along the
             block's directions; 0 for a block that takes no Newton steps.
@@ -65,7 +65,7 @@ class BlockStatistics:
         Args:
             directions: number of the turn's directions.
             square: mean squared projected gradient.
-            trace: estimated trace of the Hessian; None if the turn did not show it.
+            trace: size of the Hessian's estimated trace; None if the turn did not show it.
         """
         self.smoothed_square += self._news * (square - self.smoothed_square)
         if self.is_learning:

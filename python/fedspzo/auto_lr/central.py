@@ -163,7 +163,9 @@ class CentralPolicy:
         ):
             stats.steps_since_turn += 1
             if found:
-                stats.add_turn(len(found), mean_product(found, along), curvature)
+                # few directions may show a curvature far below that of others
+                size = None if curvature is None else abs(curvature)
+                stats.add_turn(len(found), mean_product(found, along), size)
         self._schedule_turns(costs)
         return followed
 
