@@ -37,7 +37,7 @@ CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
 NEWTON = 0.25
 """Share of a damped Newton step that is taken, as much of a batch's gradient may be noise. With a
-half, learning is faster where batches tell much, and on the reviews it overshoots
+half, learning is faster where batches tell much, and worse with batches of 2
 (benchmarks/results/ablate_auto.md)."""
 STEADY_TURNS = 20
 """Number of a block's turns after which its rate falls."""
