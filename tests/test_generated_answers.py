@@ -201,10 +201,10 @@ def test_a_model_that_does_not_generate_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_example_answers_more_messages_after_training_than_before(tmp_path: Path) -> None:
-    """After 15 rounds of 60: 0.76 of the answers match, and the loss is 0.08 of what it was."""
+    """Some two fifths of the example's rounds are enough."""
     config = Path(__file__).parents[1] / "examples" / "answers" / "config.toml"
     out = tmp_path / "out"
-    assert main(["run", str(config), "--rounds", "15", "--quiet", "--output", str(out)]) == 0
+    assert main(["run", str(config), "--rounds", "26", "--quiet", "--output", str(out)]) == 0
     summary = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert summary["exact_match"] > summary["zero_shot_exact_match"] + 0.4
     assert summary["token_f1"] > summary["zero_shot_token_f1"] + 0.2
