@@ -136,10 +136,10 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bits(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_federation_learns_a_badly_conditioned_head_faster():
-    """In eight rounds its loss falls at least one and a half times as far with Newton steps."""
+def test_a_federation_learns_a_badly_conditioned_head_several_times_faster():
+    """Of eight rounds: with Newton steps its loss falls at least twice as far."""
     data = toy_data([40, 40, 40, 40])
-    data = [[(x + 5.0, y) for x, y in own] for own in data]  # a mean far from 0: a steep bias
+    data = [[(x + 3.0, y) for x, y in own] for own in data]  # a mean far from 0: a steep bias
 
     def fall(*, newton: bool) -> float:
         settings = OptimizerConfig(lr="auto", perturbations=(0, 16), newton=newton)
@@ -148,7 +148,7 @@ def test_a_federation_learns_a_badly_conditioned_head_faster():
         losses = [done.loss for done in result.rounds if done.loss is not None]
         return losses[0] - losses[-1]
 
-    assert fall(newton=True) > 1.5 * fall(newton=False) > 0
+    assert fall(newton=True) > 2 * fall(newton=False) > 0
 
 
 def test_a_step_from_a_flat_and_wrong_place_is_halved_until_the_loss_falls():
