@@ -102,6 +102,7 @@ VARIANTS = (
         [(central, "LEAD_STEPS", 0), (central, "LONGEST_INTERVAL", 1)],
         federated=False,
     ),
+    Variant("all blocks from the first step on", [(central, "LEAD_STEPS", 0)], federated=False),
     Variant("no bound on size", [(rates, size, math.inf) for size in ("SIZE", "SIZE_LAST")]),
     Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
     Variant(
@@ -114,6 +115,10 @@ VARIANTS = (
     Variant("Newton: steps not halved", [(step, "_trusted", lambda report, *_: report)]),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
+    Variant("loss monitor: no share of the best loss", [(loss_monitor, "RISE", 1.0)]),
+    Variant(
+        "loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]
+    ),
     Variant(
         "no Newton steps",
         [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],

@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "config.json is no JSON": (lambda net: (net / "config.json").write_text("{"), ""),
     "config.json without sizes": (
         lambda net: without(net / "config.json", "hidden_size", "num_hidden_layers", "vocab_size"),
-        "",
+        "has hidden_size = 4096, but no weight has a side of that length",
     ),
     "config.json without a type": (
         lambda net: without(net / "config.json", "model_type", "architectures"),

@@ -26,9 +26,9 @@ def check_weight_files(folder: Path, config: Any, itemsize: int) -> None:
         config: the model's config.
         itemsize: bytes of an element, as the weights are loaded.
     """
-    tensors: dict[str, int] = {}
+    tensors: dict[str, list[int]] = {}
     for path in _files(folder):
-        tensors |= _elements(path)
+        tensors |= _shapes(path)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = getattr(text, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > max(MOST_LAYERS, len(tensors)):
@@ -36,12 +36,18 @@ def check_weight_files(folder: Path, config: Any, itemsize: int) -> None:
             f"[model] name: config.json in '{folder}' has num_hidden_layers = {layers}, but there"
             f" are {len(tensors)} tensors; correct it"
         )
-    needed = sum(tensors.values()) * itemsize
+    needed = sum(map(math.prod, tensors.values())) * itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise InputError(
             f"[model] name: the weights in '{folder}' take {needed // 10**9:,} GB, this machine has"
             f" {memory // 10**9:,} GB of memory; name a smaller model, or a dtype of fewer bytes"
+        )
+    width = getattr(text, "hidden_size", None)
+    if tensors and isinstance(width, int) and not any(width in shape for shape in tensors.values()):
+        raise InputError(
+            f"[model] name: config.json in '{folder}' has hidden_size = {width}, but no weight has"
+            " a side of that length; correct it"
         )
 
 
@@ -65,8 +71,8 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def _elements(path: Path) -> dict[str, int]:
-    """Return the number of elements of each tensor in a safetensors file, from its header."""
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a safetensors file, from its header."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -74,7 +80,7 @@ def _elements(path: Path) -> dict[str, int]:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
             return {
-                name: math.prod(_shape(tensor["shape"]))
+                name: _shape(tensor["shape"])
                 for name, tensor in header.items()
                 if name != "__metadata__"
             }
