@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -116,7 +117,11 @@ def signed(value: int, name: str) -> int:
 
 def _seed_tensor(seeds: Tensor | Sequence[int]) -> Tensor:
     if not isinstance(seeds, Tensor):
-        return torch.tensor([signed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]).long()
+        try:
+            unsigned = array("Q", seeds)
+        except (TypeError, OverflowError):  # some are negative, or no ints of 64 bits
+            return torch.tensor([signed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]).long()
+        return torch.frombuffer(unsigned, dtype=torch.int64) if unsigned else torch.zeros(0).long()
     if seeds.dtype != torch.int64 or seeds.dim() != 1:
         raise TypeError(
             f"seeds is a {seeds.dtype} tensor of shape {tuple(seeds.shape)};"
@@ -127,17 +132,23 @@ def _seed_tensor(seeds: Tensor | Sequence[int]) -> Tensor:
 
 def _coefficient_tensor(coeffs: Tensor | Sequence[float]) -> Tensor:
     if not isinstance(coeffs, Tensor):
-        coeffs = torch.tensor([float(c) for c in coeffs], dtype=torch.float32)
+        rounded = array("f", coeffs)
+        _check_finite(rounded)
+        return torch.frombuffer(rounded, dtype=torch.float32) if rounded else torch.zeros(0)
     if coeffs.dtype != torch.float32 or coeffs.dim() != 1:
         raise TypeError(
             f"coeffs is a {coeffs.dtype} tensor of shape {tuple(coeffs.shape)};"
             " pass a float32 tensor of shape (K,)"
         )
     if coeffs.device.type == "cpu":
-        for k, c in enumerate(coeffs.tolist()):
-            if not math.isfinite(c):
-                raise ValueError(f"coeffs[{k}] is {c} in float32; pass finite coefficients")
+        _check_finite(coeffs.tolist())
     return coeffs
+
+
+def _check_finite(coeffs: Sequence[float]) -> None:
+    for k, c in enumerate(coeffs):
+        if not math.isfinite(c):
+            raise ValueError(f"coeffs[{k}] is {c} in float32; pass finite coefficients")
 
 
 def _rounding_tensor(rounding: str, rounding_seed: Tensor | int | None) -> Tensor | None:

@@ -20,36 +20,36 @@ class HeldInterrupts:
     def __init__(self) -> None:
         self._outer: Callable[..., Any] | None = None
         self._pending: tuple[Any, ...] | None = None
+        self._open = False
 
     def __enter__(self) -> HeldInterrupts:
         handler = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is threading.main_thread() and callable(handler):
             self._outer = handler
-            signal.signal(signal.SIGINT, self._hold)
+            signal.signal(signal.SIGINT, self._receive)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._outer is not None:
             signal.signal(signal.SIGINT, self._outer)
-            self._deliver(self._outer)
+            self._deliver()
 
     @contextmanager
     def released(self) -> Iterator[None]:
         """Let Ctrl-C through inside the `with` block."""
-        if self._outer is None:
-            yield
-            return
         try:
-            signal.signal(signal.SIGINT, self._outer)
-            self._deliver(self._outer)
+            self._open = True  # handlers stay as they are: to set one takes longer than a small op
+            self._deliver()
             yield
         finally:
-            signal.signal(signal.SIGINT, self._hold)
+            self._open = False
 
-    def _hold(self, *received: Any) -> None:
+    def _receive(self, *received: Any) -> None:
         self._pending = received
+        if self._open:
+            self._deliver()
 
-    def _deliver(self, handler: Callable[..., Any]) -> None:
+    def _deliver(self) -> None:
         received, self._pending = self._pending, None
-        if received is not None:
-            handler(*received)
+        if received is not None and self._outer is not None:
+            self._outer(*received)

@@ -23,18 +23,23 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
         model: the model; None: nothing is changed.
     """
     modules = [] if model is None else list(model.modules())
-    configs = [vars(module).get("config") for module in modules]
-    flags = [*((m, "training") for m in modules), *((c, "use_cache") for c in configs)]
-    flags = [(owner, flag) for owner, flag in flags if getattr(owner, flag, None) is True]
-    try:
-        for owner, flag in flags:
+    configs = [config for module in modules if (config := vars(module).get("config")) is not None]
+    unique = {id(config): config for config in configs}.values()  # many modules share one
+    training = [module for module in modules if module.training]
+    caching = [config for config in unique if getattr(config, "use_cache", None) is True]
+
+    def turn(to: bool) -> None:
+        for module in training:
+            module.training = to
+        for config in caching:
             with suppress(AttributeError):  # a frozen configuration stays as it is
-                setattr(owner, flag, False)
+                config.use_cache = to
+
+    try:
+        turn(False)
         yield
     finally:
-        for owner, flag in flags:
-            with suppress(AttributeError):
-                setattr(owner, flag, True)
+        turn(True)
 
 
 def has_compiled() -> bool:
