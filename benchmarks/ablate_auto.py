@@ -116,9 +116,7 @@ VARIANTS = (
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
     Variant("loss monitor: no share of the best loss", [(loss_monitor, "RISE", 1.0)]),
-    Variant(
-        "loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]
-    ),
+    Variant("loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]),
     Variant(
         "no Newton steps",
         [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],

@@ -52,11 +52,13 @@ def bowl_run(
     return model, optimizer, [optimizer.step(model) for _ in range(steps)]
 
 
-def newton_run(steps: int, **settings: object) -> tuple[nn.Module, SPZO, Callable[[], Tensor]]:
+def newton_run(
+    steps: int, dtype: torch.dtype = torch.float32, **settings: object
+) -> tuple[nn.Module, SPZO, Callable[[], Tensor]]:
     """A classifier in two blocks, the second of which takes Newton steps, and its loss."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
-    x, y = torch.randn(16, 4), torch.randint(3, (16,))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).to(dtype)
+    x, y = torch.randn(16, 4, dtype=dtype), torch.randint(3, (16,))
     optimizer = SPZO(
         split(model, at=-1, example={"input": x}),
         **{"lr": "auto", "perturbations": (2, 8), "cost_shares": (0.01,), **settings},

@@ -76,6 +76,17 @@ def test_newton_steps_are_damped_by_the_first_eight_turns_or_later_ones_if_steep
     assert rate(49) == pytest.approx(1 / ((4 + 7 * 100) / 8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hundred_moves_in_place_leave_no_rounding_in_the_last_block(dtype: torch.dtype):
+    """While it moves alone, its weights have the same bits wherever its evaluations are made."""
+    in_place, layerwise = (
+        newton_run(6, dtype=dtype, evaluation=evaluation)[0]
+        for evaluation in ("in_place", "layerwise")
+    )
+    for one, other in zip(in_place.parameters(), layerwise.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_block_without_curvature_follows_its_gradient():
     known = policy(2.0, 5.0)
     flat = spectrum([0.0] * 3, 0.0)

@@ -169,7 +169,7 @@ class Evaluations:
             last = [parameter for _, parameter in named(step.groups[-1])]
             step = replace(step, recording=partial(Recording, last, self._released))
         if scratch_bytes is None:
-            report = self._checks.estimate(step, blocks, evaluate)
+            report = self._estimate_in_place(step, blocks, evaluate)
         else:
             report = self._estimate_layerwise(step, evaluate, scratch_bytes)
         self.spent += self._checks.spent
@@ -190,6 +190,18 @@ class Evaluations:
         if self._gathering or any(map(is_sharded, chain.from_iterable(groups))):
             return False
         return scratch_bytes is None or footprint(groups[-1]) <= scratch_bytes
+
+    def _estimate_in_place(
+        self, step: Step, blocks: Sequence[InPlaceBlock], evaluate: Callable[[], Tensor]
+    ) -> StepReport:
+        if not step.takes_newton_step:
+            return self._checks.estimate(step, blocks, evaluate)
+        # from a copy, as over a hundred moves there and back would leave their rounding
+        last = InPlaceBlock(named(step.groups[-1]), snapshot=True)
+        try:
+            return self._checks.estimate(step, [*blocks[:-1], last], evaluate)
+        finally:
+            last.restore()
 
     def _estimate_layerwise(
         self, step: Step, evaluate: Callable[[], Tensor], scratch_bytes: int

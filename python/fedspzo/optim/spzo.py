@@ -22,7 +22,7 @@ from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
 from fedspzo.evaluation.closures import Closure
-from fedspzo.evaluation.in_place import InPlaceBlock
+from fedspzo.evaluation.in_place import InPlaceBlock, MovableBlock
 from fedspzo.evaluation.layerwise import default_scratch
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.privacy import Mechanism, public_setting
@@ -305,7 +305,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         step = replace(self._next_step(), replay=NoReplay(self._replay.layers))
         blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
         moving = move and self.evaluation == "in_place"
-        moved = blocks if moving else [Still()] * len(blocks)
+        moved: list[MovableBlock] = [*blocks] if moving else [Still()] * len(blocks)
+        if step.takes_newton_step:  # the last block is moved from a copy
+            moved[-1] = Still()
         with HeldInterrupts(), ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
