@@ -142,3 +142,21 @@ def nothing_compiled() -> None:
     import torch._dynamo
 
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run in `done`, and in `stopped` the same that was stopped."""
+    from resume_toys import write_runs  # needs transformers
+
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder `runs`, entered, with the stopped run in `out`."""
+    from resume_toys import stopped_run
+
+    monkeypatch.chdir(runs)
+    with stopped_run():
+        yield runs

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from resume_toys import DONE, OUT, RUN, refused, rows, stopped_run, write_runs
+from resume_toys import DONE, OUT, RUN, refused, rows
 
 from fedspzo.app.cli import main
 from fedspzo.federated.journal.writer import RunJournal
@@ -14,25 +13,13 @@ from fedspzo.federated.journal.writer import RunJournal
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(folder)
-    with stopped_run():
-        yield folder
-
-
 def test_replay_verify_and_show(
-    folder: Path,
+    runs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(runs)
     journal, out = "done/journal.fspz", str(tmp_path / "new")
     done = rows(DONE / "metrics.jsonl")
     assert main(["replay", "net", journal, "-o", out, "--quiet"]) == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from resume_toys import OUT, RUN, refused, rows, same_end, stop_at, stopped_run, write_runs
+from resume_toys import OUT, RUN, refused, rows, same_end, stop_at
 
 from fedspzo.app import models
 from fedspzo.app.cli import main
@@ -18,18 +17,6 @@ from fedspzo.journal.reader import JournalReader
 from fedspzo.journal.writer import write_whole
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(folder)
-    with stopped_run():
-        yield folder
 
 
 CHANGES = [
