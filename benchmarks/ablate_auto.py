@@ -50,6 +50,9 @@ PASSES = {
     "decoder_pairs": 400,
 }
 FEDERATED_PASSES = {"reviews": 160, "sentences": 160, "decoder": 480, "encoder": 480, "minilm": 480}
+LONG_PASSES = {"minilm": 1000, "decoder_pairs": 2000, "reviews": 500}
+"""Of the runs that show what falling rates are for."""
+LONG_VARIANTS = ("all of it", "rates do not fall")
 FEDERATION = Setting(1.0, 5)
 
 Patch = tuple[object, str, object]
@@ -131,30 +134,40 @@ VARIANTS = (
     Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
     Variant("Newton: a longest step of 1, not 4", gone=True),
     Variant("Newton: no longest step", gone=True),
+    Variant("signs in place of normal noise", settings={"stream": "rademacher-v1"}),
     Variant("no bound on worth", gone=True),
     Variant("promises of any size count", gone=True),
 )
 
 
-def runs(problem: Problem, setting: Setting, variants: Sequence[Variant]) -> None:
+KINDS = {
+    "central": (Setting(), PASSES),
+    "federated": (FEDERATION, FEDERATED_PASSES),
+    "long": (Setting(), LONG_PASSES),
+}
+"""By its name, which is in those of the result files: the setting and each problem's passes."""
+
+
+def runs(problem: Problem, kind: str, variants: Sequence[Variant]) -> None:
     """Make the runs that are missing."""
-    federated = setting.alpha is not None
-    passes = (FEDERATED_PASSES if federated else PASSES)[problem.name]
-    found = Results(FOLDER / f"{problem.name}_{'federated' if federated else 'central'}.jsonl")
+    setting, every = KINDS[kind]
+    passes = every[problem.name]
+    found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
     # evaluated half way and at the end
     loaded = load(replace(problem.endless(), every=passes // 2))
     variants = [variant for variant in variants if not variant.gone]
     for seed in SEEDS:
-        for variant in tqdm(variants, desc=f"{problem.name}, {setting.name}, seed {seed}"):
+        for variant in tqdm(variants, desc=f"{problem.name}, {kind}, seed {seed}"):
             method = Method(variant.name, "auto", {"lr": "auto", **variant.settings})
             with variant.switched_off():
                 found.get(loaded, setting, method, START, seed, passes)
 
 
-def variants_of(setting: Setting) -> list[Variant]:
-    """Those that make a difference in a setting."""
-    federated = setting.alpha is not None
-    return [v for v in VARIANTS if (v.federated if federated else v.central)]
+def variants_of(kind: str) -> list[Variant]:
+    """Those that make a difference there, and are run."""
+    if kind == "long":
+        return [v for v in VARIANTS if v.name in LONG_VARIANTS]
+    return [v for v in VARIANTS if (v.federated if kind == "federated" else v.central)]
 
 
 def report() -> str:
@@ -171,13 +184,12 @@ def report() -> str:
     tables = ((FOLDER, False, ""), (EARLIER, True, ", by an earlier version"))
     for folder, gone, when in tables:
         for problem in PROBLEMS:
-            for setting in (Setting(), FEDERATION):
-                kind = "central" if setting.alpha is None else "federated"
+            for kind, (setting, passes_of) in KINDS.items():
                 found = Results(folder / f"{problem.name}_{kind}.jsonl")
-                rows = list(_rows(problem, setting, found, gone))
+                rows = list(_rows(problem, kind, found, gone))
                 if len(rows) > 1:
                     machines = sorted({run.machine for run in found.runs.values()})
-                    passes = (PASSES if setting.alpha is None else FEDERATED_PASSES)[problem.name]
+                    passes = passes_of[problem.name]
                     title = f"## {problem.title}: {setting.name}, {passes} passes{when}"
                     lines += ["", title, ""]
                     lines += [f"Seeds {SEEDS[0]} to {SEEDS[-1]}; {'; '.join(machines)}.", ""]
@@ -189,12 +201,14 @@ def report() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(problem: Problem, setting: Setting, found: Results, gone: bool) -> Iterator[str]:
+def _rows(problem: Problem, kind: str, found: Results, gone: bool) -> Iterator[str]:
+    setting, _ = KINDS[kind]
+
     def of(variant: Variant) -> dict[int, Run]:
         keys = {seed: (problem.name, setting.name, variant.name, START, seed) for seed in SEEDS}
         return {seed: found.runs[key] for seed, key in keys.items() if key in found.runs}
 
-    first, *others = variants_of(setting)
+    first, *others = variants_of(kind)
     whole = of(first)
     for variant in (first, *(variant for variant in others if variant.gone == gone)):
         ends = {seed: run.curve[-1] for seed, run in of(variant).items()}
@@ -217,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
-    parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
+    parser.add_argument("--setting", choices=KINDS, nargs="+", default=list(KINDS))
     every = [variant.name for variant in VARIANTS]
     parser.add_argument("--variants", choices=every, nargs="+", default=every, metavar="NAME")
     parser.add_argument("--report", action="store_true", help="run nothing")
@@ -229,12 +243,10 @@ def main() -> None:
         if missing := problem.needs():
             print(f"{problem.name} is left out, it needs {missing}")
             continue
-        for kind in options.setting or ("central", "federated"):
-            if kind == "federated" and problem.name not in FEDERATED_PASSES:
-                continue
-            setting = FEDERATION if kind == "federated" else Setting()
-            chosen = [v for v in variants_of(setting) if v.name in options.variants]
-            runs(problem, setting, chosen)
+        for kind in options.setting:
+            if problem.name in KINDS[kind][1]:
+                chosen = [v for v in variants_of(kind) if v.name in options.variants]
+                runs(problem, kind, chosen)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")
 
 

@@ -33,9 +33,12 @@ from fedspzo.evaluation.recording import Recording
 
 RESULTS = Path(__file__).parent / "results/step_cost.md"
 TWO_BLOCKS = {"perturbations": (1, 4), "cost_shares": (0.25,)}
+SIGNS = {"stream": "rademacher-v1"}
 METHODS: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("MeZO", None, {"sides": "two"}),
+    ("MeZO, signs", None, {"sides": "two", **SIGNS}),
     ("anchored, 1 and 4 directions, last quarter", "quarter", {}),
+    ("anchored, signs", "quarter", SIGNS),
     ('`lr="auto"`, a Newton step of the last block', "auto", {"lr": "auto"}),
 )
 

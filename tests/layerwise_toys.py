@@ -34,7 +34,9 @@ def by_copies(optimizer: SPZO, model: nn.Module, loss: Callable[[], Tensor]) -> 
         sides=optimizer.sides,
         perturbations=tuple(group["perturbations"] for group in groups),
     )
-    blocks = [InPlaceBlock(named(group), snapshot=True) for group in groups]
+    blocks = [
+        InPlaceBlock(named(group), snapshot=True, stream=optimizer.stream) for group in groups
+    ]
     model.eval()
     values = []
     for point in estimator.points():

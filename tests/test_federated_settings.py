@@ -74,6 +74,7 @@ def test_federation_settings_are_checked(changes, message):
         ({"estimator": "spsa"}, "estimator is 'spsa'; give one of anchored, balanced"),
         ({"sides": "both"}, "sides is 'both'"),
         ({"rounding": "down"}, "rounding is 'down'"),
+        ({"stream": "signs"}, "stream is 'signs'"),
         ({"perturbations": 4}, r"perturbations is 4; give one number a block, \[P1, P2\]"),
         ({"perturbations": (4,)}, r"perturbations is \(4,\); give one number a block"),
         ({"perturbations": (1,) * 256}, "give one number a block, .* at most 255"),

@@ -53,6 +53,7 @@ def plans(draw: Any) -> Plan:
         estimator=estimator,
         perturbations=counts,
         rounding=draw(st.sampled_from(["nearest", "stochastic"])),
+        stream=draw(st.sampled_from(["normal-v1", "rademacher-v1"])),
     )
     number, missed = draw(st.integers(2, 5)), draw(st.integers(0, 2))
     updates = []

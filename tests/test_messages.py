@@ -74,7 +74,12 @@ PLANS = {
     ),
     "all settings": a_plan(
         optimizer=replace(
-            OPTIMIZER, estimator="coupled", sides=None, eps=0.1, evaluation="layerwise"
+            OPTIMIZER,
+            estimator="coupled",
+            sides=None,
+            eps=0.1,
+            evaluation="layerwise",
+            stream="rademacher-v1",
         )
     ),
 }
@@ -190,8 +195,7 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 40, "<B", 3, "sides has code 3"),
         (Plan, 41, "<B", 255, "rounding has code 255"),
         (Plan, 42, "<B", 3, "evaluation has code 3"),
-        (Plan, 43, "<B", 1, "stream is 'rademacher-v1'"),
-        (Plan, 43, "<B", 9, "stream is 9"),
+        (Plan, 43, "<B", 2, "stream has code 2"),
         (Plan, 44, "<B", 3, "newton has code 3"),
         (Plan, 45, "<d", 0.0, "eps is 0.0"),
         (Plan, 53, "<B", 0, r"lr is \(\)"),

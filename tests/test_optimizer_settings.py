@@ -79,6 +79,7 @@ def test_one_sided_steps_need_no_more_directions_than_one_sided_formulas():
         ),
         ([PARAMETER], {"eps": -1e-3}, ValueError, "eps is -0.001; pass a finite number above 0"),
         ([PARAMETER], {"perturbations": 0}, ValueError, "perturbations is 0; pass an int of at"),
+        ([PARAMETER], {"stream": "signs"}, ValueError, "stream is 'signs'; pass 'normal-v1' or"),
         ([PARAMETER], {"estimator": "adam"}, ValueError, "estimator is 'adam'; give one of"),
         (
             [PARAMETER],

@@ -7,3 +7,4 @@ from typing import Literal
 Sides = Literal["one", "two"]
 Rounding = Literal["nearest", "stochastic"]
 EvaluationMode = Literal["in_place", "layerwise"]
+Stream = Literal["normal-v1", "rademacher-v1"]

@@ -63,7 +63,7 @@ class FedKSeed(Strategy):
                 " direction a step; leave it out"
             )
         federation = self._federation = setup.federation
-        self._pool = Pool(pool, federation.seed)
+        self._pool = Pool(pool, federation.seed, setup.optimizer.stream)
         self._weights = PooledWeights(Blocks.single(setup.blocks.model), self._pool)
         self._clients = setup.clients([self._weights.replica])
         config = replace(mezo.settings(setup.optimizer), perturbations=1)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedspzo.blocks.cut import Blocks
+from fedspzo.choices import Stream
 from fedspzo.interrupts import HeldInterrupts
 from fedspzo.journal.records import Record, Terms, apply
 from fedspzo.journal.replica import Replica
@@ -24,18 +25,19 @@ class Pool:
     Args:
         size: K.
         run_seed: the run's seed.
+        stream: the noise stream of the directions.
 
     Attributes:
         seed: an optimizer's seed. Member j is the direction of its step j.
         seeds: the members' seeds, uint64 (K,).
     """
 
-    def __init__(self, size: int, run_seed: int) -> None:
+    def __init__(self, size: int, run_seed: int, stream: Stream = "normal-v1") -> None:
         self.seed = derive(run_seed, _POOL)
         self.seeds = np.array(
             [step_seeds(self.seed, member, (1,))[0][0] for member in range(size)], dtype=np.uint64
         )
-        self._run_seed = run_seed
+        self._run_seed, self._stream = run_seed, stream
 
     def draw(self, round: int, client: int, step: int, probabilities: Singles | None = None) -> int:
         """Draw the member for a client's local step.
@@ -60,7 +62,8 @@ class Pool:
     def record(self, coefficients: Singles) -> Record:
         """Return the record that leads from the base to the coefficients (K,) along the pool."""
         used = np.flatnonzero(coefficients)
-        return Record(round=0, terms=(Terms(self.seeds[used], coefficients[used]),))
+        terms = Terms(self.seeds[used], coefficients[used])
+        return Record(round=0, terms=(terms,), stream=self._stream)
 
 
 def probabilities(amplitudes: Floats) -> Singles:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedspzo.choices import Stream
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -32,6 +34,7 @@ class StepReport:
             unless the block takes a Newton step.
         undone: training diverged with lr="auto", and the update is the negative of the last
             steps'.
+        stream: the noise stream of the directions.
     """
 
     step: int
@@ -47,6 +50,7 @@ class StepReport:
     ratio: float | None = None
     undone: bool = False
     followed: tuple[tuple[float, ...], ...] = ()
+    stream: Stream = "normal-v1"
 
 
 def terms_of(seeds: Sequence[int], coefficients: Sequence[float]) -> dict[int, float]:

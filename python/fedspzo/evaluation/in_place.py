@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fedspzo_kernels
 from fedspzo.blocks.shards import first_index, local
-from fedspzo.choices import Rounding
+from fedspzo.choices import Rounding, Stream
 from fedspzo_kernels.arguments import Terms
 
 key_of = cache(fedspzo_kernels.parameter_key)
@@ -38,9 +38,12 @@ class InPlaceBlock:
         group: (name, tensor) pairs; the tensors are changed in place. Of one that is sharded, each
             process changes its own part.
         snapshot: keep a copy of the tensors, on their devices.
+        stream: the noise stream.
     """
 
-    def __init__(self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool) -> None:
+    def __init__(
+        self, group: Sequence[tuple[str, Tensor]], *, snapshot: bool, stream: Stream
+    ) -> None:
         parts = [(name, local(t), first_index(t)) for name, t in group]
         parts = [part for part in parts if part[1].numel()]
         self._names = [name for name, _, _ in parts]
@@ -51,6 +54,7 @@ class InPlaceBlock:
             self._snapshot or self._tensors,
             [key_of(name) for name in self._names],
             offsets=[first for _, _, first in parts],
+            stream=stream,
         )
         self._write = self._perturber.into(self._tensors) if snapshot else None
 

@@ -20,6 +20,7 @@ from fedspzo.blocks.layer_stack import find_stack
 from fedspzo.blocks.parameters import storage
 from fedspzo.blocks.shards import is_sharded
 from fedspzo.blocks.touched import Touched
+from fedspzo.choices import Stream
 
 from .scratch_buffer import ScratchBuffer, footprint
 from .virtual_parameter import LayerwiseBlock, VirtualParameter
@@ -39,10 +40,11 @@ class Layerwise:
         model: the model whose modules hold the parameters. None: all parameters are moved in
             place, from a copy.
         scratch_bytes: largest size of the buffer that holds the perturbed copies, in bytes.
+        stream: the noise stream.
     """
 
-    def __init__(self, model: nn.Module | None, scratch_bytes: int) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module | None, scratch_bytes: int, stream: Stream) -> None:
+        self._model, self._stream = model, stream
         self._scratch = ScratchBuffer(scratch_bytes)
         # the names of the parameters that are used past their modules, once they are known
         self._stray: set[str] | None = None
@@ -78,7 +80,8 @@ class Layerwise:
         self._in_place = {name for name, _ in copied}
         try:
             for group in groups:
-                self._blocks.append(LayerwiseBlock(self._scratch, self._copied(group)))
+                stays = self._copied(group)
+                self._blocks.append(LayerwiseBlock(self._scratch, stays, self._stream))
             self._put()
             with eager():  # a compiler cannot trace virtual parameters
                 yield self._blocks

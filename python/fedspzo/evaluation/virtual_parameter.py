@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fedspzo.choices import Stream
 from fedspzo_kernels import Perturber, perturb_rows
 from fedspzo_kernels.arguments import Terms
 from fedspzo_kernels.perturber import unchecked_writer
@@ -31,20 +32,23 @@ class LayerwiseBlock:
         scratch: the memory for perturbed copies.
         copied: the (name, tensor) pairs of parameters that have no virtual parameter. They are
             moved in place, from a copy.
+        stream: the noise stream.
 
     Attributes:
         terms: seed to coefficient, as last moved.
     """
 
-    def __init__(self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]]) -> None:
-        self.scratch = scratch
+    def __init__(
+        self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]], stream: Stream
+    ) -> None:
+        self.scratch, self.stream = scratch, stream
         self.terms: dict[int, float] = {}
         self._scalars: dict[torch.device, Terms] = {}
         self.copy(copied)
 
     def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
         """Move these (name, tensor) pairs in place from now on."""
-        self._copied = InPlaceBlock(members, snapshot=True)
+        self._copied = InPlaceBlock(members, snapshot=True, stream=self.stream)
         self._copied.move(self.terms)
 
     def move(self, target: Mapping[int, float]) -> None:
@@ -72,8 +76,8 @@ class LayerwiseBlock:
         keys = [parameter.key for parameter in parameters]
         offsets = [parameter.first(rows) for parameter in parameters]
         if all(part.is_contiguous() for part in parts):
-            return unchecked_writer(parts, keys, offsets, out)
-        return Perturber(parts, keys, offsets=offsets).into(out)
+            return unchecked_writer(parts, keys, offsets, out, self.stream)
+        return Perturber(parts, keys, offsets=offsets, stream=self.stream).into(out)
 
 
 class VirtualParameter(Tensor):
@@ -270,8 +274,9 @@ def _getitem(weight: Tensor, index: Any) -> Tensor:
 
 def _looked_up(weight: VirtualParameter, rows: Tensor) -> Tensor:
     """Return some rows of the perturbed weight, which has terms: int64 (R,) gives (R, D)."""
-    seeds, coeffs, _ = weight.block.scalars(rows.device)
-    return perturb_rows(weight.weight, rows, weight.key, seeds, coeffs)
+    block = weight.block
+    seeds, coeffs, _ = block.scalars(rows.device)
+    return perturb_rows(weight.weight, rows, weight.key, seeds, coeffs, stream=block.stream)
 
 
 def _mul(input: Any, other: Any) -> Tensor:

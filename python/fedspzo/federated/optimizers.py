@@ -61,6 +61,7 @@ def spzo(
         seed=seed,
         rounding=settings.rounding,
         evaluation=settings.evaluation,
+        stream=settings.stream,
         newton=settings.newton,
         privacy=privacy,
     )

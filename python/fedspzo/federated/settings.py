@@ -19,7 +19,7 @@ from fedspzo.checks import (
     check_positive,
     check_whole,
 )
-from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.choices import EvaluationMode, Rounding, Sides, Stream
 from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import default_lr_scales
 
@@ -49,6 +49,8 @@ class OptimizerConfig:
             "stochastic" for bfloat16 and float16.
         evaluation: "in_place", or "layerwise", which leaves no rounding errors in the weights.
             None: by dtype, "layerwise" for bfloat16 and float16.
+        stream: the noise stream of the directions: "normal-v1" (default), or "rademacher-v1", signs
+            (docs/noise.md).
         newton: the last block takes damped Newton steps (`SPZO`). None: it does if lr is "auto" and
             these steps are cheap.
         at: the place of the cut: "auto"; or the first layer of block 2, as its index, its name or
@@ -66,6 +68,7 @@ class OptimizerConfig:
     eps: float | None = None
     rounding: Rounding | None = None
     evaluation: EvaluationMode | None = None
+    stream: Stream = "normal-v1"
     newton: bool | None = None
     at: int | str | tuple[int | str, ...] = "auto"
 
@@ -75,6 +78,7 @@ class OptimizerConfig:
         for name, choices in optional.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), get_args(choices))
+        check_choice("stream", self.stream, get_args(Stream))
         if self.lr != "auto":
             for rate in self.lr if isinstance(self.lr, tuple) else (self.lr,):
                 check_positive("lr", rate)

@@ -14,9 +14,10 @@ from fedspzo import __version__
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.parameters import storage
 from fedspzo.checks import check_text, check_whole
+from fedspzo.choices import Stream
 from fedspzo_kernels import STREAMS, parameter_key
 
-from .records import DIGEST_BYTES, STREAM, digest
+from .records import DIGEST_BYTES, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class Header:
     parameters: tuple[Parameter, ...]
     model: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
-    stream: str = STREAM
+    stream: Stream = "normal-v1"
     program: str = f"fedspzo {__version__}"
 
     @classmethod
@@ -90,6 +91,7 @@ class Header:
         base: str | None = None,
         model: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
+        stream: Stream = "normal-v1",
     ) -> Header:
         """Make the header of a journal that starts from a model's weights as they are now.
 
@@ -99,6 +101,7 @@ class Header:
             base: the digest of its weights. Default: it is computed.
             model: as the attribute.
             run: as the attribute.
+            stream: as the attribute.
         """
         named = list(blocks.model.named_parameters())
         block = {name: n for n, group in enumerate(blocks.groups, 1) for name, _ in group}
@@ -124,6 +127,7 @@ class Header:
             parameters=tuple(parameters),
             model=model,
             run=run,
+            stream=stream,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from fedspzo.blocks.shards import whole
 from fedspzo.byte_reader import Reader
+from fedspzo.choices import Stream
 from fedspzo_kernels import parameter_key, perturb_
-
-STREAM = "normal-v1"
-"""The noise stream of every record."""
 
 DIGEST_BYTES = 16
 
@@ -77,11 +75,13 @@ class Record:
         terms: one `Terms` for each block, block 1 first.
         rounding_seed: the seed of stochastic rounding to the weights' dtype. None (default): the
             weights are rounded to nearest.
+        stream: the noise stream of its directions. Default "normal-v1".
     """
 
     round: int
     terms: tuple[Terms, ...]
     rounding_seed: int | None = None
+    stream: Stream = "normal-v1"
 
     def encode(self, digest: str | None = None) -> bytes:
         """Return the record with its seeds as bytes, 12 a term (docs/journal.md, kind 3).
@@ -100,8 +100,12 @@ class Record:
         )
 
     @classmethod
-    def decode(cls, body: bytes) -> tuple[Record, str | None]:
+    def decode(cls, body: bytes, stream: Stream = "normal-v1") -> tuple[Record, str | None]:
         """Return the record and the digest that these bytes hold; the digest may be None.
+
+        Args:
+            body: what `encode` returned.
+            stream: the noise stream, which a journal's header names for all records.
 
         Raises:
             ValueError: the bytes hold no record.
@@ -117,7 +121,7 @@ class Record:
             coeffs = np.frombuffer(reader.read(4 * count), dtype="<f4").astype(np.float32)
             terms.append(Terms(seeds, coeffs))
         reader.finish()
-        record = cls(number, tuple(terms), seed if flags & _STOCHASTIC else None)
+        record = cls(number, tuple(terms), seed if flags & _STOCHASTIC else None, stream)
         return record, known.hex() if flags & _DIGEST else None
 
 
@@ -146,7 +150,7 @@ def apply(record: Record, groups: Sequence[Group]) -> None:
             torch.from_numpy(terms.coeffs),
             rounding="nearest" if record.rounding_seed is None else "stochastic",
             rounding_seed=record.rounding_seed,
-            stream=STREAM,
+            stream=record.stream,
         )
 
 
@@ -194,6 +198,7 @@ def _joined(records: Sequence[Record]) -> Record:
             )
             for block in blocks
         ),
+        stream=records[-1].stream,
     )
 
 

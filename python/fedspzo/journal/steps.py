@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedspzo.blocks.cut import Blocks
+from fedspzo.choices import Stream
 from fedspzo.estimators.step_report import StepReport, terms_of
 from fedspzo.files import Closing
 
@@ -35,24 +36,41 @@ class StepJournal(Closing):
         source: the origin of the base weights: a hub id or a path.
         digest_every: number of steps between digests, each of which reads all weights. Default 1;
             0: there are none.
+        stream: the noise stream of the optimizer's directions. Default "normal-v1".
 
     Raises:
         JournalError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | str, blocks: Blocks, *, source: str, digest_every: int = 1):
+    def __init__(
+        self,
+        path: Path | str,
+        blocks: Blocks,
+        *,
+        source: str,
+        digest_every: int = 1,
+        stream: Stream = "normal-v1",
+    ):
         self.steps = 0
         self.blocks = blocks
         self.digest_every = digest_every
-        self._writer = JournalWriter.create(Path(path), Header.of(blocks, source).to_json())
+        self.stream: Stream = stream
+        header = Header.of(blocks, source, stream=stream)
+        self._writer = JournalWriter.create(Path(path), header.to_json())
 
     def log(self, report: StepReport) -> None:
         """Add a step, which is on disk when this returns. Call it right after every step.
 
         Raises:
-            JournalError: the file cannot be written, or a parameter has been frozen since the
-                journal was begun, so that the step left it alone and a replay would move it.
+            JournalError: the file cannot be written; a parameter has been frozen since the journal
+                was begun, so that the step left it alone and a replay would move it; or the step's
+                noise stream is not the journal's.
         """
+        if report.stream != self.stream:
+            raise JournalError(
+                f"the step's stream is {report.stream!r}, the journal's {self.stream!r}; pass"
+                f" stream={report.stream!r} to StepJournal"
+            )
         for name, parameter in (pair for group in self.blocks.groups for pair in group):
             if not parameter.requires_grad:
                 raise JournalError(
@@ -87,4 +105,5 @@ def step_record(report: StepReport, round: int) -> Record:
             for terms in map(terms_of, report.seeds, report.coefficients)
         ),
         report.rounding_seed,
+        report.stream,
     )

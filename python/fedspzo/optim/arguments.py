@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch.distributed as dist
 
 from fedspzo import estimators
 from fedspzo.blocks.cut import Blocks
-from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.choices import EvaluationMode, Rounding, Sides, Stream
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
 from fedspzo.privacy import Mechanism, public_setting
@@ -19,6 +20,7 @@ def check_arguments(
     lr: float | Sequence[float] | str,
     rounding: Rounding | None,
     evaluation: EvaluationMode | None,
+    stream: Stream,
     scratch_bytes: int | None,
     newton: bool | None,
     privacy: Mechanism | None,
@@ -33,6 +35,8 @@ def check_arguments(
         raise ValueError(f"rounding is {rounding!r}; pass 'nearest' or 'stochastic'")
     if evaluation not in (None, "in_place", "layerwise"):
         raise ValueError(f"evaluation is {evaluation!r}; pass 'in_place' or 'layerwise'")
+    if stream not in get_args(Stream):
+        raise ValueError(f"stream is {stream!r}; pass 'normal-v1' or 'rademacher-v1'")
     if scratch_bytes is not None and scratch_bytes < 1:
         raise ValueError(f"scratch_bytes is {scratch_bytes!r}; pass an int of at least 1")
     if isinstance(lr, str) and lr != "auto":

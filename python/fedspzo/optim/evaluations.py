@@ -197,7 +197,7 @@ class Evaluations:
         if not step.takes_newton_step:
             return self._checks.estimate(step, blocks, evaluate)
         # from a copy, as over a hundred moves there and back would leave their rounding
-        last = InPlaceBlock(named(step.groups[-1]), snapshot=True)
+        last = InPlaceBlock(named(step.groups[-1]), snapshot=True, stream=step.stream)
         try:
             return self._checks.estimate(step, [*blocks[:-1], last], evaluate)
         finally:
@@ -206,7 +206,7 @@ class Evaluations:
     def _estimate_layerwise(
         self, step: Step, evaluate: Callable[[], Tensor], scratch_bytes: int
     ) -> StepReport:
-        layerwise = self._layerwise or Layerwise(self._model, scratch_bytes)
+        layerwise = self._layerwise or Layerwise(self._model, scratch_bytes, step.stream)
         self._layerwise = layerwise
 
         def again() -> None:

@@ -17,7 +17,7 @@ from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.shards import check_shards
 from fedspzo.checks import check_whole
-from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.choices import EvaluationMode, Rounding, Sides, Stream
 from fedspzo.estimators.defaults import known_shares
 from fedspzo.estimators.step_report import StepReport
 from fedspzo.evaluation.accumulation import refuse_accelerates
@@ -97,6 +97,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             "layerwise" leaves weights as they are: perturbed copies exist one operation at a time,
             so that weights change by the update alone, to the bit. Default: "layerwise" in
             bfloat16 and float16, where in-place arithmetic drifts, else "in_place".
+        stream: the noise stream of the directions (docs/noise.md): "normal-v1" (default), Gaussian;
+            or "rademacher-v1", signs, which take less time to make.
         scratch_bytes: memory for layerwise evaluation's copies, in bytes. Default: the size of the
             largest module in the layer stack, at least 1 MiB. Larger weights, such as a head's or
             an embedding's, are perturbed some rows at a time.
@@ -142,6 +144,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         seed: int = 0,
         rounding: Rounding | None = None,
         evaluation: EvaluationMode | None = None,
+        stream: Stream = "normal-v1",
         scratch_bytes: int | None = None,
         cost_shares: Sequence[float] | None = None,
         newton: bool | None = None,
@@ -152,6 +155,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             lr=lr,
             rounding=rounding,
             evaluation=evaluation,
+            stream=stream,
             scratch_bytes=scratch_bytes,
             newton=newton,
             privacy=privacy,
@@ -194,6 +198,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self.sides = sides or kind.default_sides(low)
         self.rounding: Rounding = rounding or ("stochastic" if low else "nearest")
         self.evaluation: EvaluationMode = evaluation or ("layerwise" if low else "in_place")
+        self.stream: Stream = stream
         self.scratch_bytes = scratch_bytes or default_scratch(
             self._model, self._replay.layers, [named(group) for group in self.param_groups]
         )
@@ -260,7 +265,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self._held.check(self.param_groups)
         if self.last_step is None:
             self._evaluations.meet(self.param_groups, settings_of(self))
-        blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
+        blocks = self._in_place_blocks()
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
@@ -303,7 +308,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self._fill_defaults()
         known = KnownLosses(losses)
         step = replace(self._next_step(), replay=NoReplay(self._replay.layers))
-        blocks = [InPlaceBlock(named(group), snapshot=False) for group in self.param_groups]
+        blocks = self._in_place_blocks()
         moving = move and self.evaluation == "in_place"
         moved: list[MovableBlock] = [*blocks] if moving else [Still()] * len(blocks)
         if step.takes_newton_step:  # the last block is moved from a copy
@@ -319,6 +324,12 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             if move and not report.skipped:
                 make_update(report, blocks, self.param_groups, self.rounding)
             self.steps += 1
+
+    def _in_place_blocks(self) -> list[InPlaceBlock]:
+        return [
+            InPlaceBlock(named(group), snapshot=False, stream=self.stream)
+            for group in self.param_groups
+        ]
 
     @contextmanager
     def _unlearned_if_it_fails(self) -> Iterator[None]:
@@ -350,6 +361,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             shares=self.cost_shares,
             replay=self._replay,
             rounding=self.rounding,
+            stream=self.stream,
             auto=self.auto,
             newton=self.newton,
             privacy=self.privacy,

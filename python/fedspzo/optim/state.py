@@ -8,8 +8,8 @@ from typing import Any
 from .param_groups import Group
 
 STATE = (
-    *("sides", "rounding", "evaluation", "scratch_bytes", "seed", "steps", "skipped", "forwards"),
-    *("cost_shares", "newton"),
+    *("sides", "rounding", "evaluation", "stream", "scratch_bytes", "seed", "steps"),
+    *("skipped", "forwards", "cost_shares", "newton"),
 )
 """Attributes of `SPZO` that are saved and restored. The estimator is saved too, and compared."""
 
@@ -54,6 +54,6 @@ def settings_of(optimizer: Any) -> dict[str, Any]:
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
         if not parameter.requires_grad
     ]
-    names = ("estimator", "sides", "rounding", "evaluation", "seed", "steps", "cost_shares")
-    settings = {name: getattr(optimizer, name) for name in (*names, "newton")}
+    names = ("estimator", "sides", "rounding", "evaluation", "stream", "seed", "steps")
+    settings = {name: getattr(optimizer, name) for name in (*names, "cost_shares", "newton")}
     return {"param_groups": options, "frozen parameters": frozen, **settings}

@@ -14,7 +14,7 @@ from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.rates import newton_damping
 from fedspzo.auto_lr.trust_ratio import trusted_share
 from fedspzo.blocks.activation_replay import ActivationReplay
-from fedspzo.choices import Rounding, Sides
+from fedspzo.choices import Rounding, Sides, Stream
 from fedspzo.estimators import Estimator
 from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import can_take_newton_steps, every_share, newton_evaluations
@@ -44,6 +44,7 @@ class Step:
         shares: as `known_shares` returned them; None: not yet measured.
         replay: the activation replay.
         rounding: rounding of the update to the weights' dtype.
+        stream: the noise stream of the directions.
         auto: the policy of lr="auto", which learns from the step; None: rates are as set.
         newton: the last block takes a Newton step. None: it does if lr="auto" may and it is cheap.
         privacy: makes the gradients private, or None.
@@ -59,6 +60,7 @@ class Step:
     shares: Sequence[float] | None
     replay: ActivationReplay
     rounding: Rounding
+    stream: Stream
     auto: CentralPolicy | None
     newton: bool | None
     privacy: Mechanism | None
@@ -197,6 +199,7 @@ class Step:
             forwards=forwards,
             skipped=skipped,
             lr=rates,
+            stream=self.stream,
         )
 
     @property

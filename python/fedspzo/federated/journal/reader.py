@@ -115,6 +115,10 @@ def settings(header: Header) -> tuple[FederationConfig, OptimizerConfig]:
     used = _build(OptimizerConfig, optimizer)
     if used.rounding is None or len(used.learning_rates) != len(used.directions):
         raise ValueError("the journal's optimizer lacks values that were filled in for the run")
+    if used.stream != header.stream:
+        raise ValueError(
+            f"the journal's optimizer has stream {used.stream!r}, its header {header.stream!r}"
+        )
     federation = dict(header.run["federation"])
     rule = federation.get("aggregation")
     if (
@@ -223,7 +227,7 @@ class DecodedJournal:
             digest: digest of the weights before it.
         """
         if entry.kind == TERMS:
-            return Record.decode(entry.body)
+            return Record.decode(entry.body, self.header.stream)
         if entry.kind == EVALUATION:
             reader = Reader(entry.body)
             measured = EvaluationResult.decode(reader, done)

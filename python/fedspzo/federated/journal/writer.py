@@ -129,7 +129,12 @@ class RunJournal(Closing):
             **(self.about or {}),
         }
         self.header = Header.of(
-            server.replica.blocks, self.source, base=server.digest, model=self.model, run=run
+            server.replica.blocks,
+            self.source,
+            base=server.digest,
+            model=self.model,
+            run=run,
+            stream=server.optimizer.stream,
         )
         self._writer = JournalWriter.create(self.path, self.header.to_json())
         self._settings = server.federation, server.optimizer

@@ -7,9 +7,8 @@ from typing import get_args
 
 from fedspzo import estimators
 from fedspzo.byte_reader import Reader
-from fedspzo.choices import EvaluationMode, Rounding, Sides
+from fedspzo.choices import EvaluationMode, Rounding, Sides, Stream
 from fedspzo.federated.settings import OptimizerConfig
-from fedspzo.journal.records import STREAM
 
 from .framing import from_optional, pick, to_optional
 
@@ -20,8 +19,7 @@ _SIDES = (None, *get_args(Sides))
 _ROUNDINGS = get_args(Rounding)
 _EVALUATIONS = (None, *get_args(EvaluationMode))
 _NEWTON = (None, False, True)
-_STREAM_CODE = 0
-_STREAM_NAMES = {_STREAM_CODE: STREAM, 1: "rademacher-v1"}
+_STREAMS = get_args(Stream)
 
 
 def check_resolved(settings: OptimizerConfig) -> None:
@@ -39,7 +37,7 @@ def encode_settings(settings: OptimizerConfig) -> bytes:
         _SIDES.index(settings.sides),
         _ROUNDINGS.index(settings.rounding),
         _EVALUATIONS.index(settings.evaluation),
-        _STREAM_CODE,
+        _STREAMS.index(settings.stream),
         _NEWTON.index(settings.newton),
         from_optional(settings.eps),
         len(counts),
@@ -55,8 +53,6 @@ def decode_settings(reader: Reader) -> OptimizerConfig:
     joint = estimators.find(name).joint
     pairs = [reader.take(_BLOCK) for _ in range(blocks)]
     counts, rates = tuple(count for count, _ in pairs), tuple(rate for _, rate in pairs)
-    if _STREAM_NAMES.get(stream) != STREAM:
-        raise ValueError(f"stream is {_STREAM_NAMES.get(stream, stream)!r}; {STREAM!r} is known")
     return OptimizerConfig(
         lr=rates,
         estimator=name,
@@ -65,5 +61,6 @@ def decode_settings(reader: Reader) -> OptimizerConfig:
         eps=to_optional(eps),
         rounding=pick("rounding", rounding, _ROUNDINGS),
         evaluation=pick("evaluation", evaluation, _EVALUATIONS),
+        stream=pick("stream", stream, _STREAMS),
         newton=pick("newton", newton, _NEWTON),
     )

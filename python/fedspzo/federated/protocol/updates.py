@@ -239,4 +239,5 @@ def record(
             for block_seeds, block_coeffs in zip(seeds, coeffs, strict=True)
         ),
         rounding_seed=step_rounding_seed(run_seed, start) if stochastic else None,
+        stream=optimizer.stream,
     )
