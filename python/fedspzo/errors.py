@@ -9,15 +9,22 @@ from contextlib import contextmanager
 class InputError(ValueError):
     """Reports a fault in the user's input, in one line: the fault, its place and the remedy.
 
-    A line of more than LONGEST characters loses its middle. Such a line repeats a long value.
+    A line of more than LONGEST characters loses its middle. Such a line repeats a long value. Line
+    breaks and other characters that are not printed, which come from a file, are escaped.
     """
 
     LONGEST = 1000
 
     def __init__(self, message: str) -> None:
+        message = printable(message)
         if len(message) > self.LONGEST:
             message = f"{message[: self.LONGEST // 2]} ... {message[-self.LONGEST // 2 :]}"
         super().__init__(message)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes, such as \n, for the characters that are not printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: object) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from fedspzo.errors import printable
+
 from .config import Config, is_hub_id
 from .data import Splits
 from .human_bytes import human_bytes
@@ -99,8 +101,7 @@ def _type(source: Source) -> str:
 
 def code(text: object) -> str:
     """Return a text of the user's as code, on one line, as it can also stand in a table."""
-    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    line = "".join(printable).replace("|", "\\|")
+    line = printable(str(text)).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     blank = " " if fence != "`" or line != line.strip() or not line else ""
     return f"{fence}{blank}{line}{blank}{fence}"

@@ -93,5 +93,5 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 def _shape(sizes: object) -> list[int]:
     if not isinstance(sizes, list) or not all(type(n) is int and 0 <= n < 2**63 for n in sizes):
-        raise ValueError(f"a shape of {str(sizes)[:60]}")
+        raise ValueError(f"a shape of {repr(sizes)[:60]}")
     return sizes
