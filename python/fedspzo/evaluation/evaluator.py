@@ -66,9 +66,10 @@ class Evaluator:
         """
         new = [point for point in self.losses if point not in self._means]
         if new:
+            losses = [self.losses[point] for point in new]
+            means = [loss.mean() if loss.dim() else loss for loss in losses]
             # one wait for the device is enough for all
-            means = torch.stack([self.losses[point].mean() for point in new])
-            self._means |= zip(new, means.tolist(), strict=True)
+            self._means |= zip(new, torch.stack(means).tolist(), strict=True)
         return dict(self._means)
 
     def _at(self, point: Point) -> Tensor:
