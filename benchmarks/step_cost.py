@@ -32,7 +32,7 @@ from fedspzo import SPZO, Blocks, split
 from fedspzo.evaluation.recording import Recording
 
 RESULTS = Path(__file__).parent / "results/step_cost.md"
-TWO_BLOCKS = {"perturbations": (1, 4), "cost_shares": (0.25,)}
+TWO_BLOCKS = {"perturbations": (1, 4)}
 SIGNS = {"stream": "rademacher-v1"}
 METHODS: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("MeZO", None, {"sides": "two"}),
