@@ -52,6 +52,12 @@ WHOLE = "head"
 """The cut of the methods that were tuned while all that comes after the layers was the last block.
 On a language model it is the default cut too; on MiniLM that leaves out the pooler."""
 _RULE, _NEW = ("decoder", "encoder"), ("minilm",)
+_SIGNS = Method(
+    "FedSPZO, lr auto, signs",
+    "auto",
+    {"lr": "auto", "stream": "rademacher-v1"},
+    problems=("reviews", "sentences", "decoder", "minilm"),
+)
 
 BASELINE = "MeZO"
 CENTRAL = (
@@ -71,6 +77,7 @@ CENTRAL = (
     Method("balanced, two blocks", -1, {"estimator": "balanced"}),
     Method("FedSPZO", WHOLE, {}, -9),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
+    _SIGNS,
     Method("FedSPZO, lr auto, whole head", WHOLE, {"lr": "auto"}, problems=_NEW),
     Method("last block alone", WHOLE, {"perturbations": (0, last_block.DIRECTIONS)}),
     Method("last block alone, lr auto", "auto", {"perturbations": (0, 22), "lr": "auto"}),
@@ -84,6 +91,7 @@ FEDERATED = (
     Method("DeComFL, 4 one-sided", None, _mezo(4, "one"), -8, federated=METHODS["decomfl"]),
     Method("FedSPZO", WHOLE, {}, -8, problems=_RULE),
     Method("FedSPZO, lr auto", "auto", {"lr": "auto"}),
+    _SIGNS,
     Method("FedSPZO, lr auto, whole head", WHOLE, {**_MORE, "lr": "auto"}, problems=_NEW),
     Method("FedSPZO, P2 = 32", WHOLE, _MORE, -8, problems=_NEW),
     Method("FedSPZO, P2 = 32, shared seeds", WHOLE, _MORE, -8, seeds="shared", problems=_NEW),
