@@ -11,8 +11,10 @@ from federated_toys import ToyTask, toy, toy_data
 from layerwise_toys import by_copies
 from small_federation import FEDERATION, OPTIMIZER, SIZES, digests, train
 from spzo_toys import llama, loss_of, weights
+from tiny_run import write_run
 
 from fedspzo import SPZO, split
+from fedspzo.app.cli import main
 from fedspzo.baselines import METHODS
 from fedspzo.federated import OptimizerConfig, RunJournal
 from fedspzo.federated.journal.reader import DecodedJournal, settings
@@ -142,3 +144,24 @@ def test_baselines_take_the_stream(name: str):
         for stream in (SIGNS, "normal-v1")
     }
     assert ends[SIGNS].final.digest != ends["normal-v1"].final.digest
+
+
+@pytest.mark.slow
+def test_a_compacted_journal_keeps_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    config = Path("run.toml")
+    config.write_text(config.read_text().replace("[optimizer]", f"[optimizer]\nstream = '{SIGNS}'"))
+    for command in (
+        "run run.toml --quiet --output out",
+        "journal compact out/journal.fspz -o short --after 2",
+        "replay net out/journal.fspz --round 2 -o two --quiet",
+        "replay two short -o four --quiet",
+        "verify four out/journal.fspz",
+        "journal show short",
+    ):
+        capsys.readouterr()
+        assert main(command.split()) in (0, 4), command
+    assert f"noise    {SIGNS}" in capsys.readouterr().out
