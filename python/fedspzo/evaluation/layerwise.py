@@ -52,6 +52,8 @@ class Layerwise:
         self._blocks: list[LayerwiseBlock] = []
         self._in_place: set[str] = set()
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+        # by name: they are kept from step to step
+        self._virtual: dict[str, VirtualParameter] = {}
 
     @property
     def knows_strays(self) -> bool:
@@ -140,7 +142,7 @@ class Layerwise:
 
     def _put(self) -> None:
         parameters = {
-            storage(tensor): VirtualParameter.of(name, tensor, block)
+            storage(tensor): self._of(name, tensor, block)
             for group, block in zip(self._groups, self._blocks, strict=True)
             for name, tensor in group
             if not self._stays(name)
@@ -152,6 +154,14 @@ class Layerwise:
                     self._places.append((module, name, parameter))
                     # straight into the dict: assigning would register a parameter anew
                     module._parameters[name] = cast(nn.Parameter, virtual)
+
+    def _of(self, name: str, tensor: Tensor, block: LayerwiseBlock) -> VirtualParameter:
+        """Return a parameter's virtual parameter, which moves with a block in this step."""
+        known = self._virtual.get(name)
+        if known is None or not known.stands_for(tensor):
+            known = self._virtual[name] = VirtualParameter.of(name, tensor, block)
+        known.block = block
+        return known
 
     def _take_away(self) -> None:
         while self._places:

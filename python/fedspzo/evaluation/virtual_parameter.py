@@ -8,7 +8,7 @@ as a head, runs with some rows of its weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,16 @@ class VirtualParameter(Tensor):
         self.key = key_of(name)
         return self
 
+    def stands_for(self, weight: Tensor) -> bool:
+        """Tell whether this is the virtual parameter of a parameter as it is now."""
+        mine = self.weight
+        return (
+            mine.data_ptr() == weight.data_ptr()
+            and mine.dtype == weight.dtype
+            and mine.shape == weight.shape
+            and mine.stride() == weight.stride()
+        )
+
     def part(self, rows: slice) -> Tensor:
         """Return the weight, or some rows of it."""
         return self.weight if rows == slice(None) else self.weight[rows]
@@ -178,21 +188,21 @@ def _perturbed(
         write = own.writer([parameters[i] for i in mine], rows, out)
         write(own.scalars(out[0].device))
         if len(mine) == len(parameters) and scratch.holds(out[0]):
-            scratch.writers[_key(own, parameters, rows)] = write, out
+            scratch.writers[_key(parameters, rows)] = write, out
     return weights
 
 
-def _key(
-    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice
-) -> tuple[Any, ...]:
-    return (block, rows.start, rows.stop, *[parameter.called for parameter in parameters])
+def _key(parameters: Sequence[VirtualParameter], rows: slice) -> Hashable:
+    if len(parameters) == 1 and rows.stop is None:  # the common case is cheap
+        return parameters[0].called
+    return (rows.start, rows.stop, *[parameter.called for parameter in parameters])
 
 
 def _rewritten(
     block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice = slice(None)
 ) -> list[Tensor] | None:
     """Write the perturbed weights to where they were written before; None if they never were."""
-    known = block.scratch.writers.get(_key(block, parameters, rows))
+    known = block.scratch.writers.get(_key(parameters, rows))
     if known is None or not block.terms or block.scratch.watched:
         return None
     write, out = known
