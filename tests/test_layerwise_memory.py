@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -132,3 +133,25 @@ def test_the_bound_is_the_largest_layers_weights_or_what_was_passed():
     loss = loss_on(model, torch.arange(6).reshape(2, 3))
     with pytest.warns(UserWarning, match=r"'norm.weight' takes 128 bytes.*\(100\)"):
         step_at_no_rate(Blocks.single(model), loss, scratch_bytes=100)
+
+
+def test_between_steps_nothing_holds_the_weights_but_the_model():
+    """A model that is moved to another device gives its old memory up, and trains on."""
+    model = Small()
+    models = (model, copy.deepcopy(model))
+    ids = torch.arange(8).reshape(2, 4)
+    moved, other = (SPZO(split(m, -1), 1e-3, evaluation="layerwise") for m in models)
+
+    def uses() -> list[int]:
+        storages = [p.untyped_storage() for p in model.parameters()]
+        return [torch._C._storage_Use_Count(storage._cdata) for storage in storages]
+
+    before = uses()
+    for number in range(4):
+        if number == 2:
+            for p in model.parameters():
+                p.data = p.data.clone()  # as .to(device) does
+        for optimizer, m in zip((moved, other), models, strict=True):
+            optimizer.step(loss_on(m, ids))
+        assert uses() == before
+        assert moved.last_step.losses == other.last_step.losses

@@ -52,8 +52,9 @@ class Layerwise:
         self._blocks: list[LayerwiseBlock] = []
         self._in_place: set[str] = set()
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
-        # by name: they are kept from step to step
+        # by name: they are kept from step to step, without the weights
         self._virtual: dict[str, VirtualParameter] = {}
+        self._bound: list[VirtualParameter] = []
 
     @property
     def knows_strays(self) -> bool:
@@ -158,15 +159,18 @@ class Layerwise:
     def _of(self, name: str, tensor: Tensor, block: LayerwiseBlock) -> VirtualParameter:
         """Return a parameter's virtual parameter, which moves with a block in this step."""
         known = self._virtual.get(name)
-        if known is None or not known.stands_for(tensor):
-            known = self._virtual[name] = VirtualParameter.of(name, tensor, block)
-        known.block = block
+        if known is None or not known.fits(tensor):
+            known = self._virtual[name] = VirtualParameter.of(name, tensor)
+        known.bind(tensor, block)
+        self._bound.append(known)
         return known
 
     def _take_away(self) -> None:
         while self._places:
             module, name, parameter = self._places.pop()
             module._parameters[name] = parameter
+        while self._bound:
+            self._bound.pop().release()
 
 
 class _Stray(Touched):

@@ -85,20 +85,26 @@ class VirtualParameter(Tensor):
 
     Attributes:
         called: the parameter's name.
-        weight: the parameter, which is only read.
         key: the 64-bit key of its noise.
-        block: the block, whose terms are added to the weight.
+        weight: the parameter in this step, which is only read.
+        block: the block in this step, whose terms are added to the weight.
     """
 
     _is_param = True  # isinstance(parameter, nn.Parameter)
     called: str
-    weight: Tensor
     key: int
+    weight: Tensor
     block: LayerwiseBlock
+    _form: tuple[Any, ...]
 
     @classmethod
-    def of(cls, name: str, weight: Tensor, block: LayerwiseBlock) -> VirtualParameter:
-        """Make the virtual parameter of a parameter."""
+    def of(cls, name: str, weight: Tensor) -> VirtualParameter:
+        """Make the virtual parameter of a parameter. `bind` it before it is used.
+
+        Args:
+            name: the parameter's name.
+            weight: the parameter.
+        """
         self: VirtualParameter = Tensor._make_wrapper_subclass(
             cls,
             weight.shape,
@@ -107,19 +113,20 @@ class VirtualParameter(Tensor):
             device=weight.device,
             requires_grad=weight.requires_grad,
         )
-        self.called, self.weight, self.block = name, weight.detach(), block
-        self.key = key_of(name)
+        self.called, self.key, self._form = name, key_of(name), _form(weight)
         return self
 
-    def stands_for(self, weight: Tensor) -> bool:
-        """Tell whether this is the virtual parameter of a parameter as it is now."""
-        mine = self.weight
-        return (
-            mine.data_ptr() == weight.data_ptr()
-            and mine.dtype == weight.dtype
-            and mine.shape == weight.shape
-            and mine.stride() == weight.stride()
-        )
+    def fits(self, weight: Tensor) -> bool:
+        """Tell whether it has a parameter's shape, strides, dtype and device."""
+        return self._form == _form(weight)
+
+    def bind(self, weight: Tensor, block: LayerwiseBlock) -> None:
+        """Be the virtual parameter of this parameter and in this block, until `release`."""
+        self.weight, self.block = weight.detach(), block
+
+    def release(self) -> None:
+        """Let go of the parameter's memory: the model may give it up between steps."""
+        del self.weight, self.block
 
     def part(self, rows: slice) -> Tensor:
         """Return the weight, or some rows of it."""
@@ -155,6 +162,10 @@ class VirtualParameter(Tensor):
         filled = dict(zip(found, tensors, strict=True))
         args, kwargs = tree_unflatten([filled.get(id(x), x) for x in flat], spec)
         return func(*args, **kwargs)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _perturbed(
