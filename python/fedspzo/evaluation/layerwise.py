@@ -22,8 +22,9 @@ from fedspzo.blocks.shards import is_sharded
 from fedspzo.blocks.touched import Touched
 from fedspzo.choices import Stream
 
+from .layerwise_block import LayerwiseBlock
 from .scratch_buffer import ScratchBuffer, footprint
-from .virtual_parameter import LayerwiseBlock, VirtualParameter
+from .virtual_parameter import VirtualParameter
 
 Named = Sequence[tuple[str, Tensor]]
 

@@ -16,68 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fedspzo.choices import Stream
-from fedspzo_kernels import Perturber, perturb_rows
-from fedspzo_kernels.arguments import Terms
-from fedspzo_kernels.perturber import unchecked_writer
+from fedspzo_kernels import perturb_rows
 
-from .in_place import InPlaceBlock, key_of
-from .scratch_buffer import ScratchBuffer, Write
-
-
-class LayerwiseBlock:
-    """Moves a block's virtual parameters: it holds the terms that are added to their weights.
-
-    Args:
-        scratch: the memory for perturbed copies.
-        copied: the (name, tensor) pairs of parameters that have no virtual parameter. They are
-            moved in place, from a copy.
-        stream: the noise stream.
-
-    Attributes:
-        terms: seed to coefficient, as last moved.
-    """
-
-    def __init__(
-        self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]], stream: Stream
-    ) -> None:
-        self.scratch, self.stream = scratch, stream
-        self.terms: dict[int, float] = {}
-        self._scalars: dict[torch.device, Terms] = {}
-        self.copy(copied)
-
-    def copy(self, members: Sequence[tuple[str, Tensor]]) -> None:
-        """Move these (name, tensor) pairs in place from now on."""
-        self._copied = InPlaceBlock(members, snapshot=True, stream=self.stream)
-        self._copied.move(self.terms)
-
-    def move(self, target: Mapping[int, float]) -> None:
-        """Move to the weights plus `target`, seed to coefficient."""
-        self.terms = dict(target)
-        self._scalars.clear()
-        self._copied.move(target)
-
-    def restore(self) -> None:
-        """Copy back the parameters that were moved in place."""
-        self._copied.restore()
-
-    def scalars(self, device: torch.device) -> Terms:
-        """Return the terms, checked, on a device."""
-        if device not in self._scalars:
-            terms = Terms.of(list(self.terms), list(self.terms.values()), "nearest", None)
-            self._scalars[device] = terms.to(device)
-        return self._scalars[device]
-
-    def writer(
-        self, parameters: Sequence[VirtualParameter], rows: slice, out: Sequence[Tensor]
-    ) -> Write:
-        """Return what writes the parameters' perturbed weights, or some rows of each, to `out`."""
-        parts = [parameter.part(rows) for parameter in parameters]
-        keys = [parameter.key for parameter in parameters]
-        offsets = [parameter.first(rows) for parameter in parameters]
-        if all(part.is_contiguous() for part in parts):
-            return unchecked_writer(parts, keys, offsets, out, self.stream)
-        return Perturber(parts, keys, offsets=offsets, stream=self.stream).into(out)
+from .in_place import key_of
+from .layerwise_block import LayerwiseBlock
 
 
 class VirtualParameter(Tensor):
@@ -196,7 +138,10 @@ def _perturbed(
     for own in dict.fromkeys(s.block for s in parameters if s.block.terms):
         mine = [i for i in moved if parameters[i].block is own]
         out = [weights[i] for i in mine]
-        write = own.writer([parameters[i] for i in mine], rows, out)
+        theirs = [parameters[i] for i in mine]
+        parts = [parameter.part(rows) for parameter in theirs]
+        firsts = [parameter.first(rows) for parameter in theirs]
+        write = own.writer(parts, [parameter.key for parameter in theirs], firsts, out)
         write(own.scalars(out[0].device))
         if len(mine) == len(parameters) and scratch.holds(out[0]):
             scratch.writers[_key(parameters, rows)] = write, out
