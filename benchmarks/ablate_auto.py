@@ -118,6 +118,7 @@ VARIANTS = (
     Variant("Newton: steps not halved", [(step, "_trusted", lambda report, *_: report)]),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
+    Variant("loss monitor: no share of the best loss", [(loss_monitor, "RISE", 1.0)]),
     Variant("loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]),
     Variant(
         "no Newton steps",

@@ -196,6 +196,7 @@ def forge(data: bytes, offset: int, layout: str, *values: object) -> bytes:
         (Plan, 41, "<B", 255, "rounding has code 255"),
         (Plan, 42, "<B", 3, "evaluation has code 3"),
         (Plan, 43, "<B", 2, "stream has code 2"),
+        (Plan, 43, "<B", 9, "stream has code 9"),
         (Plan, 44, "<B", 3, "newton has code 3"),
         (Plan, 45, "<d", 0.0, "eps is 0.0"),
         (Plan, 53, "<B", 0, r"lr is \(\)"),

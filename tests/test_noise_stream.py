@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,17 +17,22 @@ from tiny_run import write_run
 from fedspzo import SPZO, split
 from fedspzo.app.cli import main
 from fedspzo.baselines import METHODS
+from fedspzo.choices import Stream
 from fedspzo.federated import OptimizerConfig, RunJournal
 from fedspzo.federated.journal.reader import DecodedJournal, settings
 from fedspzo.journal import JournalError, StepJournal
 from fedspzo.journal.records import apply
 from fedspzo.journal.replica import Replica
 from fedspzo.journal.steps import step_record
-from fedspzo_kernels import noise, parameter_key
+from fedspzo_kernels import STREAMS, noise, parameter_key
 
 SIGNS = "rademacher-v1"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_settings_and_messages_have_the_kernels_streams_and_codes():
+    assert {name: code for code, name in enumerate(get_args(Stream))} == STREAMS
 
 
 @pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])

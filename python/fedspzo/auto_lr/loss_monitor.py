@@ -12,9 +12,11 @@ Verdict = Literal["best", "near", "diverged"]
 
 SMOOTHING = 0.9
 """Decay of the moving average of the loss, per step."""
-SLACK = 0.2
-"""Rise above the best value that is allowed, as a share of the mean of the first losses."""
-EARLY_SLACK = 0.55
+RISE = 1.1
+"""Largest ratio of the moving average to its best value."""
+SLACK = 0.105
+"""Further rise that is allowed, as a share of the mean of the first losses."""
+EARLY_SLACK = 0.5
 """`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart. It is larger, as few
 batches tell little."""
 DEVIATIONS = 7.0
@@ -78,6 +80,7 @@ class LossMonitor:
             return "best"
         early = self.since_restart <= LEARNING_TURNS
         allowed = (EARLY_SLACK if early else SLACK) * abs(self.first_mean)
+        allowed += (RISE - 1) * abs(self.best)
         if self.varies:
             allowed = max(allowed, DEVIATIONS * self.best_deviation)
         return "diverged" if self.smoothed > self.best + allowed else "near"
