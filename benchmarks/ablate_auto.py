@@ -4,9 +4,9 @@
     python benchmarks/ablate_auto.py --only decoder      # some of the problems
     python benchmarks/ablate_auto.py --report            # the table of what there is
 
-The problems are those of `compute_to_target.py`, with other seeds, and the decoder with batches of
-2, which tell little: what bounds the harm of a step shows its worth there. All runs spend the same
-passes, whether they have reached anything or not.
+The problems are those of `compute_to_target.py`, with other seeds, and the decoder where training
+goes wrong more easily (`targets/adverse.py`): what bounds the harm of a step shows its worth there.
+All runs spend the same passes, whether they have reached anything or not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from targets.adverse import ADVERSE, with_wrong_labels
 from targets.methods import Method
 from targets.problems import PROBLEMS as RACED
 from targets.problems import Problem, load
@@ -38,9 +39,7 @@ FOLDER = Path(__file__).parent / "results/ablate_auto"
 EARLIER = FOLDER / "earlier"
 """The rows of what was removed, and of all of it as it was then."""
 SEEDS = range(200, 203)
-DECODER = next(problem for problem in RACED if problem.name == "decoder")
-PAIRS = replace(DECODER, name="decoder_pairs", title=f"{DECODER.title}, batches of 2", batch=2)
-PROBLEMS = (*RACED, PAIRS)
+PROBLEMS = (*RACED, *ADVERSE)
 PASSES = {
     "reviews": 120,
     "sentences": 120,
@@ -48,6 +47,10 @@ PASSES = {
     "encoder": 100,
     "minilm": 150,
     "decoder_pairs": 400,
+    "decoder_ones": 400,
+    "decoder_bfloat16": 100,
+    "decoder_wrong_labels": 100,
+    "decoder_confident": 100,
 }
 FEDERATED_PASSES = {"reviews": 160, "sentences": 160, "decoder": 480, "encoder": 480, "minilm": 480}
 LONG_PASSES = {"minilm": 1000, "decoder_pairs": 2000, "reviews": 500}
@@ -107,6 +110,7 @@ VARIANTS = (
     ),
     Variant("all blocks from the first step on", [(central, "LEAD_STEPS", 0)], federated=False),
     Variant("no bound on size", [(rates, size, math.inf) for size in ("SIZE", "SIZE_LAST")]),
+    Variant("one bound on size", [(rates, "SIZE_LAST", rates.SIZE)]),
     Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
     Variant(
         "the first block's curvature not measured",
@@ -155,6 +159,8 @@ def runs(problem: Problem, kind: str, variants: Sequence[Variant]) -> None:
     found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
     # evaluated half way and at the end
     loaded = load(replace(problem.endless(), every=passes // 2))
+    if problem.name == "decoder_wrong_labels":
+        loaded = with_wrong_labels(loaded)
     variants = [variant for variant in variants if not variant.gone]
     for seed in SEEDS:
         for variant in tqdm(variants, desc=f"{problem.name}, {kind}, seed {seed}"):

@@ -177,30 +177,3 @@ class Perturber:
                     f"tensors[{j}] has other memory than when this Perturber was made (it was"
                     " moved, or its .data assigned); make a new one"
                 )
-
-
-def unchecked_writer(
-    tensors: Sequence[Tensor],
-    keys: Sequence[int],
-    offsets: Sequence[int],
-    out: Sequence[Tensor],
-    stream: str,
-) -> Callable[[Terms], None]:
-    """Return what `Perturber(...).into(out)` of the same arguments does, without its checks.
-
-    It is for a caller that perturbs hundreds of small tensors, each by a call of its own, and knows
-    that they fit.
-
-    Args:
-        tensors: contiguous tensors on one device.
-        keys, offsets, stream: as `Perturber` takes them.
-        out: for each tensor a contiguous one of its shape, dtype and device.
-    """
-    sources, results = [tensor.detach() for tensor in tensors], list(out)
-    signed_keys, firsts = [signed(key, "keys") for key in keys], list(offsets)
-    code = stream_code(stream)
-
-    def write(terms: Terms) -> None:
-        torch.ops.fedspzo.perturb_out(sources, results, signed_keys, firsts, *terms, code)
-
-    return write

@@ -155,7 +155,7 @@ def test_hessian_products_of_a_newton_block_are_exact_on_a_quadratic(sides):
     beside = estimator.hessian_points(pivot.tolist())
     assert len(own) - 1 + NEWTON_PRODUCTS * len(beside) == newton_evaluations(4)
     losses = {point: at(point) for point in own + beside}
-    product = torch.tensor(estimator.hessian_product(losses, eps, pivot.tolist()))
+    product = torch.tensor(estimator.hessian_product(losses, eps, beside))
     torch.testing.assert_close(product.double(), bends @ pivot)
     assert estimator.gradient(losses, eps, 1) == pytest.approx(slope.tolist())
     assert estimator.curvature(losses, eps, 1) == pytest.approx(bends.trace().item() / 4)

@@ -111,8 +111,9 @@ def spectrum_along(evaluator: Evaluator, estimator: Anchored, eps: Sequence[floa
     losses, block = evaluator.means(), len(eps) - 1
 
     def product(pivot: Sequence[float]) -> list[float]:
-        evaluator.visit(estimator.hessian_points(pivot))
-        return estimator.hessian_product(evaluator.means(), eps, pivot)
+        beside = estimator.hessian_points(pivot)
+        evaluator.visit(beside)
+        return estimator.hessian_product(evaluator.means(), eps, beside)
 
     trace = estimator.curvature(losses, eps, block)
     assert trace is not None  # a Newton block is evaluated on both sides

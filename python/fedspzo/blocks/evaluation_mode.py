@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .every_module import every_module
+
 
 @contextmanager
 def evaluating(model: nn.Module | None) -> Iterator[None]:
@@ -22,7 +24,7 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
     Args:
         model: the model; None: nothing is changed.
     """
-    modules = [] if model is None else list(model.modules())
+    modules = [] if model is None else every_module(model)
     configs = [config for module in modules if (config := vars(module).get("config")) is not None]
     unique = {id(config): config for config in configs}.values()  # many modules share one
     training = [module for module in modules if module.training]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .every_module import every_module
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether a tensor is a DTensor."""
@@ -117,6 +119,8 @@ def gathering_modules(model: nn.Module | None) -> dict[str, Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or model is None:
         return {}
+    if not any(isinstance(module, fsdp.FSDPModule) for module in every_module(model)):
+        return {}  # names take longer, and a step asks
     return {name: m for name, m in model.named_modules() if isinstance(m, fsdp.FSDPModule)}
 
 

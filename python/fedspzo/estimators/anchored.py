@@ -124,7 +124,7 @@ class Anchored(Estimator):
         return [self._alone(block, at) for at in (combination(pivot), *each)]
 
     def hessian_product(
-        self, losses: Losses, eps: Sequence[float], pivot: Sequence[float]
+        self, losses: Losses, eps: Sequence[float], beside: Sequence[Point]
     ) -> list[float]:
         """Multiply the Newton block's Hessian along its P directions with a vector v, (P,).
 
@@ -132,12 +132,12 @@ class Anchored(Estimator):
         u = sum_p v_p eps z_p.
 
         Args:
-            losses: the loss at each of `points()` and `hessian_points(pivot)`.
+            losses: the loss at each of `points()` and of `beside`.
             eps: each block's perturbation scale, as `scales` returned it.
-            pivot: the vector v, of norm 1.
+            beside: `hessian_points(v)`, for a vector v of norm 1.
         """
         block = self._newton_block()
-        moved, *both = (losses[point] for point in self.hessian_points(pivot))
+        moved, *both = (losses[point] for point in beside)
         here = losses[self._alone()]
         return [
             (value - moved - losses[self._alone(block, along(q))] + here) / eps[block] ** 2

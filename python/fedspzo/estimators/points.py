@@ -27,7 +27,10 @@ def combination(weights: Sequence[float], also: int | None = None) -> Offset:
         weights: one weight for each direction of the block, in units of eps.
         also: the direction along which the block is moved by 1 more. Default: none.
     """
-    return tuple((p, weight + (p == also)) for p, weight in enumerate(weights))
+    offset = list(enumerate(weights))
+    if also is not None:
+        offset[also] = (also, weights[also] + 1)
+    return tuple(offset)
 
 
 def mean(values: Sequence[float]) -> float:

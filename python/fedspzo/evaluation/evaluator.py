@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedspzo.blocks.activation_replay import ActivationReplay
-from fedspzo.estimators.points import Point
+from fedspzo.estimators.points import HERE, Point
 
 from .in_place import MovableBlock
 from .recording import Recording
@@ -18,7 +18,7 @@ class Evaluator:
     """Evaluates the loss at points, and replays the leading blocks that have not moved.
 
     Args:
-        blocks: the blocks, each of which can be moved.
+        blocks: the blocks, each of which can be moved. They are at the step's start.
         seeds: for each block, the seeds of its directions.
         eps: for each block, the distance of a move by 1 along a direction.
         replay: an entered activation replay.
@@ -45,6 +45,7 @@ class Evaluator:
         recording: Callable[[], Recording] | None = None,
     ) -> None:
         self._blocks = list(zip(blocks, seeds, eps, strict=True))
+        self._place: Point = tuple(HERE for _ in blocks)
         self._replay, self._shares, self._evaluate = replay, shares, evaluate
         self._captured = Point()
         self._new_recording = recording
@@ -73,8 +74,10 @@ class Evaluator:
         return dict(self._means)
 
     def _at(self, point: Point) -> Tensor:
-        for (block, seeds, scale), offset in zip(self._blocks, point, strict=True):
-            block.move({seeds[p]: distance * scale for p, distance in offset})
+        for at, to, (block, seeds, scale) in zip(self._place, point, self._blocks, strict=True):
+            if to != at:
+                block.move({seeds[p]: distance * scale for p, distance in to})
+        self._place = point
         # number of leading blocks that are at the point where they were captured
         same = next((i for i, at in enumerate(self._captured) if point[i] != at), 0)
         if same:

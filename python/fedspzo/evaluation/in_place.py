@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Protocol
 
 from torch import Tensor
 
-import fedspzo_kernels
 from fedspzo.blocks.shards import first_index, local
 from fedspzo.choices import Rounding, Stream
+from fedspzo_kernels import Perturber, parameter_key
 from fedspzo_kernels.arguments import Terms
 
-key_of = cache(fedspzo_kernels.parameter_key)
+key_of = cache(parameter_key)
 
 
 class MovableBlock(Protocol):
@@ -48,15 +48,21 @@ class InPlaceBlock:
         parts = [part for part in parts if part[1].numel()]
         self._names = [name for name, _, _ in parts]
         self._tensors = [tensor for _, tensor, _ in parts]
+        self._firsts, self._stream = [first for _, _, first in parts], stream
         self._terms: dict[int, float] = {}
         self._snapshot = [t.detach().clone() for t in self._tensors] if snapshot else None
-        self._perturber = fedspzo_kernels.Perturber(
-            self._snapshot or self._tensors,
-            [key_of(name) for name in self._names],
-            offsets=[first for _, _, first in parts],
-            stream=stream,
-        )
-        self._write = self._perturber.into(self._tensors) if snapshot else None
+
+    @cached_property
+    def _perturber(self) -> Perturber:
+        """Moves the tensors. It is made by the first move, as a block that rests needs none."""
+        starts = self._snapshot or self._tensors
+        keys = [key_of(name) for name in self._names]
+        return Perturber(starts, keys, offsets=self._firsts, stream=self._stream)
+
+    @cached_property
+    def _write(self) -> Callable[[Terms], None]:
+        """Writes the moved snapshot to the tensors."""
+        return self._perturber.into(self._tensors)
 
     def move(
         self,
@@ -86,7 +92,7 @@ class InPlaceBlock:
                     rounding=rounding,
                     rounding_seed=rounding_seed,
                 )
-        elif target and self._write is not None:
+        elif target:
             terms = list(target), list(target.values())
             self._write(Terms.of(*terms, rounding, rounding_seed))
         else:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fedspzo.blocks.evaluation_mode import eager
+from fedspzo.blocks.every_module import every_module
 from fedspzo.blocks.layer_stack import find_stack
 from fedspzo.blocks.parameters import storage
 from fedspzo.blocks.shards import is_sharded
@@ -149,7 +150,7 @@ class Layerwise:
             for name, tensor in group
             if not self._stays(name)
         }
-        for module in self._model.modules() if self._model and parameters else ():
+        for module in every_module(self._model) if self._model and parameters else ():
             for name, parameter in module._parameters.items():
                 virtual = None if parameter is None else parameters.get(storage(parameter))
                 if parameter is not None and virtual is not None:

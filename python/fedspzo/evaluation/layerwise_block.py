@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fedspzo.choices import Stream
 from fedspzo_kernels import Perturber
-from fedspzo_kernels.arguments import Terms
-from fedspzo_kernels.perturber import unchecked_writer
+from fedspzo_kernels.arguments import Terms, stream_code
 
 from .in_place import InPlaceBlock
-from .scratch_buffer import ScratchBuffer, Write
+from .scratch_buffer import ScratchBuffer
 
 
 class LayerwiseBlock:
@@ -32,7 +31,7 @@ class LayerwiseBlock:
     def __init__(
         self, scratch: ScratchBuffer, copied: Sequence[tuple[str, Tensor]], stream: Stream
     ) -> None:
-        self.scratch, self.stream = scratch, stream
+        self.scratch, self.stream, self._code = scratch, stream, stream_code(stream)
         self.terms: dict[int, float] = {}
         self._scalars: dict[torch.device, Terms] = {}
         self.copy(copied)
@@ -59,21 +58,24 @@ class LayerwiseBlock:
             self._scalars[device] = terms.to(device)
         return self._scalars[device]
 
-    def writer(
+    def write(
         self,
-        parts: Sequence[Tensor],
-        keys: Sequence[int],
-        firsts: Sequence[int],
-        out: Sequence[Tensor],
-    ) -> Write:
-        """Return what writes perturbed weights to `out`.
+        parts: list[Tensor],
+        keys: list[int],
+        firsts: list[int],
+        out: list[Tensor],
+    ) -> None:
+        """Write perturbed weights to `out`.
 
         Args:
-            parts: the weights, or some rows of each.
-            keys: the key of each one's noise.
+            parts: the weights, or some rows of each, detached and on one device.
+            keys: the key of each one's noise, as an int64.
             firsts: the index of each one's first element in its parameter.
-            out: what to write each one to.
+            out: for each one a contiguous tensor of its shape, dtype and device.
         """
+        terms = self.scalars(out[0].device)
         if all(part.is_contiguous() for part in parts):
-            return unchecked_writer(parts, keys, firsts, out, self.stream)
-        return Perturber(parts, keys, offsets=firsts, stream=self.stream).into(out)
+            # they fit, and a model has hundreds of small ones: checks would take longer
+            torch.ops.fedspzo.perturb_out(parts, out, keys, firsts, *terms, self._code)
+        else:
+            Perturber(parts, keys, offsets=firsts, stream=self.stream).into(out)(terms)

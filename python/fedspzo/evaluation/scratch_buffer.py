@@ -10,11 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspzo_kernels.arguments import Terms
-
-Write = Callable[[Terms], None]
-"""A function that writes perturbed weights, given the terms (`Perturber.into`)."""
-
 _ALIGN = 64  # bytes, as torch's own allocations
 
 
@@ -31,15 +26,12 @@ class ScratchBuffer:
             own, with one warning for each parameter.
 
     Attributes:
-        writers: by the weights, what writes them into the buffer, and the tensors that it writes.
-            It is emptied when the buffer is replaced.
         aside: returns a context in which virtual parameters may read their weights unrecorded.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.writers: dict[Any, tuple[Write, list[Tensor]]] = {}
         self._buffers: dict[torch.device, Tensor] = {}
         self._sizes: dict[torch.device, int] = {}  # the largest yet of each device's buffers
         self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout
@@ -62,7 +54,7 @@ class ScratchBuffer:
             self._tell(name, total)
             return [torch.empty(like.shape, dtype=like.dtype, device=device) for like in likes]
         if device not in self._buffers or self._buffers[device].nbytes < total:
-            self._forget_views()
+            self._views.clear()
             self._buffers.pop(device, None)  # freed before its successor is there
             # as large as it was before it was given back, so that it grows in the first step alone
             size = self._sizes[device] = max(total, self._sizes.get(device, 0))
@@ -73,11 +65,6 @@ class ScratchBuffer:
             for part, like in zip(parts, likes, strict=True)
         ]
         return self._views[layout]
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor lies in a buffer; else it has memory of its own."""
-        buffer = self._buffers.get(tensor.device)
-        return buffer is not None and 0 <= tensor.data_ptr() - buffer.data_ptr() < buffer.nbytes
 
     def _tell(self, name: str, size: int) -> None:
         if name not in self._told:
@@ -103,9 +90,5 @@ class ScratchBuffer:
 
     def free(self) -> None:
         """Give the memory back."""
-        self._forget_views()
-        self._buffers.clear()
-
-    def _forget_views(self) -> None:
         self._views.clear()
-        self.writers.clear()
+        self._buffers.clear()

@@ -8,7 +8,7 @@ as a head, runs with some rows of its weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedspzo_kernels import perturb_rows
+from fedspzo_kernels.arguments import signed
 
 from .in_place import key_of
 from .layerwise_block import LayerwiseBlock
+from .scratch_buffer import footprint
 
 
 class VirtualParameter(Tensor):
@@ -27,9 +29,10 @@ class VirtualParameter(Tensor):
 
     Attributes:
         called: the parameter's name.
-        key: the 64-bit key of its noise.
+        key: the 64-bit key of its noise, as an int64.
         weight: the parameter in this step, which is only read.
         block: the block in this step, whose terms are added to the weight.
+        fits_scratch: the scratch buffer holds a copy of it.
     """
 
     _is_param = True  # isinstance(parameter, nn.Parameter)
@@ -37,6 +40,7 @@ class VirtualParameter(Tensor):
     key: int
     weight: Tensor
     block: LayerwiseBlock
+    fits_scratch: bool
     _form: tuple[Any, ...]
 
     @classmethod
@@ -55,7 +59,7 @@ class VirtualParameter(Tensor):
             device=weight.device,
             requires_grad=weight.requires_grad,
         )
-        self.called, self.key, self._form = name, key_of(name), _form(weight)
+        self.called, self.key, self._form = name, signed(key_of(name), name), _form(weight)
         return self
 
     def fits(self, weight: Tensor) -> bool:
@@ -65,6 +69,7 @@ class VirtualParameter(Tensor):
     def bind(self, weight: Tensor, block: LayerwiseBlock) -> None:
         """Be the virtual parameter of this parameter and in this block, until `release`."""
         self.weight, self.block = weight.detach(), block
+        self.fits_scratch = footprint([weight]) <= block.scratch.limit
 
     def release(self) -> None:
         """Let go of the parameter's memory: the model may give it up between steps."""
@@ -110,6 +115,16 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
+def _whole(parameter: VirtualParameter) -> Tensor:
+    """Return one perturbed weight, valid until the next call: what most operations need."""
+    weight, block = parameter.weight, parameter.block
+    if not block.terms:
+        return weight
+    out = block.scratch.take([weight], parameter.called)
+    block.write([weight], [parameter.key], [0], out)
+    return out[0]
+
+
 def _perturbed(
     parameters: Sequence[VirtualParameter], rows: slice = slice(None), *, lasting: bool = False
 ) -> list[Tensor]:
@@ -117,11 +132,7 @@ def _perturbed(
 
     They are valid until the next call, or for good if `lasting`.
     """
-    block = parameters[0].block
-    scratch = block.scratch
-    again = None if lasting else _rewritten(block, parameters, rows)
-    if again is not None:
-        return again
+    scratch = parameters[0].block.scratch
     weights = [parameter.part(rows) for parameter in parameters]
     # while reads of weights are recorded, a view may not lie in them even without terms
     every = lasting and scratch.watched
@@ -133,45 +144,25 @@ def _perturbed(
         copies = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
     else:
         copies = scratch.take(likes, parameters[moved[0]].called)
+    out = list(weights)
     for i, copy in zip(moved, copies, strict=True):
-        weights[i] = copy if parameters[i].block.terms else copy.copy_(weights[i])
-    for own in dict.fromkeys(s.block for s in parameters if s.block.terms):
+        out[i] = copy if parameters[i].block.terms else copy.copy_(weights[i])
+    for own in dict.fromkeys(p.block for p in parameters if p.block.terms):
         mine = [i for i in moved if parameters[i].block is own]
-        out = [weights[i] for i in mine]
-        theirs = [parameters[i] for i in mine]
-        parts = [parameter.part(rows) for parameter in theirs]
-        firsts = [parameter.first(rows) for parameter in theirs]
-        write = own.writer(parts, [parameter.key for parameter in theirs], firsts, out)
-        write(own.scalars(out[0].device))
-        if len(mine) == len(parameters) and scratch.holds(out[0]):
-            scratch.writers[_key(parameters, rows)] = write, out
-    return weights
-
-
-def _key(parameters: Sequence[VirtualParameter], rows: slice) -> Hashable:
-    if len(parameters) == 1 and rows.stop is None:  # the common case is cheap
-        return parameters[0].called
-    return (rows.start, rows.stop, *[parameter.called for parameter in parameters])
-
-
-def _rewritten(
-    block: LayerwiseBlock, parameters: Sequence[VirtualParameter], rows: slice = slice(None)
-) -> list[Tensor] | None:
-    """Write the perturbed weights to where they were written before; None if they never were."""
-    known = block.scratch.writers.get(_key(parameters, rows))
-    if known is None or not block.terms or block.scratch.watched:
-        return None
-    write, out = known
-    write(block.scalars(out[0].device))
+        own.write(
+            [weights[i] for i in mine],
+            [parameters[i].key for i in mine],
+            [parameters[i].first(rows) for i in mine],
+            [out[i] for i in mine],
+        )
     return out
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
-    if bias is None and isinstance(weight, VirtualParameter):
-        whole = _rewritten(weight.block, [weight])
-        if whole is not None:  # the common case takes the shortest way
-            return F.linear(input, *whole)
+    if bias is None and isinstance(weight, VirtualParameter) and weight.fits_scratch:
+        with weight.block.scratch.aside():
+            return F.linear(input, _whole(weight))
     if isinstance(input, VirtualParameter) or weight.dim() != 2:
         return F.linear(input, weight, bias)
     members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
@@ -221,8 +212,7 @@ def _embedding(
             return F.embedding(input, weight.weight, padding_idx, max_norm, norm_type)
         few = len(weight) <= min(input.numel(), block.scratch.rows([weight]))
         if few or max_norm is not None:
-            (whole,) = _perturbed([weight])
-            return F.embedding(input, whole, padding_idx, max_norm, norm_type)
+            return F.embedding(input, _whole(weight), padding_idx, max_norm, norm_type)
         return _looked_up(weight, input.reshape(-1).long()).view(*input.shape, -1)
 
 
@@ -253,7 +243,7 @@ def _mul(input: Any, other: Any) -> Tensor:
         product: Tensor = input.mul(other)
         return product
     with weight.block.scratch.aside():
-        (whole,) = _perturbed([weight])
+        whole = _whole(weight)
         return whole.mul(factor) if first else factor.mul(whole)
 
 

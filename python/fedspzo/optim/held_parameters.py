@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedspzo.blocks.every_module import every_module
 from fedspzo.blocks.parameters import storage
 
 from .param_groups import Group, check_not_meta
@@ -63,7 +64,7 @@ class HeldParameters:
     def _check_present(self, groups: Sequence[Group]) -> None:
         if self._model is None:
             return
-        own = (p for module in self._model.modules() for p in module._parameters.values())
+        own = (p for module in every_module(self._model) for p in module._parameters.values())
         present = {id(p): p for p in own if p is not None}
         gone = [name for name, p in _pairs(groups) if id(p) not in present]
         if gone:

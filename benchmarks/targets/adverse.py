@@ -1,0 +1,79 @@
+"""The decoder where training goes wrong more easily: there a guard shows what it is worth."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from fedspzo import SPZO, split
+from fedspzo.app import models
+from fedspzo.app.config import Config, ModelConfig
+from fedspzo.app.data import read_splits
+from fedspzo.files import folder_atomic
+from fedspzo.seeds import derive
+
+from .problems import PROBLEMS, ROOT, Loaded, Problem
+
+DECODER = next(problem for problem in PROBLEMS if problem.name == "decoder")
+CONFIDENT = ROOT / "runs/confident_decoder"
+STEPS = 100
+"""Steps by which the confident model is trained."""
+WRONG_LABELS = 0.2
+"""Share of the training examples whose label is wrong, where some are."""
+
+
+def _bfloat16() -> Config:
+    config = DECODER.config()
+    return replace(config, model=replace(config.model, dtype="bfloat16"))
+
+
+def _confident() -> Config:
+    """The words of the two labels are exchanged, for a model that is sure of them."""
+    config = DECODER.config()
+    if not CONFIDENT.is_dir():
+        _make_confident(config, CONFIDENT)
+    words = config.task.verbalizers
+    exchanged = dict(zip(words, reversed(words.values()), strict=True))
+    task = replace(config.task, verbalizers=exchanged)
+    return replace(config, model=ModelConfig(name=str(CONFIDENT)), task=task)
+
+
+def _make_confident(config: Config, folder: Path) -> None:
+    splits = read_splits(config.data, config.task)
+    model, task, _ = models.load(config, splits)
+    train = task.encode(splits.train)
+    optimizer = SPZO(split(model), lr="auto")
+    for step in range(STEPS):
+        chosen = random.Random(derive(0, step)).sample(train, 16)
+        batch = task.collate(chosen)
+        optimizer.step(lambda batch=batch: task.loss(model, batch))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder_atomic(folder) as temporary:
+        model.save_pretrained(temporary)
+        task.tokenizer.save_pretrained(temporary)
+
+
+def with_wrong_labels(loaded: Loaded) -> Loaded:
+    """The same, with the other label for `WRONG_LABELS` of the training examples."""
+    draw = random.Random(0)
+    train = [
+        replace(example, label=1 - example.label) if draw.random() < WRONG_LABELS else example
+        for example in loaded.train
+    ]
+    return replace(loaded, train=train)
+
+
+def _decoder(name: str, what: str, **fields: object) -> Problem:
+    title = f"{DECODER.title}, {what}"
+    return replace(DECODER, name=f"decoder_{name}", title=title, **fields)  # type: ignore[arg-type]
+
+
+PAIRS = _decoder("pairs", "batches of 2", batch=2)
+ADVERSE = (
+    PAIRS,
+    _decoder("ones", "batches of 1", batch=1),
+    _decoder("bfloat16", "bfloat16", config=_bfloat16),
+    _decoder("wrong_labels", "a fifth of the labels wrong"),
+    _decoder("confident", "the two words exchanged after training", config=_confident),
+)
