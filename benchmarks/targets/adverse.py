@@ -10,6 +10,7 @@ from fedspzo import SPZO, split
 from fedspzo.app import models
 from fedspzo.app.config import Config, ModelConfig
 from fedspzo.app.data import read_splits
+from fedspzo.app.pretrained import save_pretrained
 from fedspzo.files import folder_atomic
 from fedspzo.seeds import derive
 
@@ -50,8 +51,7 @@ def _make_confident(config: Config, folder: Path) -> None:
         optimizer.step(lambda batch=batch: task.loss(model, batch))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder_atomic(folder) as temporary:
-        model.save_pretrained(temporary)
-        task.tokenizer.save_pretrained(temporary)
+        save_pretrained(model, task.tokenizer, temporary)
 
 
 def with_wrong_labels(loaded: Loaded) -> Loaded:
