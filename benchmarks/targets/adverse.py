@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from fedspzo import SPZO, split
+import torch
+
 from fedspzo.app import models
 from fedspzo.app.config import Config, ModelConfig
 from fedspzo.app.data import read_splits
@@ -18,8 +19,8 @@ from .problems import PROBLEMS, ROOT, Loaded, Problem
 
 DECODER = next(problem for problem in PROBLEMS if problem.name == "decoder")
 CONFIDENT = ROOT / "runs/confident_decoder"
-STEPS = 100
-"""Steps by which the confident model is trained."""
+STEPS = 300
+"""AdamW's steps by which the confident model is trained."""
 WRONG_LABELS = 0.2
 """Share of the training examples whose label is wrong, where some are."""
 
@@ -44,11 +45,12 @@ def _make_confident(config: Config, folder: Path) -> None:
     splits = read_splits(config.data, config.task)
     model, task, _ = models.load(config, splits)
     train = task.encode(splits.train)
-    optimizer = SPZO(split(model), lr="auto")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(STEPS):
         chosen = random.Random(derive(0, step)).sample(train, 16)
-        batch = task.collate(chosen)
-        optimizer.step(lambda batch=batch: task.loss(model, batch))
+        optimizer.zero_grad()
+        task.loss(model, task.collate(chosen)).backward()
+        optimizer.step()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder_atomic(folder) as temporary:
         save_pretrained(model, task.tokenizer, temporary)
