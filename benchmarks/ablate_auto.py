@@ -37,7 +37,7 @@ from fedspzo.optim import spzo, step
 
 FOLDER = Path(__file__).parent / "results/ablate_auto"
 EARLIER = FOLDER / "earlier"
-"""The rows of what was removed, and of all of it as it was then."""
+"""Rows of what was removed, and of all of it as it was then."""
 SEEDS = range(200, 203)
 PROBLEMS = (*RACED, *ADVERSE)
 PASSES = {
@@ -70,7 +70,7 @@ class Variant:
         patches: what is switched off: (module or class, attribute, value).
         settings: of the optimizer, besides `lr`.
         central, federated: where it makes a difference.
-        gone: it was removed; its rows are in `EARLIER`.
+        gone: it was removed; its rows stay.
     """
 
     name: str
@@ -185,14 +185,14 @@ def report() -> str:
         " the same forward passes with one mechanism switched off; the median of the seeds. 'Worse"
         " by': the median over the seeds of the difference in loss to all of it, and its range.",
         "",
-        "What was removed stands below, beside all of the earlier version that had it.",
+        "A mechanism that was removed since was part of all of it in the table where it stands.",
     ]
-    tables = ((FOLDER, False, ""), (EARLIER, True, ", by an earlier version"))
-    for folder, gone, when in tables:
+    for folder in (FOLDER, EARLIER):
+        when = ", by an earlier version" if folder == EARLIER else ""
         for problem in PROBLEMS:
             for kind, (setting, passes_of) in KINDS.items():
                 found = Results(folder / f"{problem.name}_{kind}.jsonl")
-                rows = list(_rows(problem, kind, found, gone))
+                rows = list(_rows(problem, kind, found, earlier=folder == EARLIER))
                 if len(rows) > 1:
                     machines = sorted({run.machine for run in found.runs.values()})
                     passes = passes_of[problem.name]
@@ -207,7 +207,7 @@ def report() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(problem: Problem, kind: str, found: Results, gone: bool) -> Iterator[str]:
+def _rows(problem: Problem, kind: str, found: Results, *, earlier: bool) -> Iterator[str]:
     setting, _ = KINDS[kind]
 
     def of(variant: Variant) -> dict[int, Run]:
@@ -216,7 +216,8 @@ def _rows(problem: Problem, kind: str, found: Results, gone: bool) -> Iterator[s
 
     first, *others = variants_of(kind)
     whole = of(first)
-    for variant in (first, *(variant for variant in others if variant.gone == gone)):
+    shown = [variant for variant in others if variant.gone or not earlier]
+    for variant in (first, *shown):
         ends = {seed: run.curve[-1] for seed, run in of(variant).items()}
         if not ends:
             continue
@@ -230,7 +231,8 @@ def _rows(problem: Problem, kind: str, found: Results, gone: bool) -> Iterator[s
             if worse
             else ""
         )
-        yield f"| {variant.name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
+        name = f"{variant.name} (removed since)" if variant.gone else variant.name
+        yield f"| {name} | {len(ends)} | {accuracy:.1%} | {loss:.3f} | {difference} |"
 
 
 def main() -> None:
