@@ -177,3 +177,27 @@ class Perturber:
                     f"tensors[{j}] has other memory than when this Perturber was made (it was"
                     " moved, or its .data assigned); make a new one"
                 )
+
+
+def perturb_unchecked(
+    tensors: list[Tensor],
+    out: list[Tensor],
+    keys: list[int],
+    offsets: list[int],
+    terms: Terms,
+    code: int,
+) -> None:
+    """Write tensors plus noise to others, as `Perturber.into` does, without its checks.
+
+    It is for a caller that perturbs hundreds of small tensors, each by a call of its own, and knows
+    that they fit.
+
+    Args:
+        tensors: contiguous, detached tensors on one device.
+        out: for each tensor a contiguous one of its shape, dtype and device.
+        keys: the tensors' keys, as int64.
+        offsets: indices of the tensors' first elements.
+        terms: the terms, on the tensors' device.
+        code: the stream's code.
+    """
+    torch.ops.fedspzo.perturb_out(tensors, out, keys, offsets, *terms, code)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedspzo.choices import Stream
 from fedspzo_kernels import Perturber
 from fedspzo_kernels.arguments import Terms, stream_code
+from fedspzo_kernels.perturber import perturb_unchecked
 
 from .in_place import InPlaceBlock
 from .scratch_buffer import ScratchBuffer
@@ -76,6 +77,6 @@ class LayerwiseBlock:
         terms = self.scalars(out[0].device)
         if all(part.is_contiguous() for part in parts):
             # they fit, and a model has hundreds of small ones: checks would take longer
-            torch.ops.fedspzo.perturb_out(parts, out, keys, firsts, *terms, self._code)
+            perturb_unchecked(parts, out, keys, firsts, terms, self._code)
         else:
             Perturber(parts, keys, offsets=firsts, stream=self.stream).into(out)(terms)
