@@ -209,3 +209,24 @@ def test_weights_of_any_layout_and_empty_batches_are_taken():
             split(model, -1), loss, perturbations=(1, 2), scratch_bytes=1 << 10
         )
     assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
+
+
+class Prompted(nn.Module):
+    """A learned prompt goes through a linear layer, as in p-tuning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.prompt = nn.Parameter(torch.randn(5, 8))
+        self.reparametrized = nn.Linear(8, 8, bias=False)
+
+    def forward(self) -> Tensor:
+        return self.reparametrized(self.prompt).square().mean()
+
+
+def test_a_parameter_that_is_a_linear_layers_input_lies_beside_its_weight():
+    model = Prompted()
+    optimizer = SPZO(Blocks.single(model), evaluation="layerwise", perturbations=3, lr=0.0)
+    for _ in range(2):
+        optimizer.step(model)
+        assert list(optimizer.last_step.losses) == by_copies(optimizer, model, model)

@@ -71,9 +71,8 @@ def _decoder(name: str, what: str, **fields: object) -> Problem:
     return replace(DECODER, name=f"decoder_{name}", title=title, **fields)  # type: ignore[arg-type]
 
 
-PAIRS = _decoder("pairs", "batches of 2", batch=2)
 ADVERSE = (
-    PAIRS,
+    _decoder("pairs", "batches of 2", batch=2),
     _decoder("ones", "batches of 1", batch=1),
     _decoder("bfloat16", "bfloat16", config=_bfloat16),
     _decoder("wrong_labels", "a fifth of the labels wrong"),

@@ -160,10 +160,12 @@ def _perturbed(
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear with as many rows of the weight at a time as the scratch buffer holds."""
+    if isinstance(input, VirtualParameter):  # both have to lie in the scratch buffer together
+        return F.linear(input, weight, bias)
     if bias is None and isinstance(weight, VirtualParameter) and weight.fits_scratch:
         with weight.block.scratch.aside():
             return F.linear(input, _whole(weight))
-    if isinstance(input, VirtualParameter) or weight.dim() != 2:
+    if weight.dim() != 2:
         return F.linear(input, weight, bias)
     members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
     scratch, rows, most = members[0].block.scratch, weight.shape[0], weight.shape[0]
