@@ -135,7 +135,7 @@ VARIANTS = (
     ),
     Variant("Newton: half steps", [(rates, "NEWTON", 0.5)]),
     Variant("Newton: whole steps", [(rates, "NEWTON", 1.0)]),
-    Variant("Newton: no least damping", gone=True),
+    Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
     Variant("Newton: a longest step of 1, not 4", gone=True),
     Variant("Newton: no longest step", gone=True),
     Variant("signs in place of normal noise", settings={"stream": "rademacher-v1"}),

@@ -25,6 +25,9 @@ from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import NEWTON_PRODUCTS
 from fedspzo.evaluation.evaluator import Evaluator
 
+LEAST_DAMPING = 1 / 32
+"""Smallest damping of a step, as a share of the mean size of all eigenvalues."""
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -79,11 +82,14 @@ class Spectrum:
     def typical_eigenvalue(self) -> float:
         """The mean size of all eigenvalues but the largest.
 
-        Those that were not computed count by the size of their sum.
+        It is at least `LEAST_DAMPING` times the mean size of all. The loss of a batch of few
+        examples has curvature along few directions only; the others show nothing but rounding.
         """
-        count, sizes = len(self.vectors), self.values.abs()
-        others = abs(count * self.trace - float(self.values.sum()))
-        return (others + float(sizes.sum()) - float(max(sizes, default=0.0))) / max(1, count - 1)
+        count = len(self.vectors)
+        sizes = self.values.abs()
+        total = count * self.trace - float(self.values.sum()) + float(sizes.sum())
+        rest = (total - float(max(sizes, default=0.0))) / max(1, count - 1)
+        return max(rest, LEAST_DAMPING * abs(total) / count)
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
         """Return projected gradients, (P,), damped by the curvature: (|H| / damping + 1)^-1 g."""
