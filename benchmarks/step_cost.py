@@ -1,9 +1,10 @@
 """What a step takes over its forward passes alone, on a real language model.
 
-    python benchmarks/step_cost.py [--threads 2] [--pairs 7] [--clock wall|cpu]
+    python benchmarks/step_cost.py [--threads 2] [--steps 15] [--clock wall|cpu]
 
-SmolLM2-135M and 16 of the reviews. Each pair is a step, and as many plain forward passes as it
-counts, timed one after the other; the table has the medians of the pairs. A step's time, over that
+SmolLM2-135M and 16 of the reviews. Each step is timed between plain forward passes, as many before
+it as after it, so that a machine that slows down meanwhile slows both; the table has the medians of
+the steps. A step's time, over that
 of its forward passes, has four parts: the passes, 1; a Newton step's recorded evaluations of the
 last block, which count as next to no pass; the kernels, which make noise and add it; and what is
 left, the step's own time. Memory is the peak of torch's allocations during the step over
@@ -37,6 +38,7 @@ SIGNS = {"stream": "rademacher-v1"}
 METHODS: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("MeZO", None, {"sides": "two"}),
     ("MeZO, signs", None, {"sides": "two", **SIGNS}),
+    ("MeZO, one-sided, signs", None, {"sides": "one", **SIGNS}),
     ("anchored, 1 and 4 directions, last quarter", "quarter", {}),
     ("anchored, signs", "quarter", SIGNS),
     ('`lr="auto"`, a Newton step of the last block', "auto", {"lr": "auto"}),
@@ -81,7 +83,7 @@ class Timed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     clock = CLOCKS[options.clock]
@@ -99,7 +101,7 @@ def main() -> None:
         "# What a step takes over its forward passes alone",
         "",
         f"`python benchmarks/step_cost.py`: SmolLM2-135M, {rows} reviews of up to {length} tokens,"
-        f" {options.threads} threads, medians of {options.pairs} pairs, clock: {options.clock}. On"
+        f" {options.threads} threads, medians of {options.steps} steps, clock: {options.clock}. On"
         f" {machine()}, torch {torch.__version__}. In units of the step's forward passes alone.",
         "",
         "| method | dtype | evaluation | passes a step | seconds | a step | recorded | kernels"
@@ -121,7 +123,7 @@ def main() -> None:
 
                 kind = str(dtype).removeprefix("torch.")
                 what = f"{name}, {evaluation}, {kind}"
-                row = measure(optimizer, loss, recorded, kernels, clock, options.pairs, what)
+                row = measure(optimizer, loss, recorded, kernels, clock, options.steps, what)
                 lines.append(f"| {name} | {kind} | {evaluation} | {row} |")
                 print(lines[-1], flush=True)
                 RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -134,22 +136,27 @@ def measure(
     recorded: Timed,
     kernels: Sequence[Timed],
     clock: Clock,
-    pairs: int,
+    steps: int,
     what: str,
 ) -> str:
     """A row of the table, from its passes on."""
     for _ in range(2):
         optimizer.step(loss)
     found = []
-    for _ in tqdm(range(pairs), desc=what):
+    assert optimizer.last_step is not None
+    passes = optimizer.last_step.forwards
+    count = max(1, round(passes / 2))
+
+    def forward() -> float:
+        return seconds(lambda: [loss() for _ in range(count)], clock) / count
+
+    for _ in tqdm(range(steps), desc=what):
+        before = forward()
         for timed in (recorded, *kernels):
             timed.spent = 0.0
-        before = optimizer.forwards
         step = seconds(lambda: optimizer.step(loss), clock)
-        passes = optimizer.forwards - before
-        count = max(1, round(passes))
-        forward = seconds(lambda count=count: [loss() for _ in range(count)], clock) / count
-        alone = forward * passes
+        passes = optimizer.last_step.forwards
+        alone = passes * (before + forward()) / 2
         parts = (recorded.spent / alone, sum(op.spent for op in kernels) / alone)
         found.append((passes, step, step / alone, *parts, step / alone - 1 - sum(parts)))
     weights = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])

@@ -47,7 +47,7 @@ def test_a_step_is_plain_where_flat_and_a_quarter_of_newtons_where_steep(lr: flo
 def test_its_evaluations_are_counted_and_a_state_keeps_it():
     _, optimizer, loss = newton_run(0, lr=(1e-3, 0.1), newton=True)
     optimizer.step(loss)
-    assert optimizer.last_step.forwards == pytest.approx(1 + 2 + 0.01 * (16 + 2 * 9 + 1))
+    assert optimizer.last_step.forwards == pytest.approx(1 + 2 + 0.01 * (16 + 2 * 9))
     _, other, _ = newton_run(0, lr=(1e-3, 0.1))
     other.load_state_dict(optimizer.state_dict())
     assert other.newton is True
@@ -149,26 +149,3 @@ def test_a_federation_learns_a_badly_conditioned_head_several_times_faster():
         return losses[0] - losses[-1]
 
     assert fall(newton=True) > 2 * fall(newton=False) > 0
-
-
-def test_a_step_from_a_flat_and_wrong_place_is_halved_until_the_loss_falls():
-    """On a ramp of curvature next to none, far from its end, Newton's step has no bound."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
-    with torch.no_grad():
-        model[0].weight.fill_(1.0)
-        model[0].bias.fill_(0.0)
-        model[1].weight.fill_(8.0)
-    x = torch.ones(1, 1)
-    blocks = split(model, at=-1, example={"input": x})
-    optimizer = SPZO(blocks, lr=(1e-9, 1e4), perturbations=(0, 1), newton=True, eps=1e-3)
-
-    def loss() -> torch.Tensor:
-        return torch.nn.functional.softplus(4 * model(x).abs()).mean()  # steep at 8, least at 0
-
-    start = optimizer.step(loss)
-    done = optimizer.last_step
-    assert done.ratio is not None
-    assert done.ratio >= 0.1
-    assert start - 0.1 > loss().item()
-    assert done.coefficients[1][0] == pytest.approx(-1e4 * done.followed[1][0])

@@ -144,16 +144,6 @@ class Anchored(Estimator):
             for q, value in enumerate(both)
         ]
 
-    def newton_point(self, step: Sequence[float], eps: Sequence[float]) -> Point:
-        """Return the point to which a step of the Newton block leads.
-
-        Args:
-            step: what is added along each of the block's directions, (P,).
-            eps: each block's perturbation scale, as `scales` returned it.
-        """
-        block = self._newton_block()
-        return self._alone(block, tuple((p, c / eps[block]) for p, c in enumerate(step)))
-
     def _newton_block(self) -> int:
         if self.newton is None:
             raise ValueError("newton is None; build the estimator with the block's number")

@@ -16,9 +16,8 @@ class StepReport:
         step: the step's number, from 0.
         loss: the loss at theta. If the estimator does not evaluate it: the mean over the points
             where the last block is not moved, or else over all points.
-        losses: the loss at every point, in the order of evaluation; the trials of a Newton step
-            come last. In a private step neither these nor `loss` are private: each is a mean over
-            the batch, NaN if that was empty.
+        losses: the loss at every point, in the order of evaluation. In a private step neither
+            these nor `loss` are private: each is a mean over the batch, NaN if that was empty.
         seeds: for each block, the seeds of its directions.
         gradients: for each block, the projected gradients of its directions, float32 values;
             zeros if skipped.
@@ -28,8 +27,6 @@ class StepReport:
         forwards: the cost of the evaluations, in full forward passes.
         skipped: a loss or gradient was not finite, and the weights were put back as they were.
         lr: the learning rate of each block.
-        ratio: the trust ratio of a Newton step: the batch's change of loss over the predicted one.
-            None for other steps, and where the loss did not change.
         followed: for each block, the numbers that the update follows: the projected gradients,
             unless the block takes a Newton step.
         undone: training diverged with lr="auto", and the update is the negative of the last
@@ -47,7 +44,6 @@ class StepReport:
     forwards: float
     skipped: bool
     lr: tuple[float, ...] = ()
-    ratio: float | None = None
     undone: bool = False
     followed: tuple[tuple[float, ...], ...] = ()
     stream: Stream = "normal-v1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.newton import Spectrum, spectrum_along
 from fedspzo.auto_lr.rates import newton_damping
-from fedspzo.auto_lr.trust_ratio import trusted_share
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.choices import Rounding, Sides, Stream
 from fedspzo.estimators import Estimator
@@ -136,8 +135,6 @@ class Step:
         report = self._report(estimator, losses, seeds, gradients, followed, evaluator.forwards)
         if report.skipped:
             return report if self.auto is None else self.auto.skip(report)
-        if spectrum is not None:
-            report = _trusted(report, estimator, evaluator, eps)
         return report if self.auto is None else self.auto.judge(report)
 
     def _learn(
@@ -213,41 +210,6 @@ class Step:
             return tuple(learning_rate(group) for group in self.groups)
         scales = (group["lr_scale"] for group in self.groups)
         return tuple(rate * scale for rate, scale in zip(self.auto.rates, scales, strict=True))
-
-
-def _trusted(
-    report: StepReport, estimator: Estimator, evaluator: Evaluator, eps: Sequence[float]
-) -> StepReport:
-    """Halve the last block's Newton step until it keeps its promise on the batch.
-
-    Args:
-        report: the step as its gradients want it.
-        estimator: the estimator, whose Newton block is the last.
-        evaluator: evaluates the loss where the step leads.
-        eps: each block's perturbation scale.
-    """
-    assert isinstance(estimator, Anchored)
-
-    def loss_after(step: Sequence[float]) -> float:
-        point = estimator.newton_point(step, eps)
-        evaluator.visit([point])
-        return evaluator.means()[point]
-
-    share, ratio = trusted_share(
-        report.gradients[-1], report.coefficients[-1], report.loss, loss_after
-    )
-    followed, updates = (
-        (*values[:-1], to_float32([share * value for value in values[-1]]))
-        for values in (report.followed, report.coefficients)
-    )
-    return replace(
-        report,
-        losses=tuple(evaluator.means().values()),
-        followed=followed,
-        coefficients=updates,
-        forwards=evaluator.forwards,
-        ratio=ratio,
-    )
 
 
 def make_update(
