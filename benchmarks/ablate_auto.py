@@ -29,9 +29,9 @@ from targets.problems import Problem, load
 from targets.runs import Results, Run, Setting
 from tqdm.auto import tqdm
 
-from fedspzo.auto_lr import central, loss_monitor, newton, rates
+from fedspzo.auto_lr import central, constants, loss_monitor, newton, rates
+from fedspzo.auto_lr.constants import START
 from fedspzo.auto_lr.loss_monitor import LossMonitor, Verdict
-from fedspzo.auto_lr.rates import START
 from fedspzo.estimators import defaults
 from fedspzo.optim import spzo, step
 
@@ -110,7 +110,7 @@ VARIANTS = (
     ),
     Variant("all blocks from the first step on", [(central, "LEAD_STEPS", 0)], federated=False),
     Variant("no bound on size", [(rates, size, math.inf) for size in ("SIZE", "SIZE_LAST")]),
-    Variant("one bound on size", [(rates, "SIZE_LAST", rates.SIZE)]),
+    Variant("one bound on size", [(rates, "SIZE_LAST", constants.SIZE)]),
     Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
     Variant(
         "the first block's curvature not measured",
@@ -122,8 +122,8 @@ VARIANTS = (
     Variant("Newton: steps not halved", gone=True),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
-    Variant("loss monitor: no share of the best loss", [(loss_monitor, "RISE", 1.0)]),
-    Variant("loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", loss_monitor.SLACK)]),
+    Variant("loss monitor: no share of the best loss", gone=True),
+    Variant("loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", constants.SLACK)]),
     Variant(
         "no Newton steps",
         [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],

@@ -27,7 +27,7 @@ from targets.problems import PROBLEMS, Loaded, Problem, load
 from targets.runs import Results, Setting, seeds_of, settings
 from tqdm.auto import tqdm
 
-from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.constants import START
 
 RESULTS = Path(__file__).parent / "results/compute_to_target"
 

@@ -22,7 +22,7 @@ from targets.problems import PROBLEMS, Loaded, load
 from targets.runs import Point, Setting, race
 from tqdm.auto import tqdm
 
-from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.constants import START
 from fedspzo.demo.writer import grammar
 from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive

@@ -18,7 +18,7 @@ from targets.problems import PROBLEMS, Problem, load
 from targets.runs import Setting, race
 from tqdm.auto import tqdm
 
-from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.constants import START
 
 RESULTS = Path(__file__).parent / "results/trained_on.md"
 METHOD = central("FedSPZO, lr auto")

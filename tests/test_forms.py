@@ -118,18 +118,21 @@ def test_rows_are_those_of_the_whole_parameter(
         assert same_bits(source, values(4 * width, dtype).view(4, width))
 
 
+@pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_unaligned_memory_and_no_write_outside(forms: Forms, dtype: torch.dtype) -> None:
-    whole = wanted(dtype, 8190, 77, 1, None, 0)
+def test_unaligned_memory_and_no_write_outside(
+    forms: Forms, dtype: torch.dtype, stream: int
+) -> None:
+    whole = wanted(dtype, 8190, 77, 1, None, stream)
     for start, to in itertools.product((0, 1, 5), (0, 2, 3)):
         source = torch.empty(9000, dtype=dtype)[start : start + 8190]
         source.copy_(values(8190, dtype))
         buffer = torch.full((9000,), 2.0, dtype=dtype)
-        forms.out([source], [buffer[to : to + 8190]], [3], [77], *COUNTS[1], None, 0)
+        forms.out([source], [buffer[to : to + 8190]], [3], [77], *COUNTS[1], None, stream)
         assert_same(buffer[to : to + 8190], whole, start, to)
         buffer[to : to + 8190] = 2.0
         part = buffer[to : to + 4095].view(1, -1)
-        forms.rows(source.view(2, -1), torch.tensor([1]), part, 3, 77, *COUNTS[1], None, 0)
+        forms.rows(source.view(2, -1), torch.tensor([1]), part, 3, 77, *COUNTS[1], None, stream)
         assert_same(part[0], whole[4095:], start, to)
         part.fill_(2.0)
         assert (buffer == 2).all()

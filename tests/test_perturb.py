@@ -69,8 +69,9 @@ def test_bits_equal_the_reference(
                 assert same_bits(a[~special], b[~special]), (offset, terms, a.numel())
 
 
+@pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_unaligned_memory(fast: Op, dtype: torch.dtype) -> None:
+def test_unaligned_memory(fast: Op, dtype: torch.dtype, stream: int) -> None:
     for start in (1, 2, 5):
         got, expected = both(
             fast,
@@ -80,7 +81,7 @@ def test_unaligned_memory(fast: Op, dtype: torch.dtype) -> None:
             torch.tensor([1]),
             torch.tensor([1.0]),
             None,
-            0,
+            stream,
         )
         assert same_bits(got[0], expected[0])
 

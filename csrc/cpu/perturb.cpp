@@ -58,23 +58,46 @@ struct Span {
   int64_t count;
 };
 
+// The words whose bits, from bit `first` on, are the signs of a span's elements.
+struct Signs {
+  uint32_t words[kSpan / 32];
+  int64_t first;
+
+  Signs(const SpanKernels& kernels, const Span& span, Stream stream) {
+    constexpr int64_t kPerCounter = 128;
+    const uint64_t start = span.index / kSpan * kSpan;
+    first = int64_t(span.index - start);
+    kernels.fill_words(words, start / kPerCounter, kSpan / kPerCounter, stream, 0);
+  }
+};
+
 void add_terms(const SpanKernels& kernels, const Span& span, const Terms& terms,
                const float* source, float* values) {
-  if (source != values && (terms.count == 0 || terms.stream != kNormal)) {
+  if (source != values && terms.count == 0) {
     std::memcpy(values, source, size_t(span.count) * sizeof(float));
   }
   for (int64_t k = 0; k < terms.count; ++k) {
     const Stream stream{span.key, uint64_t(terms.seeds[k])};
+    const float* from = k == 0 ? source : values;
     if (terms.stream == kNormal) {
-      const float* from = k == 0 ? source : values;
       kernels.add_normal(from, values, span.index, span.count, stream, terms.coeffs[k]);
     } else {
-      constexpr int64_t kPerCounter = 128;
-      uint32_t words[kSpan / 32];
-      const uint64_t start = span.index / kSpan * kSpan;
-      kernels.fill_words(words, start / kPerCounter, kSpan / kPerCounter, stream, 0);
-      kernels.add_signs(values, words, int64_t(span.index - start), span.count, terms.coeffs[k]);
+      const Signs signs(kernels, span, stream);
+      kernels.add_signs(from, values, signs.words, signs.first, span.count, terms.coeffs[k]);
     }
+  }
+}
+
+// Adds a single term to bfloat16 elements, rounded to nearest.
+void add_term_bfloat16(const SpanKernels& kernels, const Span& span, const Terms& terms,
+                       const uint16_t* source, uint16_t* out) {
+  const Stream stream{span.key, uint64_t(terms.seeds[0])};
+  const float coeff = terms.coeffs[0];
+  if (terms.stream == kNormal) {
+    kernels.add_normal_bfloat16(source, out, span.index, span.count, stream, coeff);
+  } else {
+    const Signs signs(kernels, span, stream);
+    kernels.add_signs_bfloat16(source, out, signs.words, signs.first, span.count, coeff);
   }
 }
 
@@ -89,9 +112,8 @@ void perturb_span(const SpanKernels& kernels, const Span& span, const Terms& ter
   const bool brain = span.dtype == ScalarType::BFloat16;
   // One term, rounded to nearest, is the common case: each perturbation of a step. A kernel of its
   // own saves a pass over the span.
-  if (brain && terms.count == 1 && terms.stream == kNormal && !terms.rounding_seed) {
-    kernels.add_normal_bfloat16(source, out, span.index, span.count,
-                                {span.key, uint64_t(terms.seeds[0])}, terms.coeffs[0]);
+  if (brain && terms.count == 1 && !terms.rounding_seed) {
+    add_term_bfloat16(kernels, span, terms, source, out);
     return;
   }
   alignas(64) float values[kSpan];

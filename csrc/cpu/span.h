@@ -27,9 +27,14 @@ struct SpanKernels {
   void (*add_normal_bfloat16)(const uint16_t* source, uint16_t* values, uint64_t index,
                               int64_t count, Stream stream, float coeff);
 
-  // values[j] += coeff * (bit `first + j` of `words` ? -1 : 1).
-  void (*add_signs)(float* values, const uint32_t* words, int64_t first, int64_t count,
-                    float coeff);
+  // values[j] = source[j] + coeff * (bit `first + j` of `words` ? -1 : 1). They may be the same
+  // memory.
+  void (*add_signs)(const float* source, float* values, const uint32_t* words, int64_t first,
+                    int64_t count, float coeff);
+
+  // Does the same on bfloat16. The sum is rounded to nearest even.
+  void (*add_signs_bfloat16)(const uint16_t* source, uint16_t* values, const uint32_t* words,
+                             int64_t first, int64_t count, float coeff);
 
   // Writes the 4 * counters words of the consecutive counters from `counter` on. `counters` is
   // rounded up to a multiple of 8. The high halves of the counters must agree.

@@ -71,6 +71,12 @@ struct Avx2 {
     const Int odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), set32(1));
     return _mm256_add_epi32(_mm256_add_epi32(bits, set32(0x7FFFu)), odd);
   }
+  // Returns bit 2 * i of `bits` as the sign of lane i.
+  static Float even_bits_to_signs(uint32_t bits) {
+    const Int shifts = _mm256_setr_epi32(31, 29, 27, 25, 23, 21, 19, 17);
+    return _mm256_castsi256_ps(_mm256_sllv_epi32(set32(bits), shifts));
+  }
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
   static Float absolute(Float a) {
     return _mm256_and_ps(a, _mm256_castsi256_ps(set32(0x7FFFFFFFu)));

@@ -71,6 +71,12 @@ struct Avx512 {
     const Int sum = _mm512_add_epi32(bits, set32(0x7FFFu));
     return _mm512_mask_add_epi32(sum, _mm512_test_epi32_mask(bits, set32(0x10000u)), sum, set32(1));
   }
+  // Returns bit 2 * i of `bits` as the sign of lane i.
+  static Float even_bits_to_signs(uint32_t bits) {
+    const Int shifts = _mm512_setr_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_castsi512_ps(_mm512_sllv_epi32(set32(bits), shifts));
+  }
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float absolute(Float a) { return _mm512_abs_ps(a); }
   static Float fused(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }

@@ -29,6 +29,13 @@ void add_normal_bfloat16(const uint16_t* source, uint16_t* values, uint64_t inde
   });
 }
 
+void add_signs_bfloat16(const uint16_t* source, uint16_t* values, const uint32_t* words,
+                        int64_t first, int64_t count, float coeff) {
+  each_sign(words, first, count, coeff, [=](int64_t j, float z) {
+    values[j] = nearest_bfloat16(float_of_bfloat16(source[j]) + z);
+  });
+}
+
 void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stream,
                 uint32_t domain) {
   const PhiloxSpan span(uint32_t(counter >> 32) | domain, stream.key, stream.seed);
@@ -41,9 +48,9 @@ void fill_words(uint32_t* words, uint64_t counter, int64_t counters, Stream stre
 }  // namespace
 
 const SpanKernels& portable_kernels() {
-  static const SpanKernels kernels{"default",    add_normal,     add_normal_bfloat16,
-                                   add_signs,    fill_words,     load_bfloat16,
-                                   load_float16, store_bfloat16, store_float16};
+  static const SpanKernels kernels{
+      "default",  add_normal,    add_normal_bfloat16, add_signs,      add_signs_bfloat16,
+      fill_words, load_bfloat16, load_float16,        store_bfloat16, store_float16};
   return kernels;
 }
 

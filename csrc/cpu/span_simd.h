@@ -107,29 +107,52 @@ inline void add_normal_block(const typename Block::Element* source, typename Blo
   Block::store(out, values);
 }
 
-template <class V, class Block>
-void add_normal(const typename Block::Element* source, typename Block::Element* values,
-                uint64_t index, int64_t count, Stream stream, float coeff) {
-  using Element = typename Block::Element;
+// Calls `add(source, values, index)` for each block of the elements index to index + count - 1.
+template <class V, class Element, class Add>
+inline void each_block(const Element* source, Element* values, uint64_t index, int64_t count,
+                       Add add) {
   constexpr int64_t kBlock = 2 * V::kLanes;
   constexpr int64_t kAhead = 32;  // number of blocks
-  const PhiloxSpan span(uint32_t(index / 4 >> 32), stream.key, stream.seed);
-  const typename V::Table table;
-  const typename V::Float coeffs = V::set_float(coeff);
   for (int64_t j = -int64_t(index % kBlock); j < count; j += kBlock) {
-    const uint32_t counter = uint32_t((index + j) / 4);
     if (j >= 0 && j + kBlock <= count) {
       __builtin_prefetch(source + j + kAhead * kBlock);
       __builtin_prefetch(values + j + kAhead * kBlock, 1);
-      add_normal_block<V, Block>(source + j, values + j, counter, span, table, coeffs);
+      add(source + j, values + j, index + j);
       continue;
     }
     Element block[kBlock] = {};
     const int64_t first = j < 0 ? 0 : j, last = j + kBlock < count ? j + kBlock : count;
     memcpy(block + (first - j), source + first, (last - first) * sizeof(Element));
-    add_normal_block<V, Block>(block, block, counter, span, table, coeffs);
+    add(block, block, index + j);
     memcpy(values + first, block + (first - j), (last - first) * sizeof(Element));
   }
+}
+
+template <class V, class Block>
+void add_normal(const typename Block::Element* source, typename Block::Element* values,
+                uint64_t index, int64_t count, Stream stream, float coeff) {
+  using Element = typename Block::Element;
+  const PhiloxSpan span(uint32_t(index / 4 >> 32), stream.key, stream.seed);
+  const typename V::Table table;
+  const typename V::Float coeffs = V::set_float(coeff);
+  each_block<V>(source, values, index, count, [&](const Element* from, Element* to, uint64_t at) {
+    add_normal_block<V, Block>(from, to, uint32_t(at / 4), span, table, coeffs);
+  });
+}
+
+template <class V>
+void add_signs_bfloat16_vectors(const uint16_t* source, uint16_t* values, const uint32_t* words,
+                                int64_t first, int64_t count, float coeff) {
+  const typename V::Float coeffs = V::set_float(coeff);
+  each_block<V>(source, values, uint64_t(first), count,
+                [&](const uint16_t* from, uint16_t* to, uint64_t at) {
+                  const uint32_t bits = words[at / 32] >> at % 32;
+                  typename V::Float sums[2];
+                  V::load_even_odd(from, sums);
+                  sums[0] = V::add(sums[0], V::flip_sign(coeffs, V::even_bits_to_signs(bits)));
+                  sums[1] = V::add(sums[1], V::flip_sign(coeffs, V::even_bits_to_signs(bits >> 1)));
+                  V::store_even_odd(to, sums);
+                });
 }
 
 template <class V>
@@ -166,6 +189,7 @@ constexpr SpanKernels simd_kernels(const char* name) {
           add_normal<V, FloatBlock<V>>,
           add_normal<V, BrainBlock<V>>,
           add_signs,
+          add_signs_bfloat16_vectors<V>,
           fill_words<V>,
           load_bfloat16,
           load_float16_vectors<V>,

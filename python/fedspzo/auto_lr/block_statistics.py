@@ -10,11 +10,8 @@ from torch import Tensor
 
 from fedspzo.blocks.shards import whole
 
-LEARNING_TURNS = 8
-"""Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
-far."""
-SMOOTHING = 0.75
-"""Decay of the moving averages over a block's turns, per turn."""
+from .constants import LEARNING_TURNS, TURN_DECAY
+
 PART = 2**22
 """Number of a tensor's elements that are copied to float32 at a time."""
 
@@ -90,7 +87,7 @@ class BlockStatistics:
     @property
     def _news(self) -> float:
         """The weight of a turn's values in the moving averages."""
-        return 1 - SMOOTHING if self.turns else 1.0
+        return 1 - TURN_DECAY if self.turns else 1.0
 
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:

@@ -30,19 +30,11 @@ from fedspzo.estimators.float32 import to_float32
 from fedspzo.estimators.step_report import StepReport
 
 from .block_statistics import BlockStatistics, mean_product, root_mean_square
+from .constants import HALVE, LEAD_STEPS, LONGEST_INTERVAL, LOST_STEPS, MEMORY
 from .loss_monitor import LossMonitor
 from .newton import Spectrum
-from .rates import HALVE, RateSettings, rates
+from .rates import RateSettings, rates
 from .undo import Terms, terms, undoing
-
-LEAD_STEPS = 16
-"""Number of steps after which all blocks have joined the last one."""
-LONGEST_INTERVAL = 8
-"""Largest number of steps from one turn of a block to its next."""
-MEMORY = 64
-"""Largest number of steps that can be taken back."""
-LOST_STEPS = 4
-"""Number of steps in a row without finite losses after which the last steps are taken back."""
 
 
 @dataclass

@@ -6,24 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .block_statistics import LEARNING_TURNS
+from .constants import (
+    DEVIATIONS,
+    EARLY_SLACK,
+    LEARNING_TURNS,
+    LOSS_DECAY,
+    SLACK,
+    VARIANCE_DECAY,
+)
 
 Verdict = Literal["best", "near", "diverged"]
-
-SMOOTHING = 0.9
-"""Decay of the moving average of the loss, per step."""
-RISE = 1.1
-"""Largest ratio of the moving average to its best value."""
-SLACK = 0.105
-"""Further rise that is allowed, as a share of the mean of the first losses."""
-EARLY_SLACK = 0.5
-"""`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart. It is larger, as few
-batches tell little."""
-DEVIATIONS = 7.0
-"""Rise that is allowed at least where losses vary by chance, in standard deviations of the moving
-average. The least of many noisy values is far below their mean."""
-VARIANCE_SMOOTHING = 0.98
-"""Decay of the moving average of the losses' variance, per step."""
 
 
 @dataclass
@@ -71,7 +63,7 @@ class LossMonitor:
         if self.steps <= LEARNING_TURNS:  # one batch's loss alone may be far off
             self.first_mean += (loss - self.first_mean) / self.steps
         self._update_variance(loss)
-        news = max(1 - SMOOTHING**self.local_steps, self.local_steps / self.since_restart)
+        news = max(1 - LOSS_DECAY**self.local_steps, self.local_steps / self.since_restart)
         self.smoothed += news * (loss - self.smoothed)
         settled = before < LEARNING_TURNS <= self.since_restart
         if not before or settled or self.smoothed <= self.best:
@@ -79,8 +71,8 @@ class LossMonitor:
             self.best_deviation = math.sqrt(self.variance * news / (2 - news))
             return "best"
         early = self.since_restart <= LEARNING_TURNS
-        allowed = (EARLY_SLACK if early else SLACK) * abs(self.first_mean)
-        allowed += (RISE - 1) * abs(self.best)
+        slack = EARLY_SLACK if early else SLACK
+        allowed = slack * (abs(self.best) + abs(self.first_mean))
         if self.varies:
             allowed = max(allowed, DEVIATIONS * self.best_deviation)
         return "diverged" if self.smoothed > self.best + allowed else "near"
@@ -95,6 +87,6 @@ class LossMonitor:
             difference = loss - 2 * last + before_last
             square = difference * difference  # ** would raise where it is too large
             self.second_differences += 1
-            news = max(1 - VARIANCE_SMOOTHING, 1 / self.second_differences)
+            news = max(1 - VARIANCE_DECAY, 1 / self.second_differences)
             self.variance += news * (square / 6 - self.variance)
         self.latest = [*self.latest[-1:], loss]

@@ -25,8 +25,7 @@ from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import NEWTON_PRODUCTS
 from fedspzo.evaluation.evaluator import Evaluator
 
-LEAST_DAMPING = 1 / 32
-"""Smallest damping of a step, as a share of the mean size of all eigenvalues."""
+from .constants import LEAST_DAMPING
 
 
 @dataclass(frozen=True, eq=False)

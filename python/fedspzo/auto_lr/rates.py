@@ -11,8 +11,7 @@ mean square g of their projected gradients:
 A block that takes Newton steps (`fedspzo.auto_lr.newton`) has a rate that follows from its
 eigenvalues instead. In the long run rates fall, so that the noise that they add has a bound.
 
-The bounds are ours. Their constants were chosen on the problems of
-`benchmarks/compute_to_target.py`.
+The bounds are ours.
 """
 
 from __future__ import annotations
@@ -22,28 +21,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .block_statistics import LEARNING_TURNS, BlockStatistics
-
-START = 1e-4
-"""Rate of a block that has had no turn, or that nothing bounds."""
-HALVE = 0.5
-"""Factor of all rates when training diverges."""
-SIZE = 0.045
-"""Largest norm of a step over that of the block's weights."""
-SIZE_LAST = 0.25
-"""The same for the last of several blocks. It is larger, as the weights of a new head are small at
-first."""
-CURVATURE = 1 / 32
-"""Share of the best rate for a single step that the curvature allows."""
-NEWTON = 0.25
-"""Share of a damped Newton step that is taken, as much of a batch's gradient may be noise. With a
-half, learning is faster where batches tell much, and worse with batches of 2
-(benchmarks/results/ablate_auto.md)."""
-STEADY_TURNS = 20
-"""Number of a block's turns after which its rate falls."""
-FALL_POWER = 0.75
-"""Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
-sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
+from .block_statistics import BlockStatistics
+from .constants import (
+    CURVATURE,
+    FALL_POWER,
+    LEARNING_TURNS,
+    NEWTON,
+    SIZE,
+    SIZE_LAST,
+    START,
+    STEADY_TURNS,
+)
 
 _Role = Literal["only", "led", "last"]
 """A block's role: an only block, one that the last block leads, or the last of several."""

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fedspzo.auto_lr.block_statistics import LEARNING_TURNS, BlockStatistics, mean_product
+from fedspzo.auto_lr.block_statistics import BlockStatistics, mean_product
 from fedspzo.auto_lr.central import CentralPolicy
+from fedspzo.auto_lr.constants import HALVE, LEARNING_TURNS
 from fedspzo.auto_lr.loss_monitor import LossMonitor
-from fedspzo.auto_lr.rates import HALVE, RateSettings, rates
+from fedspzo.auto_lr.rates import RateSettings, rates
 from fedspzo.checks import check_whole
 from fedspzo.federated.protocol.messages import Report
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.constants import START
 from fedspzo.blocks.cut import Blocks
 from fedspzo.blocks.parameters import storage, trainable
 from fedspzo.checks import check_positive

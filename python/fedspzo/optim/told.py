@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from fedspzo.auto_lr.central import CentralPolicy
-from fedspzo.auto_lr.rates import START
+from fedspzo.auto_lr.constants import START
 from fedspzo.estimators.step_report import StepReport
 
 from .param_groups import Group

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fedspzo.auto_lr.block_statistics import LEARNING_TURNS
+from fedspzo.auto_lr.constants import LEARNING_TURNS
 from fedspzo.byte_reader import Reader
 from fedspzo.checks import LIMIT_8, LIMIT_16, LIMIT_32, check_choice, check_whole
 from fedspzo.federated.settings import OptimizerConfig
