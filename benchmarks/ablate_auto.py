@@ -152,18 +152,17 @@ KINDS = {
 """By its name, which is in those of the result files: the setting and each problem's passes."""
 
 
-def runs(problem: Problem, kind: str, variants: Sequence[Variant]) -> None:
-    """Make the runs that are missing."""
-    setting, every = KINDS[kind]
-    passes = every[problem.name]
-    found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
+def runs(
+    problem: Problem, setting: Setting, passes: int, variants: Sequence[Variant], found: Results
+) -> None:
+    """Make the runs that are missing in `found`."""
     # evaluated half way and at the end
     loaded = load(replace(problem.endless(), every=passes // 2))
     if problem.name == "decoder_wrong_labels":
         loaded = with_wrong_labels(loaded)
     variants = [variant for variant in variants if not variant.gone]
     for seed in SEEDS:
-        for variant in tqdm(variants, desc=f"{problem.name}, {kind}, seed {seed}"):
+        for variant in tqdm(variants, desc=f"{problem.name}, {setting.name}, seed {seed}"):
             method = Method(variant.name, "auto", {"lr": "auto", **variant.settings})
             with variant.switched_off():
                 found.get(loaded, setting, method, START, seed, passes)
@@ -254,7 +253,9 @@ def main() -> None:
         for kind in options.setting:
             if problem.name in KINDS[kind][1]:
                 chosen = [v for v in variants_of(kind) if v.name in options.variants]
-                runs(problem, kind, chosen)
+                setting, passes = KINDS[kind]
+                found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
+                runs(problem, setting, passes[problem.name], chosen, found)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")
 
 
