@@ -6,11 +6,12 @@ Written after the papers' descriptions, each with the passes and kernels a step 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedspzo_kernels import perturb_
+from fedspzo_kernels import perturb, perturb_
 
 EPS, LR, GRADIENT, SEED = 1e-3, 1e-6, 0.5, 7
 
@@ -36,17 +37,30 @@ def decomfl(tensors: list[Tensor]) -> None:
             theta.add_(torch.randn_like(theta), alpha=scale)
 
 
-def fused(tensors: list[Tensor]) -> None:
+def fused(tensors: list[Tensor], stream: str = "normal-v1") -> None:
     """Ours: three passes of one fused kernel; the last one restores and updates together."""
     keys = list(range(len(tensors)))
     for scale in (EPS, -2 * EPS, EPS - LR * GRADIENT):
-        perturb_(tensors, keys, [SEED], [scale])
+        perturb_(tensors, keys, [SEED], [scale], stream=stream)
+
+
+def out_of_place(tensors: list[Tensor], stream: str = "normal-v1") -> None:
+    """Ours, layerwise: each tensor is perturbed twice into one buffer, then updated in place."""
+    buffer = torch.empty_like(max(tensors, key=Tensor.numel)).view(-1)
+    for key, theta in enumerate(tensors):
+        out = buffer[: theta.numel()].view_as(theta)
+        for scale in (EPS, -EPS):
+            perturb([theta], [key], [SEED], [scale], out=[out], stream=stream)
+    perturb_(tensors, list(range(len(tensors))), [SEED], [-LR * GRADIENT], stream=stream)
 
 
 FORMS: dict[str, Callable[[list[Tensor]], None]] = {
     "MeZO": mezo,
     "DeComFL": decomfl,
     "fused": fused,
+    "fused, out of place": out_of_place,
+    "signs": partial(fused, stream="rademacher-v1"),
+    "signs, out of place": partial(out_of_place, stream="rademacher-v1"),
 }
 
 
