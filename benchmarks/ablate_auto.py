@@ -29,7 +29,7 @@ from targets.problems import Problem, load
 from targets.runs import Results, Run, Setting
 from tqdm.auto import tqdm
 
-from fedspzo.auto_lr import central, constants, loss_monitor, newton, rates
+from fedspzo.auto_lr import block_statistics, central, constants, loss_monitor, newton, rates
 from fedspzo.auto_lr.constants import START
 from fedspzo.auto_lr.loss_monitor import LossMonitor, Verdict
 from fedspzo.estimators import defaults
@@ -109,6 +109,9 @@ VARIANTS = (
         federated=False,
     ),
     Variant("all blocks from the first step on", [(central, "LEAD_STEPS", 0)], federated=False),
+    Variant("no longest wait for a turn", [(central, "LONGEST_INTERVAL", 10**9)], federated=False),
+    Variant("turns: the latest alone", [(block_statistics, "TURN_DECAY", 0.0)]),
+    Variant("turns: the first alone", [(block_statistics, "TURN_DECAY", 1.0)]),
     Variant("no bound on size", [(rates, size, math.inf) for size in ("SIZE", "SIZE_LAST")]),
     Variant("one bound on size", [(rates, "SIZE_LAST", constants.SIZE)]),
     Variant("curvature: the stable rate", [(rates, "CURVATURE", math.inf)]),
