@@ -6,7 +6,7 @@ Written after the papers' descriptions, each with the passes and kernels a step 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -44,9 +44,15 @@ def fused(tensors: list[Tensor], stream: str = "normal-v1") -> None:
         perturb_(tensors, keys, [SEED], [scale], stream=stream)
 
 
+@cache
+def scratch(elements: int, dtype: torch.dtype) -> Tensor:
+    """The buffer that all steps use."""
+    return torch.empty(elements, dtype=dtype)
+
+
 def out_of_place(tensors: list[Tensor], stream: str = "normal-v1") -> None:
     """Ours, layerwise: each tensor is perturbed twice into one buffer, then updated in place."""
-    buffer = torch.empty_like(max(tensors, key=Tensor.numel)).view(-1)
+    buffer = scratch(max(theta.numel() for theta in tensors), tensors[0].dtype)
     for key, theta in enumerate(tensors):
         out = buffer[: theta.numel()].view_as(theta)
         for scale in (EPS, -EPS):
