@@ -4,12 +4,11 @@
 
 SmolLM2-135M and 16 of the reviews. Each step is timed between plain forward passes, as many before
 it as after it, so that a machine that slows down meanwhile slows both; the table has the medians of
-the steps. A step's time, over that
-of its forward passes, has four parts: the passes, 1; a Newton step's recorded evaluations of the
-last block, which count as next to no pass; the kernels, which make noise and add it; and what is
-left, the step's own time. Memory is the peak of torch's allocations during the step over
-that during a forward pass, both with the weights. `--clock cpu` takes the processor's time, for a
-machine that others use too. The results are written row by row.
+the steps. A step's time, over that of its forward passes, has four parts: the passes, 1; a Newton
+step's recorded evaluations of the last block, which count as next to no pass; the kernels, which
+make noise and add it; and what is left, the step's own time. Memory is the peak of torch's
+allocations during the step over that during a forward pass, both with the weights. `--clock cpu`
+takes the processor's time, for a machine that others use too. The results are written row by row.
 """
 
 from __future__ import annotations

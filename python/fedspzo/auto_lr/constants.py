@@ -28,7 +28,7 @@ CURVATURE = 1 / 32
 """Share of the best rate for a single step that the curvature allows."""
 NEWTON = 0.25
 """Share of a damped Newton step that is taken, as much of a batch's gradient may be noise. With a
-half, learning is faster where batches tell much, and worse with batches of 2."""
+half, learning is faster where batches tell much, and worse on the reviews and with batches of 2."""
 LEAST_DAMPING = 1 / 32
 """Smallest damping of a Newton step, as a share of the mean size of all eigenvalues."""
 STEADY_TURNS = 20
