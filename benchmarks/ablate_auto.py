@@ -25,7 +25,7 @@ import torch
 from targets.adverse import ADVERSE, with_wrong_labels
 from targets.methods import Method
 from targets.problems import PROBLEMS as RACED
-from targets.problems import Problem, load
+from targets.problems import Problem, load, runnable
 from targets.runs import Results, Run, Setting
 from tqdm.auto import tqdm
 
@@ -247,18 +247,14 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for problem in PROBLEMS:
-        if options.report or problem.name not in options.only:
-            continue
-        if missing := problem.needs():
-            print(f"{problem.name} is left out, it needs {missing}")
-            continue
+    chosen = [] if options.report else [p for p in PROBLEMS if p.name in options.only]
+    for problem in runnable(chosen):
         for kind in options.setting:
             if problem.name in KINDS[kind][1]:
-                chosen = [v for v in variants_of(kind) if v.name in options.variants]
+                variants = [v for v in variants_of(kind) if v.name in options.variants]
                 setting, passes = KINDS[kind]
                 found = Results(FOLDER / f"{problem.name}_{kind}.jsonl")
-                runs(problem, setting, passes[problem.name], chosen, found)
+                runs(problem, setting, passes[problem.name], variants, found)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")
 
 

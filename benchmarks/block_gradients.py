@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from machine import machine
-from targets.problems import PROBLEMS, Loaded, load
+from targets.problems import PROBLEMS, Loaded, load, runnable
 from torch import Tensor
 
 from fedspzo import Blocks
@@ -80,11 +80,7 @@ def main() -> None:
         " that of the batches' mean |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for problem in PROBLEMS:
-        missing = problem.needs()
-        if missing is not None:
-            print(f"{problem.name} is left out, it needs {missing}")
-            continue
+    for problem in runnable(PROBLEMS):
         lines += table(load(problem))
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

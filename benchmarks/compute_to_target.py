@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from targets import report
 from targets.methods import BASELINE, CENTRAL, FEDERATED, Method
-from targets.problems import PROBLEMS, Loaded, Problem, load
+from targets.problems import PROBLEMS, Loaded, Problem, load, runnable
 from targets.runs import Results, Setting, seeds_of, settings
 from tqdm.auto import tqdm
 
@@ -101,13 +101,8 @@ def main() -> None:
     if options.fast:
         fast(options.results if options.results != RESULTS else Path("runs/compute_to_target"))
         return
-    for problem in PROBLEMS:
-        missing = problem.needs()
-        if options.report or problem.name not in options.only:
-            continue
-        if missing is not None:
-            print(f"{problem.name} is left out, it needs {missing}")
-            continue
+    chosen = [] if options.report else [p for p in PROBLEMS if p.name in options.only]
+    for problem in runnable(chosen):
         for kind in options.setting or ("central", "federated"):
             federated = kind == "federated"
             file = options.results / f"{problem.name}_{kind}.jsonl"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from machine import machine
 from targets.methods import central
-from targets.problems import PROBLEMS, Problem, load
+from targets.problems import PROBLEMS, Problem, load, runnable
 from targets.runs import Setting, race
 from tqdm.auto import tqdm
 
@@ -57,11 +57,7 @@ def main() -> None:
         f"| problem | seed | {quarters} | best | worst after the last target |",
         f"| --- | --- |{' --- |' * (PARTS + 2)}",
     ]
-    for problem in PROBLEMS:
-        missing = problem.needs()
-        if missing is not None:
-            print(f"{problem.name} is left out, it needs {missing}")
-            continue
+    for problem in runnable(PROBLEMS):
         lines += rows(problem)
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -18,6 +18,7 @@ import torch
 from ablate_auto import SEEDS, Patch, Variant, runs
 from targets.adverse import ADVERSE
 from targets.problems import PROBLEMS as RACED
+from targets.problems import runnable
 from targets.runs import Results, Setting
 
 from fedspzo.auto_lr import block_statistics, central, constants, loss_monitor, newton, rates
@@ -112,12 +113,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     every = [AS_IT_IS, *(variant(name, how) for name in VARIED for how in FACTORS)]
-    for problem in PROBLEMS:
-        if options.report or problem.name not in options.only:
-            continue
-        if missing := problem.needs():
-            print(f"{problem.name} is left out, it needs {missing}")
-            continue
+    chosen = [] if options.report else [p for p in PROBLEMS if p.name in options.only]
+    for problem in runnable(chosen):
         found = Results(FOLDER / f"{problem.name}_central.jsonl")
         runs(problem, Setting(), PASSES[problem.name], every, found)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")

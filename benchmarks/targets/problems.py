@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,15 @@ class Loaded:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and accuracy on examples never trained on."""
         return self.task.evaluate(model, self.test)
+
+
+def runnable(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield the problems whose parts are here; tell what the others need."""
+    for problem in problems:
+        if missing := problem.needs():
+            print(f"{problem.name} is left out, it needs {missing}")
+        else:
+            yield problem
 
 
 def load(problem: Problem) -> Loaded:
