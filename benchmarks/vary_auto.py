@@ -24,14 +24,16 @@ from targets.runs import Results, Setting
 from fedspzo.auto_lr import block_statistics, central, constants, loss_monitor, newton, rates
 
 FOLDER = Path(__file__).parent / "results/vary_auto"
-PASSES = {"decoder": 100, "decoder_pairs": 400, "minilm": 150}
+PASSES = {"decoder": 100, "decoder_pairs": 400, "decoder_ones": 400, "minilm": 150}
 PROBLEMS = [problem for problem in (*RACED, *ADVERSE) if problem.name in PASSES]
 MODULES = (block_statistics, central, loss_monitor, newton, rates)
+WAYS_BACK = ("SLACK", "EARLY_SLACK", "DEVIATIONS", "LOST_STEPS", "MEMORY", "HALVE")
 VARIED = (
     "LEARNING_TURNS",
     "TURN_DECAY",
     "LEAD_STEPS",
     "LONGEST_INTERVAL",
+    "START",
     "SIZE",
     "SIZE_LAST",
     "CURVATURE",
@@ -39,13 +41,11 @@ VARIED = (
     "LEAST_DAMPING",
     "STEADY_TURNS",
     "FALL_POWER",
-    "LOSS_DECAY",
-    "SLACK",
-    "EARLY_SLACK",
-    "DEVIATIONS",
-    "VARIANCE_DECAY",
+    *WAYS_BACK,
 )
-"""All but `START`, `HALVE` and the numbers of steps that a way back is for and takes back."""
+"""Every constant."""
+VARIED_ON = {"decoder_ones": ("LEARNING_TURNS", *WAYS_BACK)}
+"""Where training diverges, those of the ways back alone."""
 AS_IT_IS = Variant("as it is")
 FACTORS = {"halved": 0.5, "doubled": 2.0}
 
@@ -112,9 +112,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    every = [AS_IT_IS, *(variant(name, how) for name in VARIED for how in FACTORS)]
     chosen = [] if options.report else [p for p in PROBLEMS if p.name in options.only]
     for problem in runnable(chosen):
+        names = VARIED_ON.get(problem.name, VARIED)
+        every = [AS_IT_IS, *(variant(name, how) for name in names for how in FACTORS)]
         found = Results(FOLDER / f"{problem.name}_central.jsonl")
         runs(problem, Setting(), PASSES[problem.name], every, found)
     FOLDER.with_suffix(".md").write_text(report(), encoding="utf-8")

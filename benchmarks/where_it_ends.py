@@ -1,11 +1,11 @@
 """Where training of a real language model ends, beside first-order methods: on the test split.
 
-    python benchmarks/where_it_ends.py            # an hour or two; resumes
-    python benchmarks/where_it_ends.py --report   # the table of what there is
+    python benchmarks/where_it_ends.py            # hours; resumes
+    python benchmarks/where_it_ends.py --report   # the tables of what there is
 
 SmolLM2-135M on the reviews, batches of 16. Every run is a process of its own, so that its peak
 memory is its own. Passes count a step with a backward pass as three. The test split is looked at
-once, at a run's end.
+once, at a run's end; on the way there the validation split is, in runs of `LONG` passes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ from fedspzo.federated.partition import draw
 from fedspzo.seeds import derive
 
 RESULTS = Path(__file__).parent / "results/where_it_ends.jsonl"
+
+LONG = 2000
+"""Full forward passes of the long runs."""
+
+EVERY = 100
+"""Full forward passes between a long run's evaluations."""
 
 Step = Callable[[Any], float]
 """Takes a step on a batch, and returns its cost in forward passes."""
@@ -67,13 +73,16 @@ class End:
     """Where a run ended: costs, and the test split's loss and accuracy.
 
     Attributes:
-        peak_mib: the process' peak memory at the end of training, in MiB.
+        budget: the full forward passes that the run was given.
+        curve: passes, accuracy and loss of the evaluations on the validation split.
+        peak_mib: the process' peak memory in training, before its first evaluation, in MiB.
         base_mib: the same before the first step, with the model loaded and one batch evaluated.
     """
 
     method: str
     lr: float | None
     seed: int
+    budget: int
     passes: float
     seconds: float
     peak_mib: float
@@ -81,6 +90,7 @@ class End:
     loss: float
     accuracy: float
     machine: str
+    curve: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def zeroth_order(name: str) -> Callable[[Loaded, float | None, int], tuple[nn.Module, Step]]:
@@ -132,6 +142,9 @@ METHODS = (
     Method("AdamW, all weights", 2e-5, 180, 2, first_order(lora=False)),
     Method("LoRA, rank 8, checkpointing", 2e-4, 240, 2, first_order(lora=True)),
     Method("MeZO", 2.0**-15, 600, 2, zeroth_order("MeZO")),
+    Method("FedSPZO, lr auto", None, LONG, 2, zeroth_order("FedSPZO, lr auto")),
+    Method("MeZO, 4 one-sided", 2.0**-13, LONG, 2, zeroth_order("MeZO, 4 one-sided")),
+    Method("MeZO", 2.0**-15, LONG, 2, zeroth_order("MeZO")),
 )
 
 
@@ -152,11 +165,18 @@ def run(method: Method, seed: int) -> End:
 
     with torch.no_grad():
         loaded.task.loss(model, batch(0))
-    base, passes, number, begin = peak_mib(), 0.0, 0, time.perf_counter()
+    base, peak, passes, number, seconds = peak_mib(), 0.0, 0.0, 0, 0.0
+    curve: list[tuple[float, float, float]] = []
     while passes < method.passes:
+        begin = time.perf_counter()
         passes += step(batch(number))
         number += 1
-    seconds, peak = time.perf_counter() - begin, peak_mib()
+        seconds += time.perf_counter() - begin
+        if not curve:  # an evaluation's batches are larger
+            peak = peak_mib()
+        if method.passes == LONG and passes >= EVERY * (len(curve) + 1):
+            found = loaded.evaluate(model)
+            curve.append((round(passes, 1), found["accuracy"], found["loss"]))
     config = configuration.load(REVIEWS / "config.toml")
     test = loaded.task.encode(read_splits(config.data, config.task).test)
     found = loaded.task.evaluate(model.eval(), test)
@@ -164,6 +184,7 @@ def run(method: Method, seed: int) -> End:
         method=method.name,
         lr=method.lr,
         seed=seed,
+        budget=method.passes,
         passes=round(passes, 1),
         seconds=round(seconds, 1),
         peak_mib=round(peak),
@@ -171,6 +192,7 @@ def run(method: Method, seed: int) -> End:
         loss=found["loss"],
         accuracy=found["accuracy"],
         machine=here(),
+        curve=curve,
     )
 
 
@@ -197,7 +219,7 @@ def report() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method in METHODS:
-        own = [end for end in ends if end.method == method.name]
+        own = [end for end in ends if (end.method, end.budget) == (method.name, method.passes)]
         if own:
             lr = "auto" if method.lr is None else f"{method.lr:.2g}"
             accuracies = ", ".join(f"{end.accuracy:.1%}" for end in own)
@@ -207,28 +229,60 @@ def report() -> str:
                 f" {statistics.median(end.loss for end in own):.3f} |"
                 f" {statistics.median(end.seconds for end in own):.0f} | {memory:.0f} MiB |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_on_the_way(ends)]) + "\n"
+
+
+def _on_the_way(ends: list[End]) -> list[str]:
+    """The table of the long runs' evaluations."""
+    shown = range(EVERY, LONG + 1, EVERY)[:2], range(LONG // 4, LONG + 1, LONG // 4)
+    marks = [mark for marks in shown for mark in marks]
+    lines = [
+        "",
+        "## On the way there",
+        "",
+        f"Accuracy of the runs of {LONG} passes on the 256 validation snippets, which are looked at"
+        f" every {EVERY} passes or soon after, and the mean loss of the last five evaluations.",
+        "",
+        f"| method | seed | {' | '.join(f'after {mark}' for mark in marks)} | best | loss |",
+        "| --- | --- |" + " --- |" * (len(marks) + 2),
+    ]
+    for end in ends:
+        if end.curve:
+            accuracies = [accuracy for _, accuracy, _ in end.curve]
+            chosen = [accuracies[mark // EVERY - 1] for mark in marks]
+            cells = " | ".join(f"{accuracy:.1%}" for accuracy in (*chosen, max(accuracies)))
+            loss = statistics.mean(loss for *_, loss in end.curve[-5:])
+            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} |")
+    return lines if len(lines) > 7 else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [method.name for method in METHODS]
+    names = sorted({method.name for method in METHODS})
+    passes = sorted({method.passes for method in METHODS})
     parser.add_argument("--methods", choices=names, nargs="+", default=names)
+    parser.add_argument("--passes", type=int, choices=passes, nargs="+", default=passes)
     parser.add_argument("--seed", type=int, help="one run of one method, as a line of JSON")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = [method for method in METHODS if method.name in options.methods]
+    chosen = [
+        method
+        for method in METHODS
+        if method.name in options.methods and method.passes in options.passes
+    ]
     if options.seed is not None:
         print(json.dumps(asdict(run(chosen[0], options.seed))))
         return
-    done = {(end.method, end.seed) for end in known()}
+    done = {(end.method, end.budget, end.seed) for end in known()}
     for seed in range(2):
         for method in chosen:
-            if options.report or seed >= method.seeds or (method.name, seed) in done:
+            key = (method.name, method.passes, seed)
+            if options.report or seed >= method.seeds or key in done:
                 continue
-            command = [sys.executable, __file__, "--methods", method.name, "--seed", str(seed)]
-            print(method.name, "seed", seed, flush=True)
+            own = ["--methods", method.name, "--passes", str(method.passes), "--seed", str(seed)]
+            command = [sys.executable, __file__, *own]
+            print(*key, flush=True)
             line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(line.splitlines()[-1] + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 LEARNING_TURNS = 8
 """Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
-far. The loss monitor's first steps are as many."""
+far. The loss monitor's first steps are as many, and so are those that its moving average is over."""
 TURN_DECAY = 0.75
 """Decay of the moving averages over a block's turns, per turn."""
 
@@ -37,10 +37,8 @@ FALL_POWER = 0.75
 """Power of STEADY_TURNS / turns by which a rate falls. The sum of such rates has no bound, and the
 sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
 
-LOSS_DECAY = 0.9
-"""Decay of the moving average of the loss, per step."""
 SLACK = 0.1
-"""Rise of this average above its best value that is allowed, as a share of the sum of that value
+"""Rise of the loss' moving average above its best value that is allowed, as a share of the sum of that value
 and the mean of the first losses."""
 EARLY_SLACK = 0.35
 """`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart. It is larger, as few
@@ -48,11 +46,9 @@ batches tell little."""
 DEVIATIONS = 7.0
 """Rise that is allowed at least where losses vary by chance, in standard deviations of the moving
 average. The least of many noisy values is far below their mean."""
-VARIANCE_DECAY = 0.98
-"""Decay of the moving average of the losses' variance, per step."""
 LOST_STEPS = 4
 """Number of steps in a row without finite losses after which the last steps are taken back."""
 MEMORY = 64
-"""Largest number of steps that can be taken back."""
+"""Largest number of steps that can be taken back. The losses' variance is over as many."""
 HALVE = 0.5
 """Factor of all rates when training diverges."""

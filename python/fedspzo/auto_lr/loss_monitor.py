@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .constants import (
-    DEVIATIONS,
-    EARLY_SLACK,
-    LEARNING_TURNS,
-    LOSS_DECAY,
-    SLACK,
-    VARIANCE_DECAY,
-)
+from .constants import DEVIATIONS, EARLY_SLACK, LEARNING_TURNS, MEMORY, SLACK
 
 Verdict = Literal["best", "near", "diverged"]
 
@@ -30,11 +23,11 @@ class LossMonitor:
         first_mean: mean of the first `LEARNING_TURNS` losses.
         since_restart: number of steps since the start or the last restart; a round counts as its
             local steps.
-        smoothed: moving average of the loss.
+        smoothed: moving average of the loss, over some `LEARNING_TURNS` steps.
         best: lowest value of the moving average.
         latest: the last losses, two at most.
-        variance: moving average of the losses' variance about their trend. It is a sixth of the
-            mean square of the second difference l_t - 2 l_(t-1) + l_(t-2).
+        variance: moving average, over some `MEMORY` losses, of their variance about their trend.
+            It is a sixth of the mean square of the second difference l_t - 2 l_(t-1) + l_(t-2).
         second_differences: number of second differences so far.
         best_deviation: standard deviation of the moving average at its lowest value.
     """
@@ -63,7 +56,8 @@ class LossMonitor:
         if self.steps <= LEARNING_TURNS:  # one batch's loss alone may be far off
             self.first_mean += (loss - self.first_mean) / self.steps
         self._update_variance(loss)
-        news = max(1 - LOSS_DECAY**self.local_steps, self.local_steps / self.since_restart)
+        decay = (1 - 1 / LEARNING_TURNS) ** self.local_steps
+        news = max(1 - decay, self.local_steps / self.since_restart)
         self.smoothed += news * (loss - self.smoothed)
         settled = before < LEARNING_TURNS <= self.since_restart
         if not before or settled or self.smoothed <= self.best:
@@ -87,6 +81,5 @@ class LossMonitor:
             difference = loss - 2 * last + before_last
             square = difference * difference  # ** would raise where it is too large
             self.second_differences += 1
-            news = max(1 - VARIANCE_DECAY, 1 / self.second_differences)
-            self.variance += news * (square / 6 - self.variance)
+            self.variance += (square / 6 - self.variance) / min(self.second_differences, MEMORY)
         self.latest = [*self.latest[-1:], loss]
