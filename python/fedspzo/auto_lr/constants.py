@@ -8,7 +8,7 @@ from __future__ import annotations
 
 LEARNING_TURNS = 8
 """Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
-far. The loss monitor's first steps are as many, and so are those that its moving average is over."""
+far. The loss monitor's first steps are as many, and its moving average is over as many."""
 TURN_DECAY = 0.75
 """Decay of the moving averages over a block's turns, per turn."""
 
@@ -38,8 +38,8 @@ FALL_POWER = 0.75
 sum of their squares, by which noise adds up, has one (Robbins and Monro, 1951)."""
 
 SLACK = 0.1
-"""Rise of the loss' moving average above its best value that is allowed, as a share of the sum of that value
-and the mean of the first losses."""
+"""Rise of the loss' moving average above its best value that is allowed, as a share of the sum of
+that value and the mean of the first losses."""
 EARLY_SLACK = 0.35
 """`SLACK` in the first `LEARNING_TURNS` steps and in as many after a restart. It is larger, as few
 batches tell little."""
