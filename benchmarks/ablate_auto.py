@@ -22,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from targets.adverse import ADVERSE, with_wrong_labels
+from targets.adverse import ADVERSE
 from targets.methods import Method
 from targets.problems import PROBLEMS as RACED
 from targets.problems import Problem, load, runnable
@@ -161,8 +161,6 @@ def runs(
     """Make the runs that are missing in `found`."""
     # evaluated half way and at the end
     loaded = load(replace(problem.endless(), every=passes // 2))
-    if problem.name == "decoder_wrong_labels":
-        loaded = with_wrong_labels(loaded)
     variants = [variant for variant in variants if not variant.gone]
     for seed in SEEDS:
         for variant in tqdm(variants, desc=f"{problem.name}, {setting.name}, seed {seed}"):

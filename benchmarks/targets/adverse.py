@@ -56,7 +56,7 @@ def _make_confident(config: Config, folder: Path) -> None:
         save_pretrained(model, task.tokenizer, temporary)
 
 
-def with_wrong_labels(loaded: Loaded) -> Loaded:
+def _with_wrong_labels(loaded: Loaded) -> Loaded:
     """The same, with the other label for `WRONG_LABELS` of the training examples."""
     draw = random.Random(0)
     train = [
@@ -75,6 +75,6 @@ ADVERSE = (
     _decoder("pairs", "batches of 2", batch=2),
     _decoder("ones", "batches of 1", batch=1),
     _decoder("bfloat16", "bfloat16", config=_bfloat16),
-    _decoder("wrong_labels", "a fifth of the labels wrong"),
+    _decoder("wrong_labels", "a fifth of the labels wrong", change=_with_wrong_labels),
     _decoder("confident", "the two words exchanged after training", config=_confident),
 )

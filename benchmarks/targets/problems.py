@@ -38,6 +38,7 @@ class Problem:
         title: for people.
         config: makes the run's configuration; `needs` tells what is missing for it, or None.
         freeze: parameters whose names hold this do not train, for any method.
+        change: changes what was loaded.
         batch: examples in a step.
         clients: of the federated runs.
         every: full forward passes between evaluations.
@@ -60,6 +61,7 @@ class Problem:
     config: Callable[[], Config]
     needs: Callable[[], str | None] = lambda: None
     freeze: str | None = None
+    change: Callable[[Loaded], Loaded] = lambda loaded: loaded
     batch: int = 16
     clients: int = 8
     every: int = 25
@@ -127,7 +129,8 @@ def load(problem: Problem) -> Loaded:
         if problem.freeze is not None and problem.freeze in name:
             parameter.requires_grad_(False)
     test: Sequence[Any] = splits.test[: problem.tests]
-    return Loaded(problem, model, task, task.encode(splits.train), task.encode(test))
+    train = task.encode(splits.train)
+    return problem.change(Loaded(problem, model, task, train, task.encode(test)))
 
 
 def _decoder() -> Config:
