@@ -136,7 +136,13 @@ def first_order(*, lora: bool) -> Callable[[Loaded, float | None, int], tuple[nn
     return start
 
 
+def untrained(loaded: Loaded, lr: float | None, seed: int) -> tuple[nn.Module, Step]:
+    """The base model."""
+    return loaded.fresh(), lambda batch: 0.0
+
+
 METHODS = (
+    Method("not trained", None, 0, 1, untrained),
     Method("FedSPZO, lr auto", None, 240, 2, zeroth_order("FedSPZO, lr auto")),
     Method("last block alone, lr auto", None, 240, 2, zeroth_order("last block alone, lr auto")),
     Method("AdamW, all weights", 2e-5, 180, 2, first_order(lora=False)),
@@ -165,7 +171,8 @@ def run(method: Method, seed: int) -> End:
 
     with torch.no_grad():
         loaded.task.loss(model, batch(0))
-    base, peak, passes, number, seconds = peak_mib(), 0.0, 0.0, 0, 0.0
+    base = peak = peak_mib()
+    passes, number, seconds = 0.0, 0, 0.0
     curve: list[tuple[float, float, float]] = []
     while passes < method.passes:
         begin = time.perf_counter()
@@ -221,7 +228,7 @@ def report() -> str:
     for method in METHODS:
         own = [end for end in ends if (end.method, end.budget) == (method.name, method.passes)]
         if own:
-            lr = "auto" if method.lr is None else f"{method.lr:.2g}"
+            lr = "auto" if method.lr is None and method.passes else f"{method.lr or 0:.2g}"
             accuracies = ", ".join(f"{end.accuracy:.1%}" for end in own)
             memory = statistics.median(end.peak_mib - end.base_mib for end in own)
             lines.append(
