@@ -30,9 +30,8 @@ def saved_bytes(blocks: Blocks, task: Task, batch: Any) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with evaluating(blocks.model), torch.enable_grad(), hooks:
-        loss = task.loss(
-            blocks.model, batch
-        )  # kept alive, so that no saved storage is freed and reused
+        # kept alive, so that no saved storage is freed and reused
+        loss = task.loss(blocks.model, batch)
     total = sum(kept.values())
     del loss
     return total

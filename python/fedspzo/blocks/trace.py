@@ -53,11 +53,6 @@ class Trace(Touched):
         time = self.returns.index(end)
         return {name for name, first in self.first_use.items() if first <= time}
 
-    @property
-    def loops(self) -> bool:
-        """Some module returned more than once."""
-        return len(set(self.returns)) < len(self.returns)
-
 
 def trace(
     model: nn.Module, modules: Iterable[nn.Module], example: Mapping[str, Any] | None
