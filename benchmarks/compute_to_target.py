@@ -87,7 +87,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     names = [problem.name for problem in PROBLEMS]
-    parser.add_argument("--only", choices=names, nargs="+", default=names, help="problems")
+    parser.add_argument(
+        "--only", "--problem", choices=names, nargs="+", default=names, help="problems"
+    )
     parser.add_argument("--setting", choices=("central", "federated"), nargs="+")
     parser.add_argument("--alpha", type=float, nargs="+")
     parser.add_argument("--steps", type=int, nargs="+")
