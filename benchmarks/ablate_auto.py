@@ -55,7 +55,7 @@ PASSES = {
 FEDERATED_PASSES = {"reviews": 160, "sentences": 160, "decoder": 480, "encoder": 480, "minilm": 480}
 LONG_PASSES = {"minilm": 1000, "decoder_pairs": 2000, "reviews": 500}
 """Of the runs that show what falling rates are for."""
-LONG_VARIANTS = ("all of it", "rates do not fall")
+LONG_VARIANTS = ("all of it", "rates do not fall", "rates fall by the square root")
 FEDERATION = Setting(1.0, 5)
 
 Patch = tuple[object, str, object]
@@ -121,6 +121,7 @@ VARIANTS = (
     ),
     Variant("no clipping", gone=True),
     Variant("rates do not fall", [(rates, "STEADY_TURNS", 10**9)]),
+    Variant("rates fall by the square root", [(rates, "FALL_POWER", 0.5)]),
     Variant("no trust ratio", gone=True),
     Variant("Newton: steps not halved", gone=True),
     Variant("no loss monitor", [(LossMonitor, "observe", _never_diverged(LossMonitor.observe))]),
