@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ LONG = 2000
 
 EVERY = 100
 """Full forward passes between a long run's evaluations."""
+
+LOSS = 0.40
+"""The loss on the validation split that a long run has to reach."""
 
 Step = Callable[[Any], float]
 """Takes a step on a batch, and returns its cost in forward passes."""
@@ -248,10 +252,12 @@ def _on_the_way(ends: list[End]) -> list[str]:
         "## On the way there",
         "",
         f"Accuracy of the runs of {LONG} passes on the 256 validation snippets, which are looked at"
-        f" every {EVERY} passes or soon after, and the mean loss of the last five evaluations.",
+        f" every {EVERY} passes or soon after; the mean loss of the last five evaluations; and the"
+        f" passes after which the loss is {LOSS:.2f} or less at two evaluations in a row.",
         "",
-        f"| method | seed | {' | '.join(f'after {mark}' for mark in marks)} | best | loss |",
-        "| --- | --- |" + " --- |" * (len(marks) + 2),
+        f"| method | seed | {' | '.join(f'after {mark}' for mark in marks)} | best | loss |"
+        f" passes to {LOSS:.2f} |",
+        "| --- | --- |" + " --- |" * (len(marks) + 3),
     ]
     for end in ends:
         if end.curve:
@@ -259,7 +265,10 @@ def _on_the_way(ends: list[End]) -> list[str]:
             chosen = [accuracies[mark // EVERY - 1] for mark in marks]
             cells = " | ".join(f"{accuracy:.1%}" for accuracy in (*chosen, max(accuracies)))
             loss = statistics.mean(loss for *_, loss in end.curve[-5:])
-            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} |")
+            pairs = pairwise(end.curve)
+            reached = (first[0] for first, then in pairs if max(first[2], then[2]) <= LOSS)
+            passes = next((f"{passes:.0f}" for passes in reached), "not reached")
+            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} | {passes} |")
     return lines if len(lines) > 7 else []
 
 
