@@ -46,8 +46,8 @@ LONG = 2000
 EVERY = 100
 """Full forward passes between a long run's evaluations."""
 
-LOSS = 0.40
-"""The loss on the validation split that a long run has to reach."""
+ACCURACY, LOSS = 0.80, 0.40
+"""What a long run has to reach on the validation split."""
 
 Step = Callable[[Any], float]
 """Takes a step on a batch, and returns its cost in forward passes."""
@@ -253,11 +253,12 @@ def _on_the_way(ends: list[End]) -> list[str]:
         "",
         f"Accuracy of the runs of {LONG} passes on the 256 validation snippets, which are looked at"
         f" every {EVERY} passes or soon after; the mean loss of the last five evaluations; and the"
-        f" passes after which the loss is {LOSS:.2f} or less at two evaluations in a row.",
+        f" passes after which {ACCURACY:.0%}, and a loss of {LOSS:.2f}, hold at two evaluations in"
+        " a row.",
         "",
         f"| method | seed | {' | '.join(f'after {mark}' for mark in marks)} | best | loss |"
-        f" passes to {LOSS:.2f} |",
-        "| --- | --- |" + " --- |" * (len(marks) + 3),
+        f" passes to {ACCURACY:.0%} | to {LOSS:.2f} |",
+        "| --- | --- |" + " --- |" * (len(marks) + 4),
     ]
     for end in ends:
         if end.curve:
@@ -265,11 +266,18 @@ def _on_the_way(ends: list[End]) -> list[str]:
             chosen = [accuracies[mark // EVERY - 1] for mark in marks]
             cells = " | ".join(f"{accuracy:.1%}" for accuracy in (*chosen, max(accuracies)))
             loss = statistics.mean(loss for *_, loss in end.curve[-5:])
-            pairs = pairwise(end.curve)
-            reached = (first[0] for first, then in pairs if max(first[2], then[2]) <= LOSS)
-            passes = next((f"{passes:.0f}" for passes in reached), "not reached")
-            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} | {passes} |")
+            right = _held(end, lambda accuracy, loss: accuracy >= ACCURACY)
+            low = _held(end, lambda accuracy, loss: loss <= LOSS)
+            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} | {right} | {low} |")
     return lines if len(lines) > 7 else []
+
+
+def _held(end: End, met: Callable[[float, float], bool]) -> str:
+    """The passes after which accuracy and loss are as wanted at two evaluations in a row."""
+    for (passes, *now), (_, *then) in pairwise(end.curve):
+        if met(*now) and met(*then):
+            return f"{passes:.0f}"
+    return "not reached"
 
 
 def main() -> None:
