@@ -46,6 +46,9 @@ LONG = 2000
 EVERY = 100
 """Full forward passes between a long run's evaluations."""
 
+SHOWN = (100, 200, 500, 1000, 1500, 2000)
+"""The passes after which the report shows a long run."""
+
 ACCURACY, LOSS = 0.80, 0.40
 """What a long run has to reach on the validation split."""
 
@@ -245,8 +248,6 @@ def report() -> str:
 
 def _on_the_way(ends: list[End]) -> list[str]:
     """The table of the long runs' evaluations."""
-    shown = range(EVERY, LONG + 1, EVERY)[:2], range(LONG // 4, LONG + 1, LONG // 4)
-    marks = [mark for marks in shown for mark in marks]
     lines = [
         "",
         "## On the way there",
@@ -256,20 +257,21 @@ def _on_the_way(ends: list[End]) -> list[str]:
         f" passes after which {ACCURACY:.0%}, and a loss of {LOSS:.2f}, hold at two evaluations in"
         " a row.",
         "",
-        f"| method | seed | {' | '.join(f'after {mark}' for mark in marks)} | best | loss |"
+        f"| method | seed | {' | '.join(f'after {passes}' for passes in SHOWN)} | best | loss |"
         f" passes to {ACCURACY:.0%} | to {LOSS:.2f} |",
-        "| --- | --- |" + " --- |" * (len(marks) + 4),
+        "| --- | --- |" + " --- |" * (len(SHOWN) + 4),
     ]
     for end in ends:
-        if end.curve:
-            accuracies = [accuracy for _, accuracy, _ in end.curve]
-            chosen = [accuracies[mark // EVERY - 1] for mark in marks]
-            cells = " | ".join(f"{accuracy:.1%}" for accuracy in (*chosen, max(accuracies)))
-            loss = statistics.mean(loss for *_, loss in end.curve[-5:])
-            right = _held(end, lambda accuracy, loss: accuracy >= ACCURACY)
-            low = _held(end, lambda accuracy, loss: loss <= LOSS)
-            lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} | {right} | {low} |")
-    return lines if len(lines) > 7 else []
+        if not end.curve:
+            continue
+        accuracies = [accuracy for _, accuracy, _ in end.curve]
+        chosen = [accuracies[passes // EVERY - 1] for passes in SHOWN]
+        cells = " | ".join(f"{accuracy:.1%}" for accuracy in (*chosen, max(accuracies)))
+        loss = statistics.mean(loss for *_, loss in end.curve[-5:])
+        right = _held(end, lambda accuracy, loss: accuracy >= ACCURACY)
+        low = _held(end, lambda accuracy, loss: loss <= LOSS)
+        lines.append(f"| {end.method} | {end.seed} | {cells} | {loss:.3f} | {right} | {low} |")
+    return lines
 
 
 def _held(end: End, met: Callable[[float, float], bool]) -> str:

@@ -116,18 +116,19 @@ def test_a_round_counts_for_as_many_turns_as_it_has_local_steps() -> None:
 
 
 def test_rounds_of_many_steps_notice_a_rise_in_fewer_rounds() -> None:
-    def noticed(steps: int) -> int:
+    def noticed(steps: int, loss: float) -> int:
         rates = found(steps)
         for _ in range(10):
             rates.learn(reports(size=1e-3, loss=1.0), DIRECTIONS, "examples")
         for number in range(1, 100):
             before = rates.lr[1]
-            rates.learn(reports(size=1e-3, loss=1.3), DIRECTIONS, "examples")
+            rates.learn(reports(size=1e-3, loss=loss), DIRECTIONS, "examples")
             if rates.lr[1] < before:
                 return number
-        raise AssertionError("a loss that rises by 30 % is not noticed")
+        raise AssertionError(f"a loss that rises to {loss} is not noticed")
 
-    assert [noticed(steps) for steps in (1, 5, 20)] == [10, 2, 1]
+    assert [noticed(steps, 1.5) for steps in (1, 5, 20)] == [5, 1, 1]
+    assert [noticed(steps, 1.3) for steps in (1, 5, 20)] == [10, 2, 1]
 
 
 def test_gradients_that_grow_lower_the_rates() -> None:
