@@ -51,6 +51,7 @@ PASSES = {
     "decoder_bfloat16": 100,
     "decoder_wrong_labels": 100,
     "decoder_confident": 100,
+    "decoder_lora": 100,
 }
 FEDERATED_PASSES = {"reviews": 160, "sentences": 160, "decoder": 480, "encoder": 480, "minilm": 480}
 LONG_PASSES = {"minilm": 1000, "decoder_pairs": 2000, "reviews": 500}
@@ -134,12 +135,20 @@ VARIANTS = (
         {"newton": False},
     ),
     Variant(
+        "no Newton steps, one bound on size",
+        [
+            *((module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)),
+            (rates, "SIZE_LAST", constants.SIZE),
+        ],
+        {"newton": False},
+    ),
+    Variant(
         "Newton: one product",
         [(module, "NEWTON_PRODUCTS", 1) for module in (newton, defaults)],
     ),
     Variant("Newton: half steps", [(rates, "NEWTON", 0.5)]),
     Variant("Newton: whole steps", [(rates, "NEWTON", 1.0)]),
-    Variant("Newton: no least damping", [(newton, "LEAST_DAMPING", 1e-6)]),
+    Variant("Newton: no least damping", gone=True),
     Variant("Newton: a longest step of 1, not 4", gone=True),
     Variant("Newton: no longest step", gone=True),
     Variant("signs in place of normal noise", settings={"stream": "rademacher-v1"}),

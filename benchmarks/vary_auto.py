@@ -38,7 +38,6 @@ VARIED = (
     "SIZE_LAST",
     "CURVATURE",
     "NEWTON",
-    "LEAST_DAMPING",
     "STEADY_TURNS",
     "FALL_POWER",
     *WAYS_BACK,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedspzo.app import config as configuration
 from fedspzo.app import models
 from fedspzo.app.config import Config, ModelConfig
 from fedspzo.app.data import read_splits
@@ -18,6 +19,7 @@ from fedspzo.seeds import derive
 from .problems import PROBLEMS, ROOT, Loaded, Problem
 
 DECODER = next(problem for problem in PROBLEMS if problem.name == "decoder")
+LORA = ROOT / "examples/lora/config.toml"
 CONFIDENT = ROOT / "runs/confident_decoder"
 STEPS = 300
 """AdamW's steps by which the confident model is trained."""
@@ -28,6 +30,10 @@ WRONG_LABELS = 0.2
 def _bfloat16() -> Config:
     config = DECODER.config()
     return replace(config, model=replace(config.model, dtype="bfloat16"))
+
+
+def _lora() -> Config:
+    return replace(DECODER.config(), model=configuration.load(LORA).model)
 
 
 def _confident() -> Config:
@@ -77,4 +83,5 @@ ADVERSE = (
     _decoder("bfloat16", "bfloat16", config=_bfloat16),
     _decoder("wrong_labels", "a fifth of the labels wrong", change=_with_wrong_labels),
     _decoder("confident", "the two words exchanged after training", config=_confident),
+    _decoder("lora", "LoRA adapters", config=_lora),
 )

@@ -25,7 +25,8 @@ from fedspzo.estimators.anchored import Anchored
 from fedspzo.estimators.defaults import NEWTON_PRODUCTS
 from fedspzo.evaluation.evaluator import Evaluator
 
-from .constants import LEAST_DAMPING
+RESOLUTION = 1e-6
+"""Curvature that losses in float32 do not show, as a share of the mean size of all eigenvalues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +82,15 @@ class Spectrum:
     def typical_eigenvalue(self) -> float:
         """The mean size of all eigenvalues but the largest.
 
-        It is at least `LEAST_DAMPING` times the mean size of all. The loss of a batch of few
-        examples has curvature along few directions only; the others show nothing but rounding.
+        The loss of one example, or of two, may have curvature along no other directions than those
+        that the Ritz vectors span. Then this is nothing but rounding, and at least `RESOLUTION`
+        times the mean size of all.
         """
         count = len(self.vectors)
         sizes = self.values.abs()
         total = count * self.trace - float(self.values.sum()) + float(sizes.sum())
         rest = (total - float(max(sizes, default=0.0))) / max(1, count - 1)
-        return max(rest, LEAST_DAMPING * abs(total) / count)
+        return max(rest, RESOLUTION * abs(total) / count)
 
     def damp(self, gradients: Sequence[float], damping: float) -> list[float]:
         """Return projected gradients, (P,), damped by the curvature: (|H| / damping + 1)^-1 g."""
