@@ -24,7 +24,13 @@ from targets.runs import Results, Setting
 from fedspzo.auto_lr import block_statistics, central, constants, loss_monitor, newton, rates
 
 FOLDER = Path(__file__).parent / "results/vary_auto"
-PASSES = {"decoder": 100, "decoder_pairs": 400, "decoder_ones": 400, "minilm": 150}
+PASSES = {
+    "decoder": 100,
+    "minilm": 150,
+    "decoder_pairs": 400,
+    "decoder_ones": 400,
+    "decoder_lora": 100,
+}
 PROBLEMS = [problem for problem in (*RACED, *ADVERSE) if problem.name in PASSES]
 MODULES = (block_statistics, central, loss_monitor, newton, rates)
 WAYS_BACK = ("SLACK", "EARLY_SLACK", "DEVIATIONS", "LOST_STEPS", "MEMORY", "HALVE")
