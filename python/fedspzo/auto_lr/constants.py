@@ -13,7 +13,7 @@ LEAD_STEPS = 2 * LEARNING_TURNS
 """Number of steps after which all blocks have joined the last one."""
 LONGEST_INTERVAL = LEARNING_TURNS
 """Largest number of steps from one turn of a block to its next."""
-LOST_STEPS = LEARNING_TURNS
+LOST_STEPS = LEARNING_TURNS // 2
 """Number of steps in a row without finite losses after which the last steps are taken back."""
 TURN_DECAY = 0.75
 """Decay of the moving averages over a block's turns, per turn."""
