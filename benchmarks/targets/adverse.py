@@ -1,9 +1,13 @@
-"""The decoder where training goes wrong more easily: there a guard shows what it is worth."""
+"""The decoder where training goes wrong more easily, or trains adapters that are zero at first.
+
+There a guard shows what it is worth.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -30,6 +34,10 @@ WRONG_LABELS = 0.2
 def _bfloat16() -> Config:
     config = DECODER.config()
     return replace(config, model=replace(config.model, dtype="bfloat16"))
+
+
+def _peft() -> str | None:
+    return None if find_spec("peft") else "peft: pip install 'fedspzo[peft]'"
 
 
 def _lora() -> Config:
@@ -83,5 +91,5 @@ ADVERSE = (
     _decoder("bfloat16", "bfloat16", config=_bfloat16),
     _decoder("wrong_labels", "a fifth of the labels wrong", change=_with_wrong_labels),
     _decoder("confident", "the two words exchanged after training", config=_confident),
-    _decoder("lora", "LoRA adapters", config=_lora),
+    _decoder("lora", "LoRA adapters", config=_lora, needs=_peft),
 )
