@@ -102,6 +102,8 @@ def _later_blocks(policy: central.CentralPolicy, counts: Sequence[int]) -> tuple
     return tuple(block for block, count in enumerate(counts) if block and count and learns[block])
 
 
+NO_NEWTON = [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)]
+
 VARIANTS = (
     Variant("all of it"),
     Variant(
@@ -129,17 +131,10 @@ VARIANTS = (
     Variant("loss monitor: no allowance for chance", [(loss_monitor, "DEVIATIONS", 0.0)]),
     Variant("loss monitor: no share of the best loss", gone=True),
     Variant("loss monitor: no more at first", [(loss_monitor, "EARLY_SLACK", constants.SLACK)]),
-    Variant(
-        "no Newton steps",
-        [(module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)],
-        {"newton": False},
-    ),
+    Variant("no Newton steps", NO_NEWTON, {"newton": False}),
     Variant(
         "no Newton steps, one bound on size",
-        [
-            *((module, "may_take_newton_steps", lambda *_: False) for module in (spzo, step)),
-            (rates, "SIZE_LAST", constants.SIZE),
-        ],
+        [*NO_NEWTON, (rates, "SIZE_LAST", constants.SIZE)],
         {"newton": False},
     ),
     Variant(

@@ -9,12 +9,10 @@ from __future__ import annotations
 LEARNING_TURNS = 8
 """Number of a block's first turns that set its rate. Each sets it by the mean over the turns so
 far. The loss monitor's first steps are as many, and its moving average is over as many."""
-LEAD_STEPS = 2 * LEARNING_TURNS
+LEAD_STEPS = 16
 """Number of steps after which all blocks have joined the last one."""
-LONGEST_INTERVAL = LEARNING_TURNS
+LONGEST_INTERVAL = 8
 """Largest number of steps from one turn of a block to its next."""
-LOST_STEPS = LEARNING_TURNS // 2
-"""Number of steps in a row without finite losses after which the last steps are taken back."""
 TURN_DECAY = 0.75
 """Decay of the moving averages over a block's turns, per turn."""
 
@@ -45,6 +43,8 @@ batches tell little."""
 DEVIATIONS = 7.0
 """Rise that is allowed at least where losses vary by chance, in standard deviations of the moving
 average. The least of many noisy values is far below their mean."""
+LOST_STEPS = 4
+"""Number of steps in a row without finite losses after which the last steps are taken back."""
 MEMORY = 64
 """Largest number of steps that can be taken back. The losses' variance is over as many."""
 HALVE = 0.5
