@@ -57,8 +57,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
     Each block is a param group with its own `lr`, `lr_scale`, `eps`, `perturbations` and
     `weight_decay`. Its learning rate is `lr * lr_scale`. A step evaluates the closure's loss at
     perturbed weights (the formulas are in `fedspzo.estimators`). Then it adds `-lr g / P` along
-    each of a block's P directions, where g is the direction's projected gradient; with lr="auto"
-    it adds at most that, or takes a Newton step. The noise is a function of (seed, parameter name,
+    each of a block's P directions, where g is the direction's projected gradient, or along the last
+    block's those of a damped Newton step. The noise is a function of (seed, parameter name,
     element), so nothing is drawn from torch's generators.
 
     Args:
@@ -70,10 +70,10 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             rate is block 1's, and block b gets `P_b / P1` times it, kept as its `lr_scale`, so
             that every direction counts alike. A group with an `lr` of its own has an `lr_scale`
             of 1.
-            "auto" finds a rate for each block from losses, and lowers it when training diverges,
-            for one more forward pass in every eighth step. At first the last block moves alone,
-            and the others may wait for their turns (`fedspzo.auto_lr.central`). In several
-            processes pass `process_group` or `cost_shares`, so that all decide alike.
+            "auto" finds a rate for each block from losses. When training diverges, it takes the
+            last steps back and halves the rates. At first the last block moves alone, and the
+            others may wait for their turns (`fedspzo.auto_lr.central`). In several processes pass
+            `process_group` or `cost_shares`, so that all decide alike.
         estimator: "anchored" (default for several blocks, and for one after frozen layers),
             "balanced", "coupled", "mezo" (default for one block), or one of your own
             (`estimators.register`).

@@ -147,7 +147,7 @@ class Step:
     ) -> tuple[Sequence[float], ...]:
         """Return the numbers that the update follows: the gradients, or those of a Newton step.
 
-        The policy of lr="auto" learns from the step on the way, and may clip them.
+        The policy of lr="auto" learns from the step on the way.
         """
         if not all(map(math.isfinite, losses.values())):
             return gradients
