@@ -341,3 +341,56 @@ def test_measure_refuses_losses_that_replay_does_not_reproduce():
         pytest.raises(RuntimeError, match="closure's data"),
     ):
         measure(replay, [second], lambda: net(x) + torch.rand(()))
+
+
+class Residual(nn.Module):
+    """It adds to what its layers return, in place, between them."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+            y += x
+        return y.square().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_what_layers_return_may_be_changed_in_place(cut):
+    net, x = Residual(), torch.randn(2, 4)
+    later = dict(net.layers[cut].named_parameters())
+    with ActivationReplay(net.layers, (cut,)) as replay:
+        assert measure(replay, [later], lambda: net(x)) == pytest.approx((1 - cut / 4,))
+
+
+class Graph(nn.Module):
+    """Its layers mix their inputs by a sparse matrix."""
+
+    def __init__(self, adjacency: Tensor) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(self.adjacency @ x).relu()
+        return x.square().mean()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_a_model_may_compute_with_sparse_tensors(layout):
+    net, x = Graph(torch.eye(3).to_sparse(layout=layout)), torch.randn(3, 4)
+    later = dict(net.layers[1].named_parameters())
+    with ActivationReplay(net.layers, (1,)) as replay:
+        assert 0 < measure(replay, [later], lambda: net(x))[0] < 1
+    with Touched(
+        {"values": net.adjacency.values() if layout != torch.sparse_coo else x}
+    ) as touched:
+        net(x)
+    assert touched.names == {"values"}

@@ -230,3 +230,63 @@ def test_a_parameter_that_is_a_linear_layers_input_lies_beside_its_weight():
     for _ in range(2):
         optimizer.step(model)
         assert list(optimizer.last_step.losses) == by_copies(optimizer, model, model)
+
+
+def test_a_loss_on_gradients_of_the_input_is_that_of_moved_weights():
+    """As forces and gradient penalties are: a graph keeps weights until it is gone backwards."""
+    layers = (nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 1))
+    model, points = nn.Sequential(*layers), torch.randn(32, 32)
+
+    def loss() -> Tensor:
+        with torch.enable_grad():
+            x = points.clone().requires_grad_()
+            (force,) = torch.autograd.grad(model(x).sum(), x)
+        return (force - 1).square().mean()
+
+    optimizer = step_at_no_rate(Blocks.single(model), loss, scratch_bytes=1 << 16)
+    assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
+
+
+class Products(nn.Module):
+    """A weight that is a Kronecker product of two, as LoKr adapters have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.a, self.b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(8, 8))
+        self.c = nn.Parameter(torch.randn(4, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.unsafe_split(self.c, 2)
+        x = F.linear(torch.tanh(self.first(x)), torch.kron(self.a, self.b))
+        return F.linear(x, halves[0]) * F.linear(x, halves[1])
+
+
+def test_operations_whose_results_are_views_unsaid_have_copies_of_their_own():
+    model, x = Products(), torch.randn(5, 32)
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    optimizer = step_at_no_rate(Blocks.single(model), loss)
+    assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)
+
+
+class Beside(nn.Module):
+    """Keeps weights of its own, which meet virtual parameters in one operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.kept = [self.other.weight, self.other.bias]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.layer.weight, self.kept[1])
+        x = F.linear(x, self.kept[0], self.layer.bias)
+        return x * (self.scale * self.kept[1])
+
+
+def test_a_weight_past_its_module_is_found_beside_virtual_parameters():
+    model, x = Beside(), torch.randn(5, 4)
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    with pytest.warns(UserWarning, match=r"'other.bias', 'other.weight' are used past"):
+        optimizer = step_at_no_rate(Blocks.single(model), loss)
+    assert list(optimizer.last_step.losses) == by_copies(optimizer, model, loss)

@@ -44,6 +44,18 @@ def test_a_step_is_plain_where_flat_and_a_quarter_of_newtons_where_steep(lr: flo
     assert 0.74 < weight.item() < 1  # at most a quarter of the way, however high the rate
 
 
+def test_a_rate_of_0_moves_nothing_as_the_first_of_a_warm_up_is():
+    model, optimizer, loss = newton_run(0, lr=(1e-3, 0.1), newton=True)
+    before = [weight.clone() for weight in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step(loss)
+    assert optimizer.last_step.gradients[1]
+    assert set(optimizer.last_step.coefficients[1]) == {0.0}
+    for weight, kept in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(weight, kept, rtol=1e-5, atol=1e-6)
+
+
 def test_its_evaluations_are_counted_and_a_state_keeps_it():
     _, optimizer, loss = newton_run(0, lr=(1e-3, 0.1), newton=True)
     optimizer.step(loss)

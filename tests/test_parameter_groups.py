@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from layerwise_toys import by_copies
 from spzo_toys import THREE, VOCAB, llama, loss_of, replayed, same, weights
 from torch import Tensor, nn
 
-from fedspzo.blocks.cut import split
+from fedspzo.blocks.cut import Blocks, split
 from fedspzo.optim.spzo import SPZO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +75,45 @@ def test_tied_weights_move_once():
     optimizer.step(loss_of(model))
     assert same(model, replayed(optimizer, before))
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+
+
+class Autoencoder(nn.Module):
+    """Its decoder's weight is its encoder's, transposed."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, hidden), nn.Linear(hidden, 4)
+        self.decoder.weight = nn.Parameter(self.encoder.weight.detach().t())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(torch.tanh(self.encoder(x)))
+
+
+@pytest.mark.parametrize("hidden", [4, 3])
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+@pytest.mark.filterwarnings("ignore:parameter")  # it is used past its module
+def test_a_weight_and_its_transpose_are_refused_until_one_follows_the_other(hidden, evaluation):
+    torch.manual_seed(0)
+    model, x = Autoencoder(hidden), torch.randn(8, 4)
+    with pytest.raises(ValueError, match=r"'encoder.weight' and 'decoder.weight' share.*freeze"):
+        SPZO(Blocks.single(model))
+    model.decoder.weight.requires_grad_(False)
+    loss = lambda: (model(x) - x).square().mean()  # noqa: E731
+    optimizer = SPZO(Blocks.single(model), lr=0.0, evaluation=evaluation)
+    optimizer.step(loss)
+    expected = by_copies(optimizer, model, loss)
+    assert optimizer.last_step.losses == pytest.approx(expected, rel=1e-6)
+    assert expected[0] != expected[1]
+
+
+def test_parameters_that_lie_between_one_anothers_elements_are_apart():
+    flat = torch.zeros(4, 6)
+    apart = [nn.Parameter(flat[:, ::2]), nn.Parameter(flat[:, 1::2])]
+    SPZO(apart)
+    with pytest.raises(ValueError, match="'0' and '2' share elements"):
+        SPZO([*apart, nn.Parameter(flat[1:2, :3])])
+    with pytest.raises(ValueError, match="'1' and '0' share elements"):
+        SPZO([{"params": [nn.Parameter(flat[0])]}, {"params": [nn.Parameter(flat[0, :2])]}])
 
 
 def test_a_wrong_split_is_found_in_the_first_step():

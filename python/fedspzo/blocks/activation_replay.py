@@ -80,6 +80,7 @@ class ActivationReplay:
         self._again = 0  # of these calls, those that could be replayed but had another input
         self._current: _Call | None = None  # the call that is being captured or replayed
         self._skipped = 0  # number of leading layers that do not run in this call
+        self._stand_in: Any = None  # what these return, but for the last one
         self._passed = False  # this evaluation has come to the last cut
         self._unread: list[Tensor] = []  # comparisons whose results nobody has looked at
         self._told = False
@@ -145,6 +146,7 @@ class ActivationReplay:
         self.mode, self._cut = mode, cut
         self._calls, self._again = 0, 0
         self._current, self._skipped, self._passed = None, 0, False
+        self._stand_in = None
         self._unread.clear()
 
     def evaluated(self, evaluate: Callable[[], Tensor]) -> Tensor:
@@ -208,9 +210,9 @@ class ActivationReplay:
                 if call is not None and self.mode == "capture" and after in self._cuts:
                     call.keep(after, output)
             elif after < self._skipped:
-                return call.outputs[self._skipped]
+                return self._stand_in
             else:
-                output = _copy(call.outputs[after])
+                output, self._stand_in = _copy(call.outputs[after]), None
             self._passed |= after == self._last
             return output
 
@@ -227,6 +229,8 @@ class ActivationReplay:
             self._again += self._cut > 0 and able
             kept = None
         self._skipped = 0 if kept is None else self._cut
+        # a copy, as a model may change in place what a layer returns
+        self._stand_in = _copy(kept.outputs[self._cut]) if kept and self._skipped > 1 else None
         if self.mode == "capture":
             kept = kept or _Call(LayerInput(args, kwargs))
             self._captured.append(kept)

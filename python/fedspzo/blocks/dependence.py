@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .shards import local
+from .memory_parts import memory_parts
 
 
 class Dependence(TorchDispatchMode):
@@ -41,7 +41,8 @@ class Dependence(TorchDispatchMode):
 
 def _memories(values: Any) -> set[int]:
     tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-    return {local(tensor).untyped_storage().data_ptr() for tensor in tensors}
+    parts = (part for tensor in tensors for part in memory_parts(tensor))
+    return {part.untyped_storage().data_ptr() for part in parts}
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

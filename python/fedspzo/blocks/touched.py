@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .memory_parts import memory_parts
 from .shadow import on_return
 from .shards import gathering_modules, is_sharded, local
 
@@ -85,11 +86,17 @@ class Touched(TorchDispatchMode):
         self.done = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.done:
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    self._record(local(leaf).data_ptr())
+        self.look(tree_leaves((args, kwargs)))
         return func(*args, **(kwargs or {}))
+
+    def look(self, values: Iterable[Any]) -> None:
+        """Look for the memory of those values that are tensors, unless recording has ended."""
+        if self.done:
+            return
+        for value in values:
+            if isinstance(value, Tensor):
+                for part in memory_parts(value):
+                    self._record(part.data_ptr())
 
     def _record(self, address: int) -> None:
         i = bisect_right(self._starts, address) - 1

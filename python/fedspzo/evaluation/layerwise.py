@@ -9,7 +9,7 @@ from a copy.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -178,14 +178,17 @@ class Layerwise:
 class _Stray(Touched):
     """Records the weights that operations are given themselves, not as virtual parameters."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if VirtualParameter in types:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+    def look(self, values: Iterable[Any]) -> None:
+        super().look(value for value in values if not isinstance(value, VirtualParameter))
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Stop recording inside the `with` block, in which a virtual parameter reads its weight."""
+    def aside(self, operands: Iterable[Any]) -> Iterator[None]:
+        """Record no more inside the `with` block, in which a virtual parameter reads its weight.
+
+        Args:
+            operands: what else the operation is given, which is recorded.
+        """
+        self.look(operands)
         self.done = True
         try:
             yield

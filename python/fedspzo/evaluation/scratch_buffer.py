@@ -26,12 +26,13 @@ class ScratchBuffer:
             own, with one warning for each parameter.
 
     Attributes:
-        aside: returns a context in which virtual parameters may read their weights unrecorded.
+        aside: takes an operation's operands besides its virtual parameter, and returns a context in
+            which that may read its weight unrecorded.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.aside: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.aside: Callable[[Sequence[Any]], AbstractContextManager[Any]] = nullcontext
         self._buffers: dict[torch.device, Tensor] = {}
         self._sizes: dict[torch.device, int] = {}  # the largest yet of each device's buffers
         self._views: dict[tuple[Any, ...], list[Tensor]] = {}  # what `take` returned, by layout

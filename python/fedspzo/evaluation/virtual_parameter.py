@@ -93,9 +93,11 @@ class VirtualParameter(Tensor):
                 f"a kernel outside torch asks for the address of {args[0].called!r}, which has"
                 " none in layerwise evaluation; pass evaluation='in_place'"
             )
+        # a graph may keep an operation's weight, so that has to be the virtual parameter itself
+        special = not torch.is_grad_enabled()
         with torch._C.DisableTorchFunctionSubclass():
             # a shape or dtype is answered at once; a computation comes to __torch_dispatch__
-            return _SPECIAL.get(func, func)(*args, **kwargs)
+            return (_SPECIAL.get(func, func) if special else func)(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -105,10 +107,19 @@ class VirtualParameter(Tensor):
         flat, spec = tree_flatten((args, kwargs))
         found = {id(x): x for x in flat if isinstance(x, VirtualParameter)}
         # a view outlives its operation, so it may not lie in the scratch buffer
-        tensors = _perturbed(list(found.values()), lasting=func.is_view)
+        lasting = func.is_view or func in _UNMARKED_VIEWS
+        tensors = _perturbed(list(found.values()), lasting=lasting)
         filled = dict(zip(found, tensors, strict=True))
         args, kwargs = tree_unflatten([filled.get(id(x), x) for x in flat], spec)
         return func(*args, **kwargs)
+
+
+_UNMARKED_VIEWS = {
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsafe_split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default,
+}
+"""Operations whose results share memory with their input, which their schemas do not say."""
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -163,9 +174,9 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if isinstance(input, VirtualParameter):  # both have to lie in the scratch buffer together
         return F.linear(input, weight, bias)
     if bias is None and isinstance(weight, VirtualParameter) and weight.fits_scratch:
-        with weight.block.scratch.aside():
+        with weight.block.scratch.aside((input,)):
             return F.linear(input, _whole(weight))
-    if weight.dim() != 2:
+    if weight.dim() != 2 or not isinstance(weight, VirtualParameter):
         return F.linear(input, weight, bias)
     members = [t for t in (weight, bias) if isinstance(t, VirtualParameter)]
     scratch, rows, most = members[0].block.scratch, weight.shape[0], weight.shape[0]
@@ -173,18 +184,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         most = scratch.rows(members)
 
     def part(some: slice) -> Tensor:
-        filled = iter(_perturbed(members, some))
-        w = next(filled) if isinstance(weight, VirtualParameter) else weight[some]
-        b = (
-            next(filled)
-            if isinstance(bias, VirtualParameter)
-            else None
-            if bias is None
-            else bias[some]
-        )
+        w, *others = _perturbed(members, some)
+        b = others[0] if others else None if bias is None else bias[some]
         return F.linear(input, w, b)
 
-    with scratch.aside():
+    with scratch.aside((input, bias)):
         if most >= rows:
             return part(slice(None))
         first = part(slice(most))
@@ -209,7 +213,7 @@ def _embedding(
     if not isinstance(weight, VirtualParameter) or isinstance(input, VirtualParameter):
         return F.embedding(input, weight, padding_idx, max_norm, norm_type)
     block = weight.block
-    with block.scratch.aside():
+    with block.scratch.aside((input,)):
         if not block.terms or not input.numel():
             return F.embedding(input, weight.weight, padding_idx, max_norm, norm_type)
         few = len(weight) <= min(input.numel(), block.scratch.rows([weight]))
@@ -223,7 +227,7 @@ def _getitem(weight: Tensor, index: Any) -> Tensor:
     rows = isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1
     if not isinstance(weight, VirtualParameter) or weight.dim() != 2 or not rows:
         return weight[index]
-    with weight.block.scratch.aside():
+    with weight.block.scratch.aside((index,)):
         if not weight.block.terms:
             return weight.weight[index]
         index = index.to(weight.device)
@@ -244,7 +248,7 @@ def _mul(input: Any, other: Any) -> Tensor:
     if isinstance(factor, VirtualParameter):
         product: Tensor = input.mul(other)
         return product
-    with weight.block.scratch.aside():
+    with weight.block.scratch.aside((factor,)):
         whole = _whole(weight)
         return whole.mul(factor) if first else factor.mul(whole)
 

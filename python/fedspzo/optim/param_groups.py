@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedspzo.auto_lr.constants import START
 from fedspzo.blocks.cut import Blocks
-from fedspzo.blocks.parameters import storage, trainable
+from fedspzo.blocks.parameters import check_apart, storage, trainable
 from fedspzo.checks import check_positive
 from fedspzo.choices import Sides
 from fedspzo.estimators import Estimator
@@ -232,6 +232,7 @@ def resolve(group: Group, others: Sequence[Group], index: int) -> Group:
                 f"parameter {name!r} shares its memory or its name with another; pass each once"
             )
         names.add(name)
+    check_apart([*kept, *(pair for other in others for pair in named(other))])
 
     low = is_low({"params": [parameter for _, parameter in kept]})
     defaults = {

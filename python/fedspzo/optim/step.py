@@ -157,6 +157,8 @@ class Step:
             if spectrum is None:
                 return gradients
             rate = learning_rate(self.groups[-1])
+            if not rate:  # as a schedule's first may be: the step moves nothing
+                return gradients
             damped = spectrum.damp(gradients[-1], newton_damping(rate, len(gradients[-1])))
             return (*gradients[:-1], to_float32(damped))
         sides = 2 if self.sides == "two" else 1
