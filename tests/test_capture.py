@@ -343,6 +343,60 @@ def test_measure_refuses_losses_that_replay_does_not_reproduce():
         measure(replay, [second], lambda: net(x) + torch.rand(()))
 
 
+def shares_of(layers: nn.Sequential, x: Tensor) -> tuple[float, ...]:
+    """The cost share of each layer but the first, with all after it."""
+    cuts = range(1, len(layers))
+    blocks = [dict(layers[n].named_parameters(prefix=str(n))) for n in cuts]
+    with ActivationReplay(layers, tuple(cuts)) as replay:
+        return measure(replay, blocks, lambda: layers(x).square().mean())
+
+
+class Recurrent(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+class Experts(nn.Module):
+    """As transformers' mixtures have them, by one product for all experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.arange(2, 10, 2, dtype=torch.int32)  # each expert has two of the eight rows
+        return torch._grouped_mm(x.flatten(0, 1), self.weight, offs=ends).view_as(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+        lambda: Recurrent(16, 16, batch_first=True),
+        Experts,
+        lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(16, 16))),
+    ],
+    ids=["encoder", "recurrent", "experts", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_one_operation_are_counted(layer):
+    layers = nn.Sequential(*[layer() for _ in range(4)], nn.Linear(16, 1)).eval()
+    *body, last = shares_of(layers, torch.randn(2, 4, 16))
+    assert 0 < last < 0.1
+    assert body == pytest.approx([(3 - n) / 4 for n in range(3)], abs=last)
+
+
+@torch.no_grad()
+def test_nested_tensors_are_named_with_the_remedy():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    x, padding = torch.randn(2, 4, 16), torch.tensor([[False] * 4, [False, False, True, True]])
+    with ActivationReplay(encoder.eval().layers, (1,)) as replay:
+        replay.capture()
+        with pytest.warns(UserWarning, match=r"given a nested Tensor.*enable_nested_tensor=False"):
+            replay.evaluated(lambda: encoder(x, src_key_padding_mask=padding).sum())
+
+
 class Residual(nn.Module):
     """It adds to what its layers return, in place, between them."""
 

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from fedspzo import SPZO, split
-from fedspzo.blocks.output_rows import OutputRows, merge_rows, untie_rows
+from fedspzo.blocks.output_rows import OutputRows, can_untie_rows, merge_rows, untie_rows
 from fedspzo.journal import digest
 
 SIZE = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
@@ -118,6 +118,45 @@ def test_a_merged_model_saves_and_loads_with_the_trained_rows(
     untie_rows(loaded, TOKENS)
     torch.testing.assert_close(loaded(IDS).logits, trained)
     assert digest(loaded.named_parameters()) == weights
+
+
+TEXT_TO_TEXT = {"vocab_size": 64, "d_model": 16, "decoder_start_token_id": 0}
+T5 = {**TEXT_TO_TEXT, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+BART = TEXT_TO_TEXT | {
+    f"{part}_{what}": count
+    for part in ("encoder", "decoder")
+    for what, count in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+}
+
+
+def test_an_encoder_decoder_whose_output_layer_alone_is_tied_is_taken(tmp_path: Path) -> None:
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).eval()
+    head = untie_rows(model, TOKENS)
+    with torch.no_grad():
+        head.rows.mul_(1.5)
+    trained = model(input_ids=IDS, decoder_input_ids=IDS).logits
+    merge_rows(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(input_ids=IDS, decoder_input_ids=IDS).logits, trained)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("Bart", BART), ("UMT5", T5)])
+def test_an_encoder_decoder_that_ties_more_is_refused(name: str, settings: dict) -> None:
+    """Its config cannot say that the output layer alone is untied."""
+    config = getattr(transformers, f"{name}Config")(**settings)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    with pytest.raises(TypeError, match=rf"rows: {name}For.* ties more than its output layer"):
+        untie_rows(model, TOKENS)
+    assert not can_untie_rows(model)
+
+
+def test_a_model_that_looks_at_its_output_layers_weight_is_taken() -> None:
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config).eval()
+    before = model(IDS).logits
+    untie_rows(model, TOKENS)
+    torch.testing.assert_close(model(IDS).logits, before)
 
 
 def test_merging_a_model_without_rows_does_nothing() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedspzo.blocks.output_rows import has_linear_output, untie_rows
+from fedspzo.blocks.output_rows import can_untie_rows, untie_rows
 from fedspzo.errors import InputError, explained
 
 from .completion import Completion
@@ -62,7 +62,7 @@ def load(config: Config, splits: Splits) -> tuple[nn.Module, Task, Recipe]:
         names=names,
         device=device,
     )
-    plain = recipe.adapter is None and has_linear_output(model)
+    plain = recipe.adapter is None and can_untie_rows(model)
     if isinstance(task, PromptClassification) and plain:
         recipe = replace(recipe, rows=tuple(task.words.tolist()))
         untie_rows(model, recipe.rows)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .layer_input import LayerInput, same_bits, same_bits_later
+from .layer_input import NESTED, LayerInput, same_bits, same_bits_later
 from .shadow import Forward, shadowed
 from .side_modules import Beside, SideReplay
 
@@ -185,10 +185,12 @@ class ActivationReplay:
         foreign = next((call.input.foreign for call in self._captured if call.input.foreign), None)
         if foreign and not self._told:
             self._told = True
+            remedy = "If it is a key-value cache of model.generate, use_cache=False"
+            if foreign == NESTED:
+                remedy = "nn.TransformerEncoder(..., enable_nested_tensor=False)"
             warnings.warn(
                 f"the model's layers are given a {foreign}, which may hold state, so such calls"
-                " are not replayed but run in full. If it is a key-value cache of model.generate,"
-                " use_cache=False lets them be replayed",
+                f" are not replayed but run in full. {remedy} lets them be replayed",
                 stacklevel=2,
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+NESTED = "nested Tensor"
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -23,13 +24,13 @@ class LayerInput:
         kwargs: the keyword arguments.
 
     Attributes:
-        foreign: the name of the first type that cannot be compared; None if all can. Such an
-            object may hold state that a layer changes, as a key-value cache does.
+        foreign: what the first argument that cannot be compared is; None if all can. An object may
+            hold state that a layer changes, as a key-value cache does.
     """
 
     def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         leaves, self._form = _flat(args, kwargs)
-        self.foreign = next((type(x).__name__ for x in leaves if not _is_comparable(x)), None)
+        self.foreign = next((_kind(x) for x in leaves if not _is_comparable(x)), None)
         self._leaves = [
             leaf.clone() if isinstance(leaf, Tensor) and not self.foreign else leaf
             for leaf in ([] if self.foreign else leaves)
@@ -86,3 +87,10 @@ def _is_comparable(leaf: Any) -> bool:
     if isinstance(leaf, Tensor):
         return leaf.layout == torch.strided and not leaf.is_nested
     return isinstance(leaf, _PLAIN)
+
+
+def _kind(leaf: Any) -> str:
+    """Say what an argument is that cannot be compared."""
+    if isinstance(leaf, Tensor):
+        return NESTED if leaf.is_nested else f"{str(leaf.layout).removeprefix('torch.')} Tensor"
+    return type(leaf).__name__

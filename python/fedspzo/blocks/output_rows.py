@@ -10,6 +10,7 @@ these rows the output layer is no longer tied to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,11 @@ class OutputRows(nn.Module):
         bias = base.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach()[self.tokens].clone())
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, whose dtype some models (Mamba) look up; the rows are not in it."""
+        return self.base.weight
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return all logits, (..., vocabulary), of hidden states (..., D)."""
         logits: Tensor = self.base(hidden)
@@ -57,9 +63,30 @@ def _output_layer(model: nn.Module) -> object:
     return None if get is None else get()
 
 
-def has_linear_output(model: nn.Module) -> bool:
-    """Tell whether `untie_rows` takes the model: its output layer has to be an `nn.Linear`."""
-    return type(_output_layer(model)) is nn.Linear
+_TIED_ALONE = ("longt5", "mt5", "t5", "whisper")
+"""Encoder-decoders whose `config.tie_word_embeddings` is about the output layer alone. In others it
+also ties the embeddings of encoder and decoder (BART) or scales what the head is given (UMT5)."""
+
+
+def _obstacle(model: nn.Module) -> str | None:
+    """Say why a model's rows cannot be untied; None if they can."""
+    base = _output_layer(model)
+    if type(base) is not nn.Linear:
+        return f"has {type(base).__name__} as its output layer; pass a model with a linear one"
+    config: Any = getattr(model, "config", None)
+    both = getattr(config, "is_encoder_decoder", False)
+    tied = getattr(config, "tie_word_embeddings", False)
+    if both and tied and config.model_type not in _TIED_ALONE:
+        return (
+            "ties more than its output layer by config.tie_word_embeddings, so it would be another"
+            " model once its rows are merged and saved; pass a model that is not tied"
+        )
+    return None
+
+
+def can_untie_rows(model: nn.Module) -> bool:
+    """Tell whether `untie_rows` takes the model."""
+    return _obstacle(model) is None
 
 
 def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
@@ -73,15 +100,14 @@ def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
         The new output layer.
 
     Raises:
-        TypeError: the model has no linear output layer.
+        TypeError: the model has no linear output layer, or is an encoder-decoder that ties more than
+            this layer.
         ValueError: a token is out of the vocabulary or named twice, or the layer is sharded.
     """
-    base = _output_layer(model)
-    if type(base) is not nn.Linear:
-        raise TypeError(
-            f"rows: {type(model).__name__} has {type(base).__name__} as its output layer; pass a"
-            " model with a linear one, or leave rows out"
-        )
+    obstacle = _obstacle(model)
+    if obstacle is not None:
+        raise TypeError(f"rows: {type(model).__name__} {obstacle}, or leave rows out")
+    base: Any = _output_layer(model)
     if is_sharded(base.weight):
         raise ValueError(
             "rows: the output layer is sharded; call split(model, rows=...) before fully_shard"
