@@ -100,8 +100,8 @@ def untie_rows(model: nn.Module, tokens: Sequence[int]) -> OutputRows:
         The new output layer.
 
     Raises:
-        TypeError: the model has no linear output layer, or is an encoder-decoder that ties more than
-            this layer.
+        TypeError: the model has no linear output layer, or is an encoder-decoder that ties more
+            than this layer.
         ValueError: a token is out of the vocabulary or named twice, or the layer is sharded.
     """
     obstacle = _obstacle(model)
