@@ -167,6 +167,20 @@ def test_bytes_that_are_no_text_are_one_line(folder: Path) -> None:
     assert_refused(done, "test.csv, line 3", "0xff is not UTF-8")
 
 
+@pytest.mark.parametrize("arguments", [["run", "caf\udce9.toml"], ["report", "runs/caf\udce9"]])
+def test_a_path_that_is_not_utf_8_is_one_line(folder: Path, arguments: list[str]) -> None:
+    (folder / "caf\udce9.toml").write_text((folder / "run.toml").read_text())
+    (folder / "runs" / "caf\udce9").mkdir(parents=True)
+    assert_refused(fedspzo(folder, *arguments), "is no path in UTF-8", "rename it")
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(folder: Path) -> None:
+    text = (folder / "run.toml").read_text()
+    (folder / "run.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    edit(folder, "run.toml", "clients = 2", "clients = 9")
+    assert_refused(fedspzo(folder, "run", "run.toml"), "clients is 9")
+
+
 def test_an_existing_run_or_other_files_are_not_overwritten(folder: Path) -> None:
     # The folder of the config itself: a resolved config.toml must not replace the user's.
     (folder / "run.toml").rename(folder / "config.toml")

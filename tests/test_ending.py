@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SOUND = {"skipped": 0, "zero_shot_loss": 0.7, "loss": 0.4}
+SOUND = {"rounds": 4, "skipped": 0, "zero_shot_loss": 0.7, "loss": 0.4}
 STEPS = 4 * 2 * 2  # rounds, participants, local steps
 ENDS: list[tuple[dict[str, Any], str | None]] = [
     ({}, None),
@@ -43,6 +43,7 @@ ENDS: list[tuple[dict[str, Any], str | None]] = [
     ({"loss": None}, "the loss at the end is not finite"),
     ({"loss": math.inf}, "the loss at the end is not finite"),
     ({"skipped": STEPS // 2 + 1}, f"9 of {STEPS} steps were skipped"),
+    ({"skipped": STEPS // 2, "rounds": 2}, "8 of 8 steps were skipped"),  # patience ended it
 ]
 
 

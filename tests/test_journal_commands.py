@@ -36,6 +36,8 @@ def test_replay_verify_and_show(
     assert main(["verify", "net", "done/mezo.fspz", "--round", "0"]) == 0
     refused(["verify", "gone", journal], capsys, "'gone': there is no such folder")
     refused(["replay", "net", journal, "-o", out], capsys, "is there already; name a new folder")
+    (tmp_path / "link").symlink_to(tmp_path)
+    refused(["replay", "net", journal, "-o", str(tmp_path / "link")], capsys, "is a link; name a")
     refused(["replay", out, journal, "-o", "x"], capsys, "the journal starts from", "give the base")
     refused(["replay", "./no", journal, "-o", "x"], capsys, "'./no' is no folder and no hub id")
     refused(["replay", "net", "run.toml", "-o", "x"], capsys, "run.toml: starts with")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 
 from fedspzo.app.figure import figure_png
 from fedspzo.app.human_bytes import human_bytes
+from fedspzo.app.metrics import largest_epsilon
 from fedspzo.app.printed_tables import partition_lines, print_classes, print_table
 from fedspzo.app.progress import ProgressReport
-from fedspzo.app.run_folder import RunFolder
+from fedspzo.app.run_folder import WRITTEN, RunFolder
 from fedspzo.errors import InputError
 from fedspzo.files import write_atomic
 
@@ -112,14 +114,63 @@ def test_creating_a_folder_anew_removes_the_earlier_runs_files_only(tmp_path: Pa
     (folder / "model").mkdir()
     for mine in ("notes.txt", ".notes.txt.old"):
         (folder / mine).write_text("mine")
-    (folder / ".metrics.jsonl.x7").write_text("left by a process that was killed")
+    (folder / ".metrics.jsonl.x7_aq0zz").write_text("left by a process that was killed")
+    (folder / ".config.toml.swp").write_text("an editor's")
+    (folder / ".config.toml.d").mkdir()
     with pytest.raises(InputError, match="--overwrite"):
         RunFolder(folder)
     with RunFolder(folder, overwrite=True) as second:
         second.create()
-    left = [".lock", ".notes.txt.old", "metrics.jsonl", "notes.txt"]
+    kept = [".config.toml.d", ".config.toml.swp"]
+    left = [*kept, ".lock", ".notes.txt.old", "metrics.jsonl", "notes.txt"]
     assert sorted(path.name for path in folder.iterdir()) == left
     assert (folder / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("name", sorted({*WRITTEN} - {"metrics.jsonl", "journal.fspz"}))
+def test_files_of_something_else_are_not_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds '{name}', but no run"):
+        RunFolder(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_lock_that_no_run_wrote_stays(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("important")
+    with pytest.raises(InputError, match=r"holds '.lock', which no run wrote"):
+        RunFolder(tmp_path)
+    assert (tmp_path / ".lock").read_text() == "important"
+
+
+def test_a_model_that_is_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("kept")
+    with RunFolder(folder) as first:
+        first.create()
+        first.append("metrics.jsonl", {"round": 0})
+    (folder / "model").symlink_to(elsewhere)
+    with RunFolder(folder, overwrite=True) as second:
+        second.create()
+        second.save_model(lambda path: (path / "weights").write_text("new"))
+    assert not (folder / "model").is_symlink()
+    assert (elsewhere / "weights").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("painted")
+def test_a_figure_may_have_any_title() -> None:
+    rows = [row(1, loss=0.5, accuracy=0.5)]
+    assert figure_png(rows, [], r"from $5% to $10, \x $^$").startswith(b"\x89PNG")
+
+
+def test_a_table_shows_its_title_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(SUMMARY, "my [v2]: 2 clients")
+    assert "my [v2]: 2 clients" in capsys.readouterr().out
+
+
+def test_the_largest_epsilon_counts_a_client_that_was_never_asked() -> None:
+    assert largest_epsilon({"epsilons": [0.0, 1.35, 0.5]}) == 1.35
+    assert largest_epsilon({"epsilons": [0.0, None]}) == math.inf
 
 
 def test_a_failed_save_leaves_no_model_folder(tmp_path: Path) -> None:

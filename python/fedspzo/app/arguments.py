@@ -28,8 +28,14 @@ def name(text: str) -> str:
     try:
         if not text.strip():
             raise ValueError("it is empty")
+        Path(text).absolute().as_posix().encode()
         os.path.lexists(text)
         Path(text).exists()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r} is no path in UTF-8, which files of a run are written in; rename it, or"
+            " the folder that it starts from"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is no path ({reason})") from None

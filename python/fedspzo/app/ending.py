@@ -24,7 +24,8 @@ def fault(summary: Mapping[str, Any], config: Config, examples: int) -> str | No
         examples: number of examples on which the loss was measured.
     """
     federation = config.federation
-    steps = federation.rounds * federation.participants * federation.local_steps
+    rounds = summary["rounds"]  # fewer than planned if patience ended the run
+    steps = rounds * federation.participants * federation.local_steps
     start, end = summary["zero_shot_loss"], summary["loss"]
     if summary["skipped"] > MOST_SKIPPED * steps:
         what = (

@@ -40,7 +40,7 @@ def figure_png(rows: Sequence[Row], mezo: Sequence[Row], title: str) -> bytes:
     with mpl.rc_context(style):
         figure = Figure(figsize=(12, 3.8), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
         losses, accuracies, traffic = figure.subplots(1, 3)
         for axes, key in ((losses, "loss"), (accuracies, "accuracy")):
             for name, series, color in (("MeZO", mezo, MEZO), ("FedSPZO", rows, OURS)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -33,3 +34,8 @@ def as_row(result: RoundResult) -> Row:
         if isinstance(value, float) and not math.isfinite(value):
             row[key] = None
     return row
+
+
+def largest_epsilon(row: Mapping[str, Any]) -> float:
+    """Return the largest epsilon that a client has spent, by a row or summary; inf if unbounded."""
+    return max(math.inf if epsilon is None else epsilon for epsilon in row["epsilons"])

@@ -18,6 +18,7 @@ from fedspzo.errors import printable
 from .config import Config, is_hub_id
 from .data import Splits
 from .human_bytes import human_bytes
+from .metrics import largest_epsilon
 from .recipe import Recipe, kind_of
 from .sections import DEMO
 from .sources import Source, format_of
@@ -244,8 +245,8 @@ def _training(
         lora = recipe.adapter
         rows.insert(1, ("trained", f"LoRA adapters, r {lora.r}, alpha {lora.alpha}"))
     if config.privacy is not None:
-        most = max(math.inf if value is None else value for value in summary["epsilons"])
-        rows.append(("privacy", f"epsilon {most:.3g} at delta {summary['delta']:g}, a client"))
+        most = f"{largest_epsilon(summary):.3g}"
+        rows.append(("privacy", f"epsilon {most} at delta {summary['delta']:g}, a client"))
     yield "## Training"
     yield ""
     yield "| | |"

@@ -29,7 +29,11 @@ def print_table(summary: Row, title: str) -> None:
         title: the table's title.
     """
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
     )
     table.add_column("")
     for heading in ("accuracy", "loss", "forwards", "skipped", "bytes up", "bytes down"):

@@ -161,6 +161,8 @@ def save(replayed: Replayed, output: Path) -> None:
 
 def check_output(output: Path) -> None:
     """Raise InputError if `output` exists and is not an empty folder."""
+    if output.is_symlink():
+        raise InputError(f"output '{output}' is a link; name a new folder after -o")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output '{output}' is there already; name a new folder after -o")
 

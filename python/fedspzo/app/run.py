@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from .examples import Example
 from .experiment import Experiment, Trained
 from .figure import figure_png
 from .measures import by_class, worth
-from .metrics import Row
+from .metrics import Row, largest_epsilon
 from .model_card import CARD, model_card
 from .model_files import check_same_files, model_files
 from .pretrained import save_pretrained
@@ -175,8 +174,8 @@ def _told(config: Config, summary: Row, threads: Threads | None, folder: Path) -
             line = f"{name} of generated answers: {summary[key]:.1%}, before training"
             yield f"{line} {summary['zero_shot_' + key]:.1%}."
     if config.privacy is not None:
-        spent = max(value or math.inf for value in summary["epsilons"])
-        yield f"No client has spent more than epsilon {spent:.3g} at delta {summary['delta']:g}."
+        spent = f"{largest_epsilon(summary):.3g}"
+        yield f"No client has spent more than epsilon {spent} at delta {summary['delta']:g}."
     if summary["rounds"] < config.federation.rounds:
         yield (
             f"Training stopped after round {summary['rounds']} of {config.federation.rounds}, as"

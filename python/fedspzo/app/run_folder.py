@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ REPORT = "report.html"
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 WRITTEN = (
-    *(METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, CONFIG, FIGURE, REPORT),
+    *(CONFIG, METRICS, MEZO_METRICS, JOURNAL, MEZO_JOURNAL, FIGURE, REPORT),
     *(TENSORBOARD, MODEL),
 )
 """All that a run writes, and removes of an earlier one."""
@@ -38,6 +39,14 @@ def remove_events(folder: Path) -> None:
     """Remove the event files that an earlier run has written for TensorBoard."""
     for left in (folder / TENSORBOARD).glob("*/events.out.tfevents.*"):
         left.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder or a link, whose target stays; do nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class RunFolder(Closing):
@@ -78,8 +87,7 @@ class RunFolder(Closing):
 
     def _inspect(self) -> None:
         path = self.path
-        names = (METRICS, JOURNAL, CONFIG, FIGURE, MODEL)
-        found = [name for name in names if (path / name).exists()]
+        found = [name for name in WRITTEN if os.path.lexists(path / name)]
         begun = JOURNAL in found
         self.finished = self._has_summary() and not self.extended
         self.resumes = begun and not self.finished and not self.overwrite
@@ -115,6 +123,12 @@ class RunFolder(Closing):
             handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if re.fullmatch(rb"[0-9]*\n?", os.read(handle, 20)) is None:
+                    raise InputError(
+                        f"output '{self.path}' holds {LOCK!r}, which no run wrote; name another"
+                        " with --output"
+                    )
+                os.lseek(handle, 0, os.SEEK_SET)
                 os.ftruncate(handle, 0)
                 os.write(handle, f"{os.getpid()}\n".encode())
             except BlockingIOError:
@@ -124,7 +138,7 @@ class RunFolder(Closing):
                     f"output '{self.path}' is being written by process {other}; wait until it"
                     " ends, or name another with --output"
                 ) from None
-            except OSError:
+            except (OSError, InputError):
                 os.close(handle)
                 raise
             self._lock = handle
@@ -202,15 +216,13 @@ class RunFolder(Closing):
 
     def _remove_temporary(self) -> None:
         """Remove the temporary files of a process that was killed."""
-        for left in (left for name in WRITTEN for left in self.path.glob(f".{name}.*")):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+        names = "|".join(map(re.escape, WRITTEN))
+        for left in self.path.glob(".*"):
+            if re.fullmatch(rf"\.({names})\.[a-z0-9_]{{8}}", left.name):  # as tempfile names them
+                _remove(left)
 
     def _remove_model(self) -> None:
-        if (self.path / MODEL).exists():
-            shutil.rmtree(self.path / MODEL)
+        _remove(self.path / MODEL)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

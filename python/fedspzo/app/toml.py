@@ -24,7 +24,9 @@ T = TypeVar("T")
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the TOML document at `path`. Raise InputError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # editors on Windows begin with a BOM
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; correct the path") from None
     except OSError as error:

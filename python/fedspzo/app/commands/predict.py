@@ -120,6 +120,8 @@ def _write(rows: Iterable[Mapping[str, Any]], form: str) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return
+    if sys.stdout is None:  # it is closed; print says nothing either
+        return
     writer = csv.writer(sys.stdout, lineterminator="\n")
     for number, row in enumerate(rows):
         shown = {key: value for key, value in row.items() if key != "probabilities"}
