@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import warnings
 
 import pytest
 import torch
@@ -97,6 +98,34 @@ def test_a_run_goes_on_from_a_state_dict_bit_for_bit(settings, dtype):
         assert resumed.last_step == optimizer.last_step
     assert same(twin, weights(model))
     assert resumed.forwards == optimizer.forwards
+
+
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+def test_a_resumed_run_does_not_look_again_why_all_losses_were_equal(evaluation):
+    model = llama()
+    optimizer = built(model, 1e-2, evaluation=evaluation)
+    with pytest.warns(UserWarning, match=r"losses of step 0 are 0"):
+        optimizer.step(lambda: 0.0 * loss_of(model)())
+    twin = copy.deepcopy(model)
+    resumed = built(twin, 1e-2, evaluation=evaluation)
+    resumed.load_state_dict(json.loads(json.dumps(optimizer.state_dict())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.step(lambda: 0.0 * loss_of(twin)())
+    optimizer.step(lambda: 0.0 * loss_of(model)())
+    assert same(twin, weights(model))
+    assert resumed.forwards == optimizer.forwards
+
+
+def test_a_state_that_does_not_say_what_was_warned_of_is_loaded():
+    optimizer = built(llama(), 1e-2)
+    state = optimizer.state_dict()
+    del state["spzo"]["told_of_equal_losses"]
+    model = llama()
+    resumed = built(model, 1e-2)
+    resumed.load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"losses of step 0 are 0"):
+        resumed.step(lambda: 0.0 * loss_of(model)())
 
 
 def test_a_foreign_state_dict_is_refused():

@@ -43,6 +43,42 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     assert path.stat().st_size == (tmp_path / "straight").stat().st_size
 
 
+class Saturated(ToyTask):
+    """Examples of label 0 are learned already: their loss is 0, whatever the weights are."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return super().loss(model, batch) * (batch[1] != 0).float().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:all . losses of step")
+@pytest.mark.parametrize("evaluation", ["in_place", "layerwise"])
+@pytest.mark.parametrize("after", [2, 3])
+def test_steps_whose_losses_are_all_equal_do_not_tell_a_stopped_run_from_a_straight_one(
+    tmp_path: Path, after: int, evaluation: Any
+) -> None:
+    def go(path: Path, stop_after: int | None = None) -> list[tuple[str, float]]:
+        rounds = []
+
+        def look(result: Any) -> None:
+            rounds.append((result.digest, result.forwards))
+            if result.round == stop_after:
+                raise KeyboardInterrupt
+
+        optimizer = OptimizerConfig(lr=1e-2, perturbations=(1, 4), evaluation=evaluation)
+        federation = FederationConfig(clients=4, rounds=6, local_steps=4, batch_size=1, seed=11)
+        data = toy_data([9, 9, 9, 9])
+        with RunJournal(path, source="toy") as journal:
+            run(toy(), Saturated(), data, federation, optimizer, journal=journal, on_round=look)
+        return rounds
+
+    with pytest.warns(UserWarning, match=r"are 0: no perturbation changed the loss"):
+        straight = go(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "stopped", after)
+    assert go(tmp_path / "stopped") == straight
+
+
 def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     path = tmp_path / "journal.fspz"
     with pytest.raises(KeyboardInterrupt):

@@ -51,7 +51,7 @@ def spzo(
             f"estimator is {settings.estimator!r}, but the model is cut into"
             f" {len(blocks.groups)} blocks; pass Blocks.single(model)"
         )
-    return SPZO(
+    optimizer = SPZO(
         blocks,
         lr=settings.lr,
         estimator=settings.estimator,
@@ -65,6 +65,9 @@ def spzo(
         newton=settings.newton,
         privacy=privacy,
     )
+    # a client that was stopped, or has a process for each message, would look more often
+    optimizer.looks_wider = False
+    return optimizer
 
 
 def fitting(blocks: Blocks, settings: OptimizerConfig) -> SPZO:

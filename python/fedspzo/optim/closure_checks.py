@@ -20,6 +20,13 @@ from .step import Step
 WIDER = (4, 16, 64)
 """Multiples of eps at which the loss is evaluated when a step's losses are all equal."""
 
+UNKNOWN = (
+    "A batch that is learned already has such losses. If most steps have them, the loss changes in"
+    " jumps, as a count does (pass a larger eps and a larger batch, docs/evaluation.md), or it does"
+    " not depend on the weights that the optimizer moves"
+)
+"""What the warning of equal losses says where the loss is not evaluated further away."""
+
 
 class ClosureChecks:
     """Checks the closure in the first step, and warns once of a step whose losses are all equal.
@@ -30,14 +37,14 @@ class ClosureChecks:
 
     Attributes:
         done: the first step has been checked.
+        told: the warning of equal losses has been given.
         spent: number of evaluations that the last `estimate` made beside the step's own.
     """
 
     def __init__(self, replay: ActivationReplay, model: nn.Module | None) -> None:
-        self.done = False
+        self.done = self.told = False
         self._replay = replay
         self._model = model
-        self._told = False
         self._known: Tensor | None = None  # the loss at theta, as it was measured
         self.spent = 0
 
@@ -84,10 +91,15 @@ class ClosureChecks:
         else:
             report = step.estimate(blocks, self._start_twice(step, evaluate))
             self.done, self._known = True, None
-        if not self._told and step.privacy is None and is_flat(report):
-            self._told = True
-            eps = [group["eps"] for group in step.groups]
-            warnings.warn(self._look_wider(report, blocks, eps, evaluate), stacklevel=6)
+        if not self.told and step.privacy is None and is_flat(report):
+            self.told = True
+            why = self._look_wider(step, report, blocks, evaluate) if step.looks_wider else UNKNOWN
+            warnings.warn(
+                f"all {len(report.losses)} losses of step {report.step} are"
+                f" {report.losses[0]:.6g}: no perturbation changed the loss, so the step moves"
+                f" nothing. {why}",
+                stacklevel=6,
+            )
         return report
 
     def _start_twice(self, step: Step, evaluate: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -117,23 +129,20 @@ class ClosureChecks:
 
     def _look_wider(
         self,
+        step: Step,
         report: StepReport,
         blocks: Sequence[MovableBlock],
-        eps: Sequence[float],
         evaluate: Callable[[], Tensor],
     ) -> str:
         """Move all blocks further until the loss changes, and say what that shows.
 
         Args:
-            report: the step, whose losses are all equal.
+            step: the step.
+            report: its report; its losses are all equal.
             blocks: the blocks; they are left where the loss was last evaluated.
-            eps: each block's perturbation scale.
             evaluate: returns the loss, a scalar.
         """
-        start = (
-            f"all {len(report.losses)} losses of step {report.step} are {report.losses[0]:.6g}: no"
-            " perturbation changed the loss, so the step moves nothing."
-        )
+        eps = [group["eps"] for group in step.groups]
         for factor in WIDER:
             for block, seeds, scale in zip(blocks, report.seeds, eps, strict=True):
                 block.move(dict.fromkeys(seeds[:1], factor * scale))
@@ -143,14 +152,14 @@ class ClosureChecks:
             if math.isfinite(loss) and loss != report.losses[0]:
                 wider = ", ".join(f"{factor * scale:.3g}" for scale in eps)
                 return (
-                    f"{start} At {factor} times eps it changes, as a count or another loss in jumps"
-                    f" does: pass eps=({wider}) and a larger batch (docs/evaluation.md)"
+                    f"At {factor} times eps it changes, as a count or another loss in jumps does:"
+                    f" pass eps=({wider}) and a larger batch (docs/evaluation.md)"
                 )
         return (
-            f"{start} Nor does it change at {WIDER[-1]} times eps. Either it does not depend on the"
-            " weights that the optimizer moves (the closure calls a copy of the model, uses outputs"
-            " or weights that were computed before the step, or the model's parameters were"
-            " replaced after the optimizer was built), or hardly any weights change it"
+            f"Nor does it change at {WIDER[-1]} times eps. Either it does not depend on the weights"
+            " that the optimizer moves (the closure calls a copy of the model, uses outputs or"
+            " weights that were computed before the step, or the model's parameters were replaced"
+            " after the optimizer was built), or hardly any weights change it"
         )
 
 

@@ -55,14 +55,20 @@ class Evaluations:
         self._watched: list[Tensor] = []
         self._released: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def restart(self, *, checked: bool) -> None:
+    @property
+    def told_of_equal_losses(self) -> bool:
+        """The warning of a step whose losses are all equal has been given."""
+        return self._checks.told
+
+    def restart(self, *, checked: bool, told: bool) -> None:
         """Begin anew from a state that was loaded.
 
         Args:
             checked: the first step of that state was checked.
+            told: the warning of equal losses was given.
         """
         self._layerwise = None
-        self._checks.done = checked
+        self._checks.done, self._checks.told = checked, told
 
     def reshard(self) -> None:
         """Let the model have its own parameters again, where it has gathered them from shards."""

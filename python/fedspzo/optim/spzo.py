@@ -46,7 +46,7 @@ from .param_groups import (
     use_rates,
 )
 from .retaken import KnownLosses, NoReplay, Still
-from .state import STATE, checked_state, settings_of
+from .state import STATE, TOLD, checked_state, settings_of
 from .step import Step, make_update, may_take_newton_steps
 from .told import Told
 
@@ -121,6 +121,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         steps: number of steps done, skipped ones included.
         skipped: number of steps skipped because a loss was not finite.
         process_group: the processes that take the same steps, or None.
+        looks_wider: the first step whose losses are all equal looks further away for a change, to
+            say in its warning where there is one. In place this leaves rounding errors. Default
+            True. False: weights follow from the steps' losses alone.
         forwards: cost of all evaluations so far, in full forward passes. It includes the first
             step's checks and the evaluation that is repeated if layerwise evaluation falls back
             (docs/evaluation.md). A replayed evaluation in which some calls had another input, and
@@ -174,6 +177,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         check_seed("seed", seed)
         self.seed, self.steps, self.skipped = seed, 0, 0
         self.forwards = 0.0
+        self.looks_wider = True
         self.last_step: StepReport | None = None
         self.estimator = kind.name
         self.newton = newton
@@ -291,8 +295,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         """Take the next step again, from the losses that it had, without running the model.
 
         The weights, lr="auto" and the next step's number are then those of the optimizer that took
-        the step, bit for bit, if all began alike. (After a step whose losses were all equal, its
-        look at wider perturbations left other rounding errors.)
+        the step, bit for bit, if all began alike. (If that one `looks_wider`, its look after a step
+        whose losses were all equal left other rounding errors.)
 
         Args:
             losses: the step's `StepReport.losses`, in the dtype of the closure's loss,
@@ -365,6 +369,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             auto=self.auto,
             newton=self.newton,
             privacy=self.privacy,
+            looks_wider=self.looks_wider,
         )
 
     def _fill_defaults(self) -> None:
@@ -411,6 +416,7 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         """Return torch's state, and under "spzo" the plain values that continue it bit for bit."""
         state = {name: getattr(self, name) for name in ("estimator", *STATE)}
         state["auto"] = self.auto and self.auto.to_dict()
+        state[TOLD] = self._evaluations.told_of_equal_losses
         return {**super().state_dict(), "spzo": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -428,4 +434,5 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self.auto = auto
         for name in STATE:
             setattr(self, name, state[name])
-        self._evaluations.restart(checked=self.forwards > 0)
+        told = state.get(TOLD, self._evaluations.told_of_equal_losses)
+        self._evaluations.restart(checked=self.forwards > 0, told=told)

@@ -13,6 +13,9 @@ STATE = (
 )
 """Attributes of `SPZO` that are saved and restored. The estimator is saved too, and compared."""
 
+TOLD = "told_of_equal_losses"
+"""Whether the warning of equal losses was given. States of older releases do not say it."""
+
 
 def checked_state(
     state_dict: dict[str, Any], estimator: str, groups: Sequence[Group]
@@ -28,7 +31,7 @@ def checked_state(
         ValueError: it is another optimizer's, or its parameters have other names.
     """
     state: dict[str, Any] = state_dict.get("spzo", {})
-    if state.keys() != {"estimator", "auto", *STATE}:
+    if state.keys() - {TOLD} != {"estimator", "auto", *STATE}:
         raise ValueError("state_dict is not what SPZO.state_dict() returned; pass that")
     if state["estimator"] != estimator:
         raise ValueError(

@@ -49,6 +49,8 @@ class Step:
         privacy: makes the gradients private, or None.
         recording: returns a new recording of evaluations of the last block, which is moved in
             place. Default None: they run in full.
+        looks_wider: if its losses are all equal, a warning says where the loss changes, which
+            takes further evaluations. Default True.
     """
 
     number: int
@@ -64,6 +66,7 @@ class Step:
     newton: bool | None
     privacy: Mechanism | None
     recording: Callable[[], Recording] | None = None
+    looks_wider: bool = True
 
     def estimator(self) -> Estimator:
         """Return the step's estimator. With lr="auto" some blocks may rest in it.
