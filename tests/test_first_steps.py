@@ -239,6 +239,44 @@ def test_a_client_that_fails_midway_is_replaced_and_the_steps_before_it_stay(
     assert not any(done.rejected for done in result.rounds)
 
 
+ABSURD = {
+    "rates": (StepLosses("float64", np.array([0.0, *[1e200] * 6])), "trace_sum is 1"),
+    # with these few evaluations the step is complete
+    "newton": (StepLosses("float64", np.array([0.0, 0.0, *[1.7e308] * 17])), "trace_sum is inf"),
+    "mezo": (StepLosses("float64", np.full(4, 1e200)), "first_loss is 1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ABSURD)
+def test_losses_that_no_header_could_hold_are_passed_over(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses, reason = ABSURD[name]
+    optimizer = replace(OPEN[name], newton=name == "newton")
+
+    def absurd(report: ProbeReport) -> list[bytes]:
+        return [replace(report, losses=losses).encode()]
+
+    def go() -> Any:
+        with RunJournal(tmp_path / "journal.fspz", source="toy") as journal:
+            return run(
+                blocks_for(optimizer),
+                ToyTask(),
+                toy_data(SIZES),
+                FEDERATION,
+                optimizer,
+                journal=journal,
+                link=lambda link: Spoiling(link, absurd),
+            )
+
+    result = go()
+    assert re.search(f"before round 0: client 3: ValueError: auto.*{reason}", caplog.text)
+    assert not any(done.rejected for done in result.rounds)
+    assert min(result.rounds[1].lr) > 1e-9  # those of the others' steps
+    assert go().rounds == result.rounds
+
+
 def test_clients_tell_their_numbers_of_examples_if_the_server_does_not_know_them() -> None:
     clients = clients_of(SIZES)
     federation = replace(FEDERATION, weighting="examples")

@@ -137,8 +137,8 @@ class FirstSteps:
         while True:
             if self._sizes is None:
                 self._sizes = self._ask_sizes(settings)
-            sizes = [self._sizes[client] for client in self._left]
-            drawn = [self._left[n] for n in probe_clients(sizes, self._federation.counting)]
+            counting = self._federation.counting
+            drawn = [self._left[n] for n in probe_clients(self._sizes_left(), counting)]
             while [client for client, _ in taken] != drawn[: len(taken)]:
                 taken.pop()
             follower = probing(self._blocks, settings, samples=self._federation.samples)
@@ -150,8 +150,17 @@ class FirstSteps:
                     break
                 taken.append((client, step))
             else:
-                assert follower.auto is not None
-                return collect(follower.auto, sizes, self._federation, settings.directions)
+                return self._collected(follower, settings)
+
+    def _sizes_left(self) -> list[int]:
+        """Return the numbers of examples of the clients that are not left out."""
+        assert self._sizes is not None
+        return [self._sizes[client] for client in self._left]
+
+    def _collected(self, follower: SPZO, settings: OptimizerConfig) -> FoundRates:
+        """Collect the rates that an optimizer has found so far. Raise ValueError as `collect`."""
+        assert follower.auto is not None
+        return collect(follower.auto, self._sizes_left(), self._federation, settings.directions)
 
     def _step(
         self,
@@ -173,6 +182,7 @@ class FirstSteps:
             return None
         try:
             retake(follower, report.losses, move=False)
+            self._collected(follower, settings)  # losses of float64 may be absurdly large
         except Exception as error:  # whatever one client says, the run goes on
             self._leave_out(client, error)
             return None

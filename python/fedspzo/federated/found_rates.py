@@ -7,6 +7,7 @@ journal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -124,7 +125,10 @@ class FoundRates:
         _check("auto.effective_clients", clients, 1, federation.clients)
         _check("auto.factor", _field(values, "factor"), LEAST_FACTOR, 1)
         _check("auto.first_loss", _field(values, "first_loss"))
-        return _before_rounds(values, federation, directions)
+        found = _before_rounds(values, federation, directions)
+        if not all(0 < rate < math.inf for rate in found.lr):
+            raise ValueError(f"auto leads to lr = {found.lr}; each has to be a number above 0")
+        return found
 
 
 _BLOCK = (
@@ -166,15 +170,18 @@ def collect(
     """Collect the first round's rates from the `LEARNING_TURNS` steps before it.
 
     Args:
-        known: the policy of those steps, after the last one (`optimizers.probing`).
+        known: the policy of those steps, after the last one, or so far (`optimizers.probing`).
         sizes: the clients' numbers of examples.
         federation: the run's settings.
         directions: each block's number of directions in a step.
+
+    Raises:
+        ValueError: a header cannot hold what the steps have shown; the message names the value.
     """
     rounds = _rate_settings(effective_clients(sizes, federation), federation)
     found = FoundRates(known.blocks, known.losses, rounds, known.factor)
     # restored from the header's values, so that a resumed run has exactly the same state
-    return _before_rounds(found.to_dict(), federation, directions)
+    return FoundRates.from_dict(found.to_dict(), federation, directions)
 
 
 def probe_clients(sizes: Sequence[int], weighting: Weighting) -> list[int]:
