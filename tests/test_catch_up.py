@@ -6,7 +6,7 @@ import logging
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from first_steps_toys import resolve
 
 from fedspzo.blocks.cut import Blocks
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Plan, Server, run
+from fedspzo.federated.exchange import InProcess
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.protocol.download import encode, load
 from fedspzo.federated.protocol.updates import Scalars, Update
@@ -262,3 +263,40 @@ def test_what_a_server_keeps_grows_with_neither_rounds_nor_clients() -> None:
     sizes = [size(after(40)), size(after(80)), size(Server(Replica(toy()), crowd, RESOLVED))]
     assert abs(sizes[0] - sizes[1]) < 500  # one update
     assert sizes[2] < sizes[0]
+
+
+class Elsewhere(InProcess):
+    """A link to clients in other processes. Client 1 says that it holds what it does not."""
+
+    def __init__(self, clients: Mapping[int, Client], digests: list[str], lie: int) -> None:
+        super().__init__(clients)
+        self.digests, self.lie = digests, lie
+
+    def start(self, client: int, message: bytes, weights: Iterable[bytes]) -> None:
+        """Send nothing: `exchange` does."""
+
+    def holds(self, client: int) -> tuple[int, str] | None:
+        if client == 1:
+            return self.lie, self.digests[max(self.lie, -len(self.digests))]
+        replica = self.clients[client].replica
+        return replica.round, replica.digest()
+
+
+@pytest.mark.parametrize("lie", [-1, -2, -99])
+def test_a_client_that_says_it_holds_no_round_starts_from_the_base(lie: int) -> None:
+    base = Replica(toy())
+    data = enumerate(toy_data([5, 9]))
+    clients = {n: Client(n, base.copy(), own, ToyTask()) for n, own in data}
+    digests: list[str] = []
+    federation = replace(FEDERATION, participation=1.0, rounds=4, clients=2)
+    result = run(
+        toy(),
+        ToyTask(),
+        [[], []],
+        federation,
+        OPTIMIZER,
+        link=lambda _: Elsewhere(clients, digests, lie),
+        on_round=lambda done: digests.append(done.digest),
+    )
+    assert result.final.round == 4
+    assert not any(done.rejected for done in result.rounds)

@@ -210,7 +210,14 @@ class TestExchange:
         assert link(grid).exchange(0, b"plan", ()) == [b"again"]
         assert grid.asked == [1, 2]
 
-    @pytest.mark.parametrize("content", [{}, {"client": 0}, {"client": "0"}])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *({}, {"client": 0}, {"client": "0"}),
+            {"client": 0, "round": -2, "digest": "d", "messages": [b"a"], "error": ""},
+            {"client": -1, "round": 2, "digest": "d", "messages": [b"a"], "error": ""},
+        ],
+    )
     def test_an_answer_that_is_none_is_refused(self, content: dict[str, Any]) -> None:
         grid = Grid({1: node(0)})
         to = link(grid)

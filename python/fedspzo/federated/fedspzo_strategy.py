@@ -187,7 +187,8 @@ class _Held(Mapping[int, int]):
     Args:
         link: the link to the clients.
         digests: digest of the weights of each round, from the base on. A client that names another
-            digest, or a later round, has weights of something else, and starts from the base.
+            digest, or a round that is none of these, has weights of something else, and starts from
+            the base.
     """
 
     def __init__(self, link: RemoteLink, digests: Sequence[str]) -> None:
@@ -195,10 +196,10 @@ class _Held(Mapping[int, int]):
         self._digests = digests
 
     def __getitem__(self, client: int) -> int:
-        held = self._link.holds(client)
-        if held is None or held[1] not in self._digests[held[0] : held[0] + 1]:
+        round, digest = self._link.holds(client) or (0, "")
+        if not 0 <= round < len(self._digests) or digest != self._digests[round]:
             raise KeyError(client)
-        return held[0]
+        return round
 
     def __iter__(self) -> Iterator[int]:
         raise TypeError("the clients are known to the link alone; look one up")

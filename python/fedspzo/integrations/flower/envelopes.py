@@ -50,8 +50,9 @@ class Answer:
         values = content.config_records.get(_PART, {})
         wanted = {"client": int, "round": int, "digest": str, "messages": list, "error": str}
         for name, kind in wanted.items():
-            if type(values.get(name)) is not kind:
-                raise ValueError(f"a node's answer has {name} {values.get(name)!r}")
+            value = values.get(name)
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
+                raise ValueError(f"a node's answer has {name} {value!r}")
         messages = tuple(values["messages"])
         if not all(isinstance(message, bytes) for message in messages):
             raise ValueError("a node's answer has messages that are not bytes")
