@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def test_another_config_does_not_go_on(
     assert (OUT / "journal.fspz").read_bytes() == before
     assert main([*RUN, "--overwrite", "--rounds", "1"]) == 0
     assert rows(OUT / "metrics.jsonl")[-1]["rounds"] == 1
+
+
+def test_an_extended_run_that_was_stopped_does_not_go_on_by_its_first_command(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(RUN) == 0
+    longer = ["run", "--resume", "out", "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fedspzo.app.run_folder.RunFolder.append", stop_at(6))
+        assert main([*longer, "--rounds", "7"]) == 130
+    said = "its run has 6 rounds already, [federation] rounds is 4; 'fedspzo run --resume out'"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fedspzo.app.run", None)  # it brings torch
+        refused(RUN, capsys, said)
+    assert main(longer) == 0
+    assert rows(OUT / "metrics.jsonl")[-1]["rounds"] == 7
 
 
 def test_other_data_do_not_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

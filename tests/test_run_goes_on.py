@@ -102,6 +102,21 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_run_that_was_extended_does_not_end_at_fewer_rounds_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "journal.fspz"
+    federate(path, toy(), rounds=3)
+    with pytest.raises(KeyboardInterrupt):
+        federate(path, toy(), rounds=7, stop_after=5)
+    before = path.read_bytes()
+    for fewer in (3, 4):
+        with pytest.raises(JournalError, match=rf"5 rounds already, .* has {fewer}; .* --resume"):
+            federate(path, toy(), rounds=fewer)
+    assert path.read_bytes() == before
+    assert federate(path, toy(), rounds=5).final.round == 5
+    assert federate(path, toy(), rounds=7).final.eval_loss is not None
+
+
 def test_what_is_on_disk_is_not_evaluated_again(tmp_path: Path) -> None:
     path, asked = tmp_path / "journal.fspz", []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -57,11 +58,11 @@ def check_same_run(
 
     Raises:
         InputError: a setting or a file differs; the message names both values and the remedy. Or
-            the journal is damaged, or not of `fedspzo run`.
+            the journal is damaged, not of `fedspzo run`, or has more rounds than are asked for.
     """
     path = folder.path / JOURNAL
     journal = JournalReader(path)
-    kinds = {entry.kind for entry in journal}  # the iteration checks every checksum
+    kinds = Counter(entry.kind for entry in journal)  # the iteration checks every checksum
     if ROUNDS in kinds:
         raise JournalError(f"{path}: {COMPACTED}")
     try:
@@ -72,6 +73,12 @@ def check_same_run(
         raise JournalError(
             f"{path}: is not of 'fedspzo run'; name another folder with --output"
         ) from None
+    if kinds[ROUND] > config.federation.rounds:  # it was extended, and stopped
+        raise JournalError(
+            f"{path}: its run has {kinds[ROUND]} rounds already, [federation] rounds is"
+            f" {config.federation.rounds}; 'fedspzo run --resume {folder.path}' goes on with it,"
+            " --overwrite starts anew, and --output names another folder"
+        )
     remedy = f"the unfinished run in '{folder.path}'"
     here = _sections(to_toml(config))
     for section, key in _keys(there) + _keys(here):

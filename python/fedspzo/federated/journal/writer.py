@@ -154,8 +154,8 @@ class RunJournal(Closing):
             privacy: the privacy asked for. Default None: not private.
 
         Raises:
-            JournalError: the run on disk has other settings, starts from other weights, or cuts
-                the model elsewhere.
+            JournalError: the run on disk has other settings or more rounds, starts from other
+                weights, or cuts the model elsewhere.
         """
         used = server.optimizer
         asked = {
@@ -174,6 +174,12 @@ class RunJournal(Closing):
                     f"{self.path}: its run has {name} = {known[name]!r}, this one {value!r};"
                     " give the same settings, or another folder"
                 )
+        if len(self.rounds) > self._last:  # it was extended, and stopped
+            raise JournalError(
+                f"{self.path}: its run has {len(self.rounds)} rounds already, this one has"
+                f" {self._last}; ask for as many at least ('fedspzo run' goes on with --resume), or"
+                " give another folder"
+            )
         private = (self.header.run or {}).get("privacy")
         if private != (None if privacy is None else asdict(privacy)):
             raise JournalError(
