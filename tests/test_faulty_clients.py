@@ -110,6 +110,53 @@ def test_what_comes_beside_a_good_report_is_passed_over(
     assert digests(result) == digests(whole)
 
 
+FLOODS: dict[str, tuple[Answer, str]] = {
+    "empty": (lambda report, past: [report.encode(), *[b""] * 3000], "0 bytes, too few"),
+    "twice": (lambda report, past: [report.encode()] * 3001, "came twice"),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_of_many_useless_messages_the_first_are_named_and_the_others_counted(
+    kind: str,
+    clean: tuple[FederationConfig, RunResult, RunResult],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    federation, whole, _ = clean
+    answer, reason = FLOODS[kind]
+    with RunJournal(tmp_path / "journal.fspz", source="toy") as journal:
+        result = train(answer, federation, journal=journal)
+    ((_, (*first, last)),) = rejected(result).items()
+    assert len(first) == 4
+    assert all(re.search(reason, rejection.reason) for rejection in first)
+    assert str(last) == "client 2: and 2996 more like these"
+    assert caplog.text.count("client 2: ") == 5
+    assert digests(result) == digests(whole)
+    assert journal.path.stat().st_size < 10_000
+
+
+def test_messages_beyond_the_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    decode = Report.decode
+    monkeypatch.setattr(Report, "decode", lambda data: read.append(data) or decode(data))
+    train(lambda report, past: [b""] * 3000, rounds=range(99), clients=(0, 1), blocks=toy())
+    assert read.count(b"") <= 4 * FEDERATION.rounds * 2
+
+
+def test_a_round_that_is_asked_again_counts_what_came_before() -> None:
+    federation = replace(FEDERATION, rounds=1, quorum=1.0, retries=2)
+    tries = iter(range(3))
+
+    def answer(report: Report, past: list[Report]) -> list[bytes]:
+        return [report.encode()] if next(tries) == 2 else [b""] * 100
+
+    result = train(answer, federation, rounds=range(1))
+    ((_, (*first, last)),) = rejected(result).items()
+    assert [rejection.client for rejection in first] == [2] * 4
+    assert str(last) == "client 2: and 196 more like these"
+
+
 def test_absurd_scalars_are_cut_to_size(
     clean: tuple[FederationConfig, RunResult, RunResult],
 ) -> None:

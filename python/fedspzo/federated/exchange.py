@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
@@ -15,7 +16,7 @@ from fedspzo.federated.journal.rounds import Round
 from fedspzo.federated.protocol.messages import Plan, Report
 
 from .client import Client
-from .rejections import QuorumError, Rejection
+from .rejections import FIRST, QuorumError, Rejection, first_ones
 from .server import Server
 from .task import PrivateTask, Task
 
@@ -144,6 +145,7 @@ class Answers(Generic[A]):
         decode: decodes an answer, or raises ValueError.
         reports: the answers that could be decoded.
         rejected: the clients that failed, and the messages that could not be decoded.
+        unread: number of messages of each client that were not read, as those before were useless.
         downloads: the clients that were sent all of the weights.
         down: bytes sent to clients.
         up: bytes received from them.
@@ -153,6 +155,7 @@ class Answers(Generic[A]):
     decode: Callable[[bytes], A]
     reports: list[A] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+    unread: Counter[int] = field(default_factory=Counter)
     downloads: list[int] = field(default_factory=list)
     down: int = 0
     up: int = 0
@@ -229,11 +232,12 @@ def play(
                 raise error from answers.cause
             logger.warning("%s; asking again", error)
             reports, answers.rejected = error.accepted, list(error.rejected)
-    for rejection in done.rejected:
+    rejected = first_ones(done.rejected, answers.unread)
+    for rejection in rejected:
         logger.warning("round %d: %s", done.update.round, rejection)
     return Round(
         reports=done.reports,
-        rejected=done.rejected,
+        rejected=rejected,
         downloads=tuple(sorted(set(answers.downloads))),
         update=done.update,
         digest=server.digest,
@@ -268,6 +272,8 @@ def send(
 ) -> None:
     """Send a client a message, and add what comes back to the answers.
 
+    After `FIRST` useless messages the rest is not read.
+
     Args:
         link: carries the messages.
         client: the client's id.
@@ -281,14 +287,17 @@ def send(
         arrived.extend(link.exchange(client, message, weights))
     except Exception as error:  # one client's failure must not stop the round
         answers.reject(client, f"{type(error).__name__}: {error}", error)
+    useless = 0
     for data in arrived:
         answers.up += len(data)
+        if useless == FIRST:
+            answers.unread[client] += 1
+            continue
         try:
             report = answers.decode(data)
+            if report.client != client:
+                raise ValueError(f"its report says it is of client {report.client}")
+            answers.reports.append(report)
         except ValueError as error:
             answers.reject(client, str(error), error)
-            continue
-        if report.client != client:
-            answers.reject(client, f"its report says it is of client {report.client}")
-        else:
-            answers.reports.append(report)
+            useless += 1

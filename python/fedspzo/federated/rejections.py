@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ REASON_BYTES = 200
 
 NO_FINITE_LOSS = "none of its steps had a finite loss, so it has no share in the update"
 """The reason for a client that skipped each step of a round."""
+
+FIRST = 4
+"""Number of a client's rejections in a round that are kept. One more tells how many others came."""
 
 _SHOWN = 6
 
@@ -36,6 +40,26 @@ class Rejection:
 
     def __str__(self) -> str:
         return f"client {self.client}: {self.reason}"
+
+
+def first_ones(rejected: Sequence[Rejection], unread: Mapping[int, int]) -> tuple[Rejection, ...]:
+    """Return the first `FIRST` rejections of each client, and one that counts its others.
+
+    So what a client costs in the log and the journal has a bound, whatever it sends.
+
+    Args:
+        rejected: a round's rejections.
+        unread: number of messages of each client that were not even read.
+    """
+    seen: Counter[int] = Counter()
+    kept = []
+    for rejection in rejected:
+        seen[rejection.client] += 1
+        if seen[rejection.client] <= FIRST:
+            kept.append(rejection)
+    more = {client: max(0, n - FIRST) + unread.get(client, 0) for client, n in seen.items()}
+    kept += [Rejection(client, f"and {n} more like these") for client, n in more.items() if n]
+    return tuple(kept)
 
 
 class DigestError(RuntimeError):
