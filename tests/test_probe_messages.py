@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from federated_toys import ToyTask, toy, toy_data
 from test_messages import DIGEST, OPTIMIZER, forge
 
-from fedspzo.federated import OptimizerConfig, Plan, Probe, ProbeReport
+from fedspzo.federated import (
+    FederationConfig,
+    Link,
+    OptimizerConfig,
+    Plan,
+    Probe,
+    ProbeReport,
+    run,
+)
+from fedspzo.federated.protocol.framing import PROBE, kind_of
 from fedspzo.federated.protocol.probes import DTYPES, StepLosses
 
 SETTINGS_END = 26 + 15 + len("anchored") + 2 * 10  # where the number of earlier steps stands
@@ -121,6 +132,8 @@ def test_every_damage_is_a_value_error(kind: Any, data: Any) -> None:
         (ProbeReport, 25, "<B", 255, "body ends at byte"),
         (ProbeReport, 26, "<d", 0.0, "cost_shares has 0.0; each is above 0"),
         (ProbeReport, 26, "<d", math.nan, "cost_shares has nan"),
+        (ProbeReport, 26, "<d", 5e-324, r"cost_shares has 5e-324; .* none is below 1e-12"),
+        (ProbeReport, 34, "<d", 9e-13, r"cost_shares has 9e-13; .* none is below 1e-12"),
         (ProbeReport, 34, "<d", 1.5, "cost_shares has 1.5; each is above 0, and at most 1"),
         (ProbeReport, 42, "<B", 9, "dtype of the losses has code 9"),
         (ProbeReport, 43, "<H", 65535, "body ends at byte"),
@@ -151,3 +164,29 @@ def test_forged_values_are_named(
 def test_no_message_with_a_wrong_value_can_be_made(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+class Costless:
+    """Client 0 says that the last block costs nothing."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def exchange(self, client: int, message: bytes, weights: Iterable[bytes]) -> Iterable[bytes]:
+        answer = list(self.link.exchange(client, message, weights))
+        if client == 0 and kind_of(message) == PROBE:
+            return [forge(data, 26, "<d", 5e-324) for data in answer]
+        return answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["anchored", "balanced", "coupled"])
+def test_a_client_that_tells_a_cost_near_0_is_passed_over(
+    estimator: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = FederationConfig(clients=2, rounds=1, seed=11)
+    settings = OptimizerConfig(lr=1e-2, estimator=estimator)
+    others = toy_data([5, 9])
+    result = run(toy(), ToyTask(), others, federation, settings, link=Costless)
+    assert "before round 0: client 0: cost_shares has 5e-324" in caplog.text
+    assert result.optimizer == run(toy(), ToyTask(), others, federation, settings).optimizer

@@ -27,6 +27,10 @@ from .updates import EVERYBODY
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """The dtypes that a loss may have."""
+LEAST_SHARE = 1e-12
+"""Smallest cost share in a message. The rows of two words at one place of a text of a thousand, in
+a model of 1e12 weights, cost more. Numbers of perturbations that follow from 1 / share are finite.
+"""
 
 _PROBE_BODY = struct.Struct(f"<I{DIGEST_BYTES}sI??")
 _REPORT_BODY = struct.Struct(f"<IB{DIGEST_BYTES}sfB")
@@ -196,8 +200,11 @@ class ProbeReport:
             raise ValueError(f"forwards is {self.forwards}; give a finite number, at least 0")
         check_whole("number of cost shares", len(self.cost_shares), 0, LIMIT_8 - 1)
         for share in self.cost_shares:
-            if not 0 < share <= 1:
-                raise ValueError(f"cost_shares has {share}; each is above 0, and at most 1")
+            if not LEAST_SHARE <= share <= 1:
+                raise ValueError(
+                    f"cost_shares has {share}; each is above 0, and at most 1, and none is below"
+                    f" {LEAST_SHARE:g}"
+                )
 
     def encode(self) -> bytes:
         """Return the bytes of the message (docs/federation.md)."""
