@@ -109,6 +109,12 @@ def encoded(number: int) -> bytes:
 
 TERMS_OF_A_STEP = tuple(Terms(np.arange(2, dtype=np.uint64), np.ones(2, np.float32)) for _ in "ab")
 
+
+def of_blocks(count: int) -> bytes:
+    """Terms for so many blocks; the header has two."""
+    return Record(0, TERMS_OF_A_STEP[:1] * count).encode()
+
+
 BODIES = [
     (EVALUATION, EvaluationResult(round=0, loss=1.0, accuracy=None).encode()),
     (ROUND, encoded(0)),

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_journals import BODIES, COMPACTED, HEADER, journal
+import torch
+from fuzz_journals import BODIES, COMPACTED, HEADER, journal, of_blocks
 from fuzz_toml import TOML
 from fuzzing import accidents, damage, damaged, fuzz, limited
 from hypothesis import strategies as st
 from odd_json import ODD, check_line, odd, places, planted, text
 
-from fedspzo.app import config
+from fedspzo.app import config, replay
 from fedspzo.app import resume as resuming
 from fedspzo.app import show as journal_view
 from fedspzo.app.data import Splits
@@ -23,10 +24,13 @@ from fedspzo.errors import InputError
 from fedspzo.federated.journal import compaction
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
-from fedspzo.journal.reader import JournalError
+from fedspzo.journal.header import Header
+from fedspzo.journal.reader import TERMS, JournalError
 from fedspzo.journal.salvage import examine, salvage
 
 WHOLE = journal(text(HEADER), BODIES)
+
+PARAMETERS = Header.from_json(HEADER).parameters
 
 SPLITS = Splits([], [], (), hashes={"train": "0" * 32, "test": "0" * 32})
 
@@ -40,6 +44,7 @@ def read_journal(content: bytes, scratch: Path) -> None:
     readers = (
         lambda: list(DecodedJournal(path).records()),
         lambda: list(DecodedJournal(path, salvage=True).records()),
+        lambda: replayed(path),
         lambda: salvage_whole(path, scratch / "whole.fspz"),
         lambda: list(journal_view.lines(path)),
         lambda: list(journal_view.lines(path, round=1)),
@@ -62,6 +67,14 @@ def read_journal(content: bytes, scratch: Path) -> None:
     assert content.startswith(path.read_bytes())  # but for a torn end, which it cut off
     path.unlink()
     (scratch / "short.fspz").unlink(missing_ok=True)
+
+
+def replayed(path: Path) -> None:
+    """The rounds are replayed on weights of the journal's names and shapes."""
+    log = DecodedJournal(path)
+    if (log.header.parameters, log.header.base) == (PARAMETERS, HEADER["base"]):
+        named = {p.name: torch.ones(p.shape, dtype=getattr(torch, p.dtype)) for p in PARAMETERS}
+        replay.advance(named, log, replay.rounds(log))
 
 
 def salvage_whole(path: Path, output: Path) -> None:
@@ -98,6 +111,7 @@ def one_damaged(choice: tuple[list[tuple[int, bytes]], int, Any]) -> list[tuple[
     800,
     st.tuples(st.sampled_from([BODIES, COMPACTED]), st.integers(0, 3), accidents).map(one_damaged)
     | st.lists(st.tuples(st.integers(0, 6), st.binary(max_size=60)), max_size=3)
+    | st.integers(0, 4).map(lambda blocks: [(TERMS, of_blocks(blocks))])
     | st.permutations(BODIES + COMPACTED),
 )
 def test_records_with_right_checksums_are_checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from federated_toys import ToyTask, toy, toy_data
@@ -14,14 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from fedspzo import SPZO
 from fedspzo.app import replay
+from fedspzo.app.cli import main
 from fedspzo.app.show import lines
 from fedspzo.blocks.cut import Blocks
 from fedspzo.errors import InputError
 from fedspzo.federated import FederationConfig, OptimizerConfig, RunResult, run
 from fedspzo.federated.journal.reader import DecodedJournal
 from fedspzo.federated.journal.writer import RunJournal
-from fedspzo.journal.records import digest, merged
+from fedspzo.journal.header import Header
+from fedspzo.journal.reader import TERMS, JournalError, JournalReader
+from fedspzo.journal.records import Record, Terms, digest, merged
 from fedspzo.journal.steps import StepJournal
+from fedspzo.journal.writer import write_whole
 from fedspzo_kernels import parameter_key, perturb_
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -237,6 +242,32 @@ def test_steps_in_place_are_found_out(tmp_path: Path) -> None:
             journal.log(optimizer.last_step)
     with pytest.raises(InputError, match="round 20 replays to weights with digest"):
         replay.replay(base, path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_record_for_other_blocks_is_named(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = toy()
+    base, path = save_base(tmp_path, blocks), tmp_path / "forged.fspz"
+    terms = Terms(np.arange(2, dtype=np.uint64), np.ones(2, np.float32))
+    record = Record(0, (terms,) * count).encode()
+    write_whole(path, Header.of(blocks, "toy").to_json(), [(TERMS, record)])
+    assert main(["replay", base, str(path), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"record 1 at byte {path.stat().st_size - len(record) - 13} is damaged" in error
+    assert f"the number of its blocks is {count}, the header's is 2" in error
+
+
+def test_a_run_for_other_blocks_than_its_header_is_refused(tmp_path: Path) -> None:
+    federate(tmp_path / "journal.fspz", toy(), rounds=1)
+    reader = JournalReader(tmp_path / "journal.fspz")
+    entries = [(entry.kind, entry.body) for entry in reader]
+    parameters = [{**row, "block": 1} for row in reader.header["parameters"]]
+    write_whole(tmp_path / "forged.fspz", {**reader.header, "parameters": parameters}, entries)
+    with pytest.raises(JournalError, match=r"number of the run's blocks is 2, .* parameters' 1"):
+        replay.replay(save_base(tmp_path, toy()), tmp_path / "forged.fspz")
 
 
 def test_another_base_another_round_and_other_shapes_are_named(

@@ -162,8 +162,15 @@ class DecodedJournal:
             self.header = Header.from_json(self.reader.header)
             self.settings = None if self.header.run is None else settings(self.header)
             self.privacy = privacy(self.header)
+            self._blocks = len(self.header.names)
             if self.settings is not None:
                 found_rates(self.header, *self.settings)
+                moved = len(self.settings[1].directions)
+                if moved != self._blocks:
+                    raise ValueError(
+                        f"the number of the run's blocks is {moved}, that of the parameters'"
+                        f" {self._blocks}"
+                    )
             self.first = first_round(self.header)
             spent(self.header)
         except (ValueError, TypeError, KeyError) as error:
@@ -227,7 +234,13 @@ class DecodedJournal:
             digest: digest of the weights before it.
         """
         if entry.kind == TERMS:
-            return Record.decode(entry.body, self.header.stream)
+            decoded, known = Record.decode(entry.body, self.header.stream)
+            if len(decoded.terms) != self._blocks:
+                raise ValueError(
+                    f"the number of its blocks is {len(decoded.terms)}, the header's is"
+                    f" {self._blocks}"
+                )
+            return decoded, known
         if entry.kind == EVALUATION:
             reader = Reader(entry.body)
             measured = EvaluationResult.decode(reader, done)
