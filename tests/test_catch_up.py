@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federated_toys import ToyTask, toy, toy_data
+from federated_toys import Toy, ToyTask, toy, toy_data
 from first_steps_toys import resolve
 
-from fedspzo.blocks.cut import Blocks
+from fedspzo.blocks.cut import Blocks, split
 from fedspzo.federated import Client, FederationConfig, OptimizerConfig, Plan, Server, run
 from fedspzo.federated.exchange import InProcess
 from fedspzo.federated.journal.writer import RunJournal
 from fedspzo.federated.protocol.download import encode, load
+from fedspzo.federated.protocol.download import size as size_of_download
 from fedspzo.federated.protocol.updates import Scalars, Update
 from fedspzo.federated.update_cache import UpdateCache
 from fedspzo.journal.replica import Replica
@@ -149,6 +150,21 @@ def test_a_download_that_is_not_whole_changes_nothing() -> None:
         assert (client.replica.round, client.replica.digest()) == (0, before)
     client.handle(server.plan(0, since=0), good)
     assert client.replica.digest() == server.digest
+
+
+def test_a_parameter_without_elements_is_downloaded() -> None:
+    def with_an_empty_one() -> Replica:
+        model = Toy()
+        model.head.register_parameter("extra", torch.nn.Parameter(torch.zeros(0, 3)))
+        return Replica(split(model, at=-1))
+
+    server, late = with_an_empty_one(), with_an_empty_one()
+    assert late.digest() != server.digest()
+    server.round = 1
+    messages = list(encode(server))
+    assert sum(map(len, messages)) == size_of_download(server)
+    load(late, 1, server.digest(), messages)
+    assert (late.round, late.digest()) == (1, server.digest())
 
 
 def test_a_download_for_another_model_is_refused() -> None:

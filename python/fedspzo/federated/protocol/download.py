@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +61,9 @@ def load(replica: Replica, round: int, digest: str, messages: Iterable[bytes]) -
                 f"download: tensor {number} has {len(body) - _PART.size} bytes, here it has"
                 f" {weight.numel() * weight.element_size()}; load the same model, cut alike"
             )
-        data = torch.frombuffer(bytearray(body[_PART.size :]), dtype=torch.uint8)
-        new.append(data.view(weight.dtype).reshape(weight.shape))
+        # torch.frombuffer would refuse a tensor without elements
+        data = np.frombuffer(bytearray(body), np.uint8, offset=_PART.size)
+        new.append(torch.from_numpy(data).view(weight.dtype).reshape(weight.shape))
     if len(new) != len(weights):
         raise ValueError(f"download: {len(new)} of {len(weights)} tensors came; send all of them")
     replica.load(round, new, digest)
