@@ -16,6 +16,8 @@ from fedspzo.app.model_files import content_hash
 from fedspzo.app.waiting import Count
 from fedspzo.errors import InputError
 
+LABELS = ("good", "bad") * 3
+
 
 def one_file(tmp_path: Path, rows: str, share: float) -> DataConfig:
     (tmp_path / "all.csv").write_text("text,label,who\n" + rows)
@@ -68,6 +70,28 @@ def test_a_share_that_leaves_nothing_is_refused(
             faults.append(str(error))
     assert faults
     assert all(re.search(message, fault) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [("test_share", "a file as [data] test"), ("validation", "a file")],
+)
+def test_a_share_that_takes_all_of_a_client_names_it(tmp_path: Path, key: str, remedy: str) -> None:
+    rows = "".join(f"{text},{label},big\n" for text, label in zip("abcdef", LABELS, strict=True))
+    (tmp_path / "own.csv").write_text(f"text,label,who\nx,good,small\n{rows}")
+    data = splits(tmp_path, "x,good\n", "q,good\n")
+    share = {"test": None if key == "test_share" else data.test, key: 0.5}
+    data = replace(data, train=tmp_path / "own.csv", client="who", **share)
+    faults = set()
+    for seed in range(20):
+        try:
+            assert read_splits(data, PROMPT, seed).owners == ("big", "small")
+        except InputError as error:
+            faults.add(str(error))
+    assert faults == {
+        f"{tmp_path / 'own.csv'}: [data] {key} is 0.5, which leaves client 'small' no examples;"
+        f" give a smaller share, or {remedy}"
+    }
 
 
 def test_a_field_says_whose_a_row_is(tmp_path: Path) -> None:

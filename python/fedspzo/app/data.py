@@ -155,6 +155,7 @@ def _set_aside(
             " that leaves none to choose by; give a larger share, or a file"
         )
     kept = [example for number, example in enumerate(train) if number not in chosen]
+    _check_owners(train, kept, data, f"validation is {share:g}", "a file")
     return kept, [example for number, example in enumerate(train) if number in chosen]
 
 
@@ -174,13 +175,28 @@ def _hold_out(
             f"{data.train}: [data] test_share is {share:g}, a share of its {len(labels)} texts that"
             " leaves none to test by; give a larger share, or a file as [data] test"
         )
+    _check_owners(train, kept, data, f"test_share is {share:g}", "a file as [data] test")
+    return kept, [example for example in train if example.text in chosen]
+
+
+def _check_owners(
+    train: list[Example], kept: list[Example], data: DataConfig, taken: str, remedy: str
+) -> None:
+    """Raise InputError if a client has examples in `train`, but none in `kept`.
+
+    Args:
+        train: the examples before a share of them was taken.
+        kept: those that are left.
+        data: the section [data].
+        taken: the share's key in [data] and its value, for the message.
+        remedy: what may be given in place of a smaller share.
+    """
     lost = {example.client for example in train} - {example.client for example in kept}
     if lost:
         raise InputError(
-            f"{data.train}: [data] test_share is {share:g}, which leaves client"
-            f" {min(map(str, lost))!r} no examples; give a smaller share, or a file as [data] test"
+            f"{data.train}: [data] {taken}, which leaves client {min(map(str, lost))!r} no"
+            f" examples; give a smaller share, or {remedy}"
         )
-    return kept, [example for example in train if example.text in chosen]
 
 
 def _drawn(labelled: Iterable[tuple[str | None, T]], share: float, draw: random.Random) -> set[T]:
