@@ -142,6 +142,31 @@ def test_runs_on_other_examples_have_figures_of_their_own(tmp_path: Path) -> Non
     assert [panel.id for panel in panels.outcomes([language])] == ["loss-0", "accuracy-0"]
 
 
+@pytest.mark.parametrize("judge", ["test_share", "validation"])
+def test_runs_compare_on_a_share_only_if_it_holds_the_same_examples(
+    tmp_path: Path, judge: str
+) -> None:
+    """A share's examples follow from the file, the share and the seed."""
+
+    def shared(name: str, seed: int = 0, **data: object) -> RecordedRun:
+        found = read(write(tmp_path / name, [row(0)]))
+        given = {"train": "/data/train.csv", judge: 0.25, **data}
+        return replace(
+            found, settings={**found.settings, "data": given, "federation": {"seed": seed}}
+        )
+
+    one = shared("a")
+    others = [
+        shared("c", seed=1),
+        shared("d", **{judge: 0.5}),
+        shared("e", train="/data/other.csv"),
+        shared("f", **{"validation" if judge == "test_share" else "test_share": 0.1}),
+    ]
+    for other in others:
+        ids = [panel.id for panel in panels.outcomes([one, shared("b" + other.name), other])]
+        assert ids == ["accuracy-0", "loss-0", "accuracy-1", "loss-1"], other.name
+
+
 def test_a_curve_that_diverges_does_not_flatten_the_others(tmp_path: Path) -> None:
     found = run(tmp_path / "a", row(0), row(2, round=1), row(4, round=2, train_loss=0.6))
     wild = replace(found, mezo=[row(0), row(2, loss=50.0)])

@@ -33,7 +33,7 @@ class Panel:
 
 def outcomes(runs: Sequence[RecordedRun]) -> list[Panel]:
     """Return the curves of accuracy and loss, apart for runs that do not compare."""
-    groups: dict[tuple[str, str], list[RecordedRun]] = {}
+    groups: dict[tuple[str, ...], list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault(run.measured_on, []).append(run)
     found = []

@@ -62,13 +62,20 @@ class RecordedRun:
         return rounds if isinstance(rounds, int) else None
 
     @property
-    def measured_on(self) -> tuple[str, str]:
-        """What the accuracy and loss are of, to tell which runs compare: the task and the file."""
+    def measured_on(self) -> tuple[str, ...]:
+        """What the accuracy and loss are of, to tell which runs compare: the task and the examples.
+
+        The examples are those of a file, or a share of the training file, which is drawn by the
+        seed. A share for validation is drawn from what `test_share` leaves.
+        """
         data = self.settings.get("data", {})
         known = {} if self.journal is None else self.journal.data
         judge = "validation" if "validation" in data else "test"
-        share = f"{data.get('train')} {data['validation']}" if "validation" in data else None
-        return self.task, known.get(judge) or str(share or data.get("test"))
+        if judge in known or isinstance(data.get(judge), str):
+            return self.task, known.get(judge) or str(data[judge])
+        train = known.get("train") or str(data.get("train"))
+        shares = (str(data.get(key)) for key in ("test_share", "validation"))
+        return self.task, train, *shares, str(self.settings.get("federation", {}).get("seed", 0))
 
 
 def read_all(folders: Sequence[Path]) -> list[RecordedRun]:
