@@ -120,6 +120,22 @@ def test_rows_without_text_or_label_are_skipped_and_counted(tmp_path: Path) -> N
     assert found.skipped == {"train": 2, "test": 0}
 
 
+def test_rows_that_lack_a_field_are_skipped_unless_all_do(tmp_path: Path) -> None:
+    rows = ['{"text": "x", "label": "good"}', '{"text": "y"}', '{"label": "bad"}', "{}"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([*rows, '{"text": "z", "label": "bad"}']))
+    data = replace(splits(tmp_path, "", "q,good\n"), train=path)
+    with pytest.raises(InputError, match=r"line 2: field 'label' is missing"):
+        read_splits(data, PROMPT)
+    skipping = replace(data, on_bad_row="skip")
+    found = read_splits(skipping, PROMPT)
+    assert [example.text for example in found.train] == ["x", "z"]
+    assert found.skipped == {"train": 3, "test": 0}
+    path.write_text('{"text": "", "lable": "good"}\n{"text": "x", "lable": "good"}\n')
+    with pytest.raises(InputError, match=r"line 2: field 'label' is missing .*\[data\] label"):
+        read_splits(skipping, PROMPT)
+
+
 def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet({"text": ["x"]}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)

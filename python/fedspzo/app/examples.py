@@ -93,9 +93,15 @@ def read(
     found = Found()
     count = Count() if count is None else count
     empty: list[tuple[int | str, str]] = []
+    lacking: InputError | None = None
     for place, row in table.rows:
         where = table.where(place)
-        fault = _empty(where, row, reading)
+        try:
+            fault = _empty(where, row, reading)
+        except InputError as error:
+            if not reading.skip:
+                raise
+            lacking, fault = lacking or error, str(error)
         if fault is not None:
             empty.append((place, fault))
         else:
@@ -105,6 +111,9 @@ def read(
         raise _refused(table, empty, reading)
     found.skipped = len(empty)
     if not found.examples:
+        # a field that no row has is no matter of bad rows: its name is wrong
+        if lacking is not None:
+            raise lacking
         raise InputError(f"{table.source}: holds no examples; add at least one row")
     return found
 
