@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .sources import ENDINGS, SUFFIXES, HubData, Source, format_of, kind_of
+
+Encoding = Literal["utf-8", "utf-16", "latin-1", "windows-1252"]
+"""An encoding of text files."""
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
+OnBadRow = Literal["refuse", "skip"]
+"""What is done with a row without text or label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,13 @@ class DataConfig:
     test: Path | HubData | None = None
     test_share: float | None = None
     validation: Path | HubData | float | None = None
-    encoding: Literal["utf-8", "utf-16", "latin-1", "windows-1252"] = "utf-8"
+    encoding: Encoding = "utf-8"
     text: str = "text"
     label: str = "label"
     prompt: str = "prompt"
     answer: str = "answer"
     client: str | None = None
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    on_bad_row: OnBadRow = "refuse"
     max_length: int = 128
     max_repeated: float = 0.1
 

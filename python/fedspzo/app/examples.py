@@ -10,6 +10,7 @@ from typing import Any
 
 from fedspzo.errors import InputError
 
+from .naming import IN_CONFIG, Naming
 from .rows import Table, shown
 from .waiting import Count
 
@@ -46,6 +47,7 @@ class Reading:
         remedy: the remedy for another label, for the message.
         skip: rows without text or label are skipped. Default False: they are refused.
         answer: name of the field with the answer to the text. Default None: there are no answers.
+        naming: how messages name the settings. Default: as in a config.
     """
 
     text: str
@@ -55,6 +57,7 @@ class Reading:
     remedy: str = ""
     skip: bool = False
     answer: str | None = None
+    naming: Naming = IN_CONFIG
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -128,7 +131,7 @@ def _empty(where: str, row: dict[str, Any], reading: Reading) -> str | None:
     ):
         if name is None:
             continue
-        value = _field(where, row, name, key)
+        value = _field(where, row, name, key, reading.naming)
         if value is None or (isinstance(value, str) and not value.strip()):
             return f"{name!r} is {shown(value)}"
     return None
@@ -140,11 +143,13 @@ def _refused(table: Table, empty: list[tuple[int | str, str]], reading: Reading)
         places += f" and {len(empty) - MOST_LINES} more"
     where = f"{table.unit} {places}" if len(empty) == 1 else f"{table.unit}s {places}"
     first = empty[0][1] if len(empty) == 1 else f"{empty[0][1]} in the first of them"
-    whole = "a non-empty text and a label" if reading.answer is None else "a prompt and an answer"
-    return InputError(
-        f"{table.source}, {where}: {first}; give {whole}, or leave such rows out by"
-        " [data] on_bad_row = 'skip'"
-    )
+    whole = "a non-empty text" if reading.label is None else "a non-empty text and a label"
+    if reading.answer is not None:
+        whole = "a prompt and an answer"
+    remedy = "remove such rows"
+    if reading.naming.can_set("on_bad_row"):
+        remedy = f"leave such rows out by {reading.naming.setting('on_bad_row', 'skip')}"
+    return InputError(f"{table.source}, {where}: {first}; give {whole}, or {remedy}")
 
 
 def _example(where: str, row: dict[str, Any], reading: Reading, client: str | None) -> Example:
@@ -161,7 +166,7 @@ def _example(where: str, row: dict[str, Any], reading: Reading, client: str | No
     if reading.label is not None:
         label = _label(where, row[reading.label], reading)
     if reading.client is not None:
-        name = _field(where, row, reading.client, "client")
+        name = _field(where, row, reading.client, "client", reading.naming)
         if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
             raise InputError(f"{where}: {reading.client!r} is {shown(name)}; give a client's name")
         client = str(name).strip()
@@ -179,12 +184,12 @@ def _answer(where: str, value: object, name: str) -> str:
     return answer
 
 
-def _field(where: str, row: dict[str, Any], name: str, key: str) -> Any:
+def _field(where: str, row: dict[str, Any], name: str, key: str, naming: Naming) -> Any:
     if name not in row:
         has = listing(row) or "none"
         raise InputError(
             f"{where}: field {name!r} is missing (fields: {has}); "
-            f"add it or name another one as [data] {key}"
+            f"add it or name another one as {naming.setting(key)}"
         )
     return row[name]
 

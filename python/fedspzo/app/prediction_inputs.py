@@ -11,18 +11,34 @@ from pathlib import Path
 from fedspzo.errors import InputError
 
 from . import examples
-from .examples import MOST_LINES, Example, Reading
-from .rows import content, table
+from .examples import MOST_LINES, Found, Reading
+from .naming import Naming
+from .rows import UTF_8, content, table, text_of
 from .saved_task import SavedTask
 from .sources import ENDINGS, SUFFIXES, format_of
+from .streams import say
 
 LINES = "lines"
 FORMS = (LINES, *(suffix.removeprefix(".") for suffix in SUFFIXES))
 """What stdin may hold: a text a line, or one of the data formats."""
 
 
+_OPTIONS = Naming(
+    {
+        **{"text": "--text", "prompt": "--text", "label": "--label", "answer": "--label"},
+        "encoding": "--encoding",
+    }
+)
+"""The options of `fedspzo predict` and `fedspzo eval`, in place of keys of [data]."""
+
+
 def read_texts(
-    path: Path | None, saved: SavedTask, *, form: str = LINES, text: str | None = None
+    path: Path | None,
+    saved: SavedTask,
+    *,
+    form: str = LINES,
+    text: str | None = None,
+    encoding: str | None = None,
 ) -> list[str]:
     """Return the texts, or a completion's prompts, of a file or of stdin.
 
@@ -32,6 +48,8 @@ def read_texts(
         saved: the model's task.
         form: what stdin holds, one of `FORMS`. Default "lines".
         text: name of the field with the text. Default None: as in the run.
+        encoding: encoding of the texts. Default None: a data file has that of the run's files, and
+            lines have UTF-8, which a terminal writes.
 
     Raises:
         InputError: a text is missing, or there is no such form; one line names the place and the
@@ -45,18 +63,20 @@ def read_texts(
         data = b"" if sys.stdin is None else sys.stdin.buffer.read()
         path = Path("stdin" if form == LINES else f"stdin.{form}")
     if format_of(path) not in SUFFIXES:
-        return _lines(path, data)
-    reading = Reading(text=text or _text_field(saved), label=None)
-    return [
-        example.text
-        for example in examples.read(table(path, data, reading.fields), reading).examples
-    ]
+        return _lines(path, data, encoding or UTF_8)
+    reading = Reading(text=text or _text_field(saved), label=None, naming=_OPTIONS)
+    return [one.text for one in _read(path, data, reading, saved, encoding).examples]
 
 
 def read_examples(
-    path: Path, saved: SavedTask, *, text: str | None = None, label: str | None = None
-) -> list[Example]:
-    """Return the examples of a file in one of the data formats.
+    path: Path,
+    saved: SavedTask,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    encoding: str | None = None,
+) -> Found:
+    """Return the examples of a file in one of the data formats, read as the run read its own.
 
     Args:
         path: the file.
@@ -64,6 +84,7 @@ def read_examples(
         text: name of the field with the text, or with a completion's prompt. Default None: as in
             the run.
         label: name of the field with the label, or with the answer. Default None: as in the run.
+        encoding: encoding of the file. Default None: that of the run's files.
 
     Raises:
         InputError: the file has a mistake; one line names it and the remedy.
@@ -82,22 +103,41 @@ def read_examples(
         answer=(label or saved.data.answer) if task.type == "completion" else None,
         labels=known or None,
         remedy="it is no label of the model: correct it",
+        skip=saved.data.on_bad_row == "skip",
+        naming=_OPTIONS,
     )
-    return examples.read(table(path, content(path), reading.fields), reading).examples
+    return _read(path, content(path), reading, saved, encoding)
+
+
+def _read(
+    path: Path, data: bytes, reading: Reading, saved: SavedTask, encoding: str | None
+) -> Found:
+    """Make examples of a data file's content, in the run's encoding unless one is given."""
+    if encoding is None:
+        encoding = saved.data.encoding
+        # in an encoding of single bytes any bytes are a text, so that nobody is told of a wrong one
+        if encoding not in (UTF_8, "utf-16") and _is_utf_8(data):
+            say(
+                f"fedspzo: '{path}' is read as {encoding}, as in the run, but is UTF-8 too; if it"
+                " is that, give --encoding utf-8"
+            )
+    return examples.read(table(path, data, reading.fields, encoding, _OPTIONS), reading)
+
+
+def _is_utf_8(data: bytes) -> bool:
+    """Return whether bytes are a text in UTF-8 that another encoding reads as another text."""
+    try:
+        return not data.decode("utf-8").isascii()
+    except UnicodeDecodeError:
+        return False
 
 
 def _text_field(saved: SavedTask) -> str:
     return saved.data.prompt if saved.task.type == "completion" else saved.data.text
 
 
-def _lines(path: Path, data: bytes) -> list[str]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8"
-        ) from None
+def _lines(path: Path, data: bytes, encoding: str) -> list[str]:
+    text = text_of(path, data, encoding, _OPTIONS)
     lines = [line.strip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()

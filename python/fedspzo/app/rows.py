@@ -16,6 +16,7 @@ from typing import Any
 from fedspzo.errors import InputError
 
 from .arrow import parquet_rows
+from .naming import IN_CONFIG, Naming
 from .sources import Source, format_of
 
 Row = tuple[int | str, dict[str, Any]]
@@ -64,7 +65,13 @@ def content(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
 
 
-def table(path: Path, data: bytes, wanted: Collection[str], encoding: str = UTF_8) -> Table:
+def table(
+    path: Path,
+    data: bytes,
+    wanted: Collection[str],
+    encoding: str = UTF_8,
+    naming: Naming = IN_CONFIG,
+) -> Table:
     """Return the rows of a file's content. Blank lines are passed over.
 
     Args:
@@ -73,6 +80,7 @@ def table(path: Path, data: bytes, wanted: Collection[str], encoding: str = UTF_
         data: its content.
         wanted: the fields that are needed. A Parquet file has no others in its rows.
         encoding: encoding of a text file. UTF-8 may have a byte order mark. Default: UTF-8.
+        naming: how a message names the encoding's setting. Default: as in a config.
 
     Raises:
         InputError: it has another format; one line names the remedy.
@@ -83,7 +91,7 @@ def table(path: Path, data: bytes, wanted: Collection[str], encoding: str = UTF_
         return Table(path, "row", parquet_rows(path, data, wanted))
     if data.startswith(_ZIP):
         raise InputError(f"{path}: is a zip archive, as Excel writes; save it as CSV")
-    text = text_of(path, data, encoding)
+    text = text_of(path, data, encoding, naming)
     if format_of(path) in (".csv", ".tsv"):
         return Table(path, "line", _csv(path, text))
     if text.lstrip()[:1] == "[":
@@ -97,23 +105,31 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
-def text_of(path: Path, data: bytes, encoding: str) -> str:
+def text_of(path: Path, data: bytes, encoding: str, naming: Naming = IN_CONFIG) -> str:
     """Decode a file's content.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+        encoding: its encoding.
+        naming: how a message names the encoding's setting. Default: as in a config.
 
     Raises:
         InputError: it has another encoding; one line names the place and the remedy.
     """
     if encoding != "utf-16" and data.startswith(_UTF_16):
         raise InputError(
-            f"{path}: is UTF-16 text; set [data] encoding = 'utf-16', or save it as UTF-8"
+            f"{path}: is UTF-16 text; set {naming.setting('encoding', 'utf-16')}, or save it as"
+            " UTF-8"
         )
     try:
         return data.decode("utf-8-sig" if encoding == UTF_8 else encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        other = "save the file as UTF-8, or say what it is as [data] encoding = 'latin-1'"
+        latin = naming.setting("encoding", "latin-1")
+        other = f"save the file as UTF-8, or say what it is as {latin}"
         if encoding != UTF_8:
-            other = "correct [data] encoding"
+            other = f"correct {naming.setting('encoding')}"
         at = f"{path}, line {line}" if encoding != "utf-16" else f"{path}, byte {error.start}"
         raise InputError(
             f"{at}: byte 0x{error.object[error.start]:02x} is not {encoding.upper()}; {other}"

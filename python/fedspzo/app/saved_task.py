@@ -16,6 +16,7 @@ from fedspzo.checks import LIMIT_32, check_text, check_whole
 from fedspzo.errors import InputError, one_line
 
 from .config import Config
+from .data_section import Encoding, OnBadRow
 from .recipe import Recipe, kind_of
 from .rows import shown
 from .run_folder import MODEL
@@ -33,6 +34,8 @@ class Fields:
     Attributes:
         text, label, prompt, answer: the names of the fields, as in [data].
         max_length: tokens to which an example is cut.
+        encoding: encoding of the run's text files. Default: UTF-8.
+        on_bad_row: what the run did with rows without text or label. Default: they were refused.
     """
 
     text: str = "text"
@@ -40,9 +43,20 @@ class Fields:
     prompt: str = "prompt"
     answer: str = "answer"
     max_length: int
+    encoding: Encoding = "utf-8"
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         check_whole("max_length", self.max_length, 2, LIMIT_32)
+
+    def document(self) -> dict[str, Any]:
+        """Return the section as the file has it.
+
+        Older releases refuse keys that they do not know. These are left out at their defaults, so
+        that such a release reads the file unless it could not read the data.
+        """
+        newer = {"encoding": "utf-8", "on_bad_row": "refuse"}
+        return {key: value for key, value in asdict(self).items() if value != newer.get(key)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,8 @@ class SavedTask:
                 prompt=data.prompt,
                 answer=data.answer,
                 max_length=max_length,
+                encoding=data.encoding,
+                on_bad_row=data.on_bad_row,
             ),
             recipe=recipe.of_saved,
             answer_tokens=answer_tokens,
@@ -107,7 +123,7 @@ class SavedTask:
         return {
             "format": FORMAT,
             "task": _given(self.task),
-            "data": asdict(self.data),
+            "data": self.data.document(),
             "answer_tokens": self.answer_tokens,
         }
 

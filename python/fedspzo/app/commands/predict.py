@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fedspzo.errors import InputError
 
 from .. import arguments as types
+from ..data_section import ENCODINGS
+from ..streams import say
 from ..waiting import waiting
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for command in (predict, evaluate):
         command.add_argument("--text", metavar="FIELD", help="field with the text or prompt")
         command.add_argument(
+            "--encoding", choices=ENCODINGS, help="of a text file, in place of the run's"
+        )
+        command.add_argument(
             "--base", type=types.name, metavar="BASE", help="the base model of adapters"
         )
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -62,7 +67,9 @@ def _predict(options: argparse.Namespace) -> None:
     if options.tokens is not None and options.tokens < 1:
         raise InputError(f"--tokens is {options.tokens}; give at least 1")
     saved = _saved(options)
-    texts = read_texts(options.file, saved, form=options.input, text=options.text)
+    texts = read_texts(
+        options.file, saved, form=options.input, text=options.text, encoding=options.encoding
+    )
     opened = _open(options)
     from ..predictions import predict
 
@@ -75,7 +82,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..prediction_inputs import read_examples
 
     saved = _saved(options)
-    examples = read_examples(options.file, saved, text=options.text, label=options.label)
+    read = read_examples(
+        options.file,
+        saved,
+        text=options.text,
+        label=options.label,
+        encoding=options.encoding,
+    )
+    examples = read.examples
+    if read.skipped:
+        line = f"{read.skipped} rows of '{options.file}' have no text or no label, and are skipped"
+        say(f"fedspzo: {line}, as in the run")
     opened = _open(options)
     from ..evaluations import evaluate
 
