@@ -69,18 +69,15 @@ def test_eval_reads_the_runs_own_test_file_as_the_run_did(
     assert "line 1: 'text' is ''; give a non-empty text, or remove" in capsys.readouterr().err
 
 
-def test_what_is_as_ever_is_not_in_the_file(tmp_path: Path) -> None:
-    """Older releases refuse keys that they do not know, so a file has them only where needed."""
-    for data, more in (
-        ({}, set()),
-        ({"encoding": "utf-16"}, {"encoding"}),
-        ({"on_bad_row": "skip"}, {"on_bad_row"}),
-    ):
-        one = saved(**data)
-        one.write(tmp_path)
-        names = {"text", "label", "prompt", "answer", "max_length"}
-        assert set(json.loads((tmp_path / TASK_FILE).read_text())["data"]) == names | more
-        assert SavedTask.read(tmp_path).data == one.data
+def test_the_file_keeps_how_data_were_read(tmp_path: Path) -> None:
+    one = saved(encoding="utf-16", on_bad_row="skip")
+    one.write(tmp_path)
+    assert SavedTask.read(tmp_path).data == one.data
+    document = json.loads((tmp_path / TASK_FILE).read_text())
+    for key in ("encoding", "on_bad_row"):  # a file of before they were kept
+        del document["data"][key]
+    (tmp_path / TASK_FILE).write_text(json.dumps(document))
+    assert SavedTask.read(tmp_path).data == saved().data
 
 
 def test_a_data_file_has_the_runs_encoding_unless_another_is_given(tmp_path: Path) -> None:

@@ -49,15 +49,6 @@ class Fields:
     def __post_init__(self) -> None:
         check_whole("max_length", self.max_length, 2, LIMIT_32)
 
-    def document(self) -> dict[str, Any]:
-        """Return the section as the file has it.
-
-        Older releases refuse keys that they do not know. These are left out at their defaults, so
-        that such a release reads the file unless it could not read the data.
-        """
-        newer = {"encoding": "utf-8", "on_bad_row": "refuse"}
-        return {key: value for key, value in asdict(self).items() if value != newer.get(key)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SavedTask:
@@ -123,7 +114,7 @@ class SavedTask:
         return {
             "format": FORMAT,
             "task": _given(self.task),
-            "data": self.data.document(),
+            "data": asdict(self.data),
             "answer_tokens": self.answer_tokens,
         }
 
