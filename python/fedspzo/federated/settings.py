@@ -37,8 +37,8 @@ class OptimizerConfig:
     Attributes:
         lr: "auto" (default): rates are found before the first round, on the clients' examples, and
             adapted by the reports (`found_rates`). Or the learning rate of block 1; block b then
-            gets P_b / P1 times it, as it has P_b directions. Or a tuple with one rate for each
-            block.
+            gets D_b / D_1 times it, D_b being its number of directions in a step. Or a tuple with
+            one rate for each block.
         estimator: name of the estimator of projected gradients (docs/estimators.md).
         sides: "one" or "two": one- or two-sided differences. None: by dtype, "one" for float32.
         perturbations: one number for each block; one int for a joint estimator, such as `mezo`.
@@ -140,7 +140,7 @@ class OptimizerConfig:
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """The learning rate of each block. A single `lr` is scaled by P_b / P1.
+        """The learning rate of each block. A single `lr` is scaled by D_b / D_1.
 
         Raises:
             ValueError: a single `lr` needs `perturbations`, which is None; or `lr` is "auto".

@@ -67,9 +67,9 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             of dropout (call `model.eval()` yourself). Parameters that are frozen now are left
             alone, and so are those that you freeze later. Tied weights are taken once.
         lr: one learning rate (default 1e-4), or a tuple with one for each block, or "auto". One
-            rate is block 1's, and block b gets `P_b / P1` times it, kept as its `lr_scale`, so
-            that every direction counts alike. A group with an `lr` of its own has an `lr_scale`
-            of 1.
+            rate is block 1's, and block b gets `D_b / D_1` times it, kept as its `lr_scale`, D_b
+            being its number of directions in a step, so that every direction counts alike. A
+            group with an `lr` of its own has an `lr_scale` of 1.
             "auto" finds a rate for each block from losses. When training diverges, it takes the
             last steps back and halves the rates. At first the last block moves alone, and the
             others may wait for their turns (`fedspzo.auto_lr.central`). In several processes pass
