@@ -12,6 +12,7 @@ from families import BERT_LIKE
 from process_toys import in_processes
 from spzo_toys import llama, same, weights
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import SGD
 from trainer_toys import FEW, arguments, bits, in_a_group, logged, loss_of, rows, trainer
 
@@ -76,8 +77,14 @@ def bert() -> nn.Module:
     return MeansOfBatches(hf.BertConfig(**BERT_LIKE, num_labels=32))
 
 
+def unsaid_bert() -> nn.Module:
+    """As transformers has it: it is given the number of all labels, and returns its own mean."""
+    torch.manual_seed(0)
+    return hf.BertForTokenClassification(hf.BertConfig(**BERT_LIKE, num_labels=32))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [llama, bert])
+@pytest.mark.parametrize("build", [llama, bert, unsaid_bert])
 def test_micro_batches_are_one_step_that_counts_every_label_alike(tmp_path, build):
     """The step of 3 micro-batches is that of one batch; a mean of their means is another loss."""
     settings = {"max_steps": 2, "lr_scheduler_type": "constant"}
@@ -94,6 +101,38 @@ def test_micro_batches_are_one_step_that_counts_every_label_alike(tmp_path, buil
         thirds = [{k: v[i : i + 2] for k, v in batches[0].items()} for i in (0, 2, 4)]
         means = sum(model(**third).loss.item() for third in thirds) / 3
     assert abs(means - logged(parts, "loss")[0]) > 1e-4
+
+
+def mean_of_labels(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+
+def sum_by_all_labels(outputs, labels, num_items_in_batch=None):
+    logits = outputs.logits.flatten(0, 1)
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.slow
+def test_a_loss_function_of_ones_own_may_be_a_mean_or_divide(tmp_path):
+    losses = []
+    for function in (mean_of_labels, sum_by_all_labels):
+        settings = {"max_steps": 2, "gradient_accumulation_steps": 3}
+        made = trainer(tmp_path, unsaid_bert(), compute_loss_func=function, **settings)
+        made.train()
+        losses.append(logged(made, "loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_whose_first_micro_batch_has_no_labels_is_taken(tmp_path):
+    data = rows()
+    for row in data[:2]:
+        row["labels"] = torch.full((8,), -100)
+    settings = {"max_steps": 1, "gradient_accumulation_steps": 2}
+    settings["train_sampling_strategy"] = "sequential"
+    made = trainer(tmp_path, unsaid_bert(), train_dataset=data, **settings)
+    made.train()
+    assert made.optimizer.optimizer.skipped == 0
 
 
 def test_a_micro_batch_without_labels_does_not_count(tmp_path):

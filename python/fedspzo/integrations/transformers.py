@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,7 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
 from fedspzo.blocks.cut import split
+from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.blocks.layer_stack import At
+from fedspzo.blocks.shards import is_sharded
 from fedspzo.evaluation.accumulation import weighted_sum
 from fedspzo.evaluation.closures import Closure
 from fedspzo.optim import SPZO
@@ -69,6 +72,7 @@ class SPZOTrainerMixin:
     ) -> None:
         self._spzo_at, self._spzo_settings = at, dict(spzo or {})
         self._micro_batches: list[Batch] = []
+        self._spzo_divides: bool | None = None
         super().__init__(*args, **kwargs)
         self._check_spzo_arguments()
 
@@ -112,8 +116,16 @@ class SPZOTrainerMixin:
         """Build `SPZO` from the settings, if there is no optimizer yet, and return it.
 
         On several processes the weights of the first one are sent to the others.
+
+        Raises:
+            ValueError: the model is sharded.
         """
         model = self.model if model is None else model
+        if any(map(is_sharded, model.parameters())):
+            raise ValueError(
+                "the model is sharded by fully_shard, but SPZOTrainer neither loads nor saves"
+                " shards; leave fully_shard out, or shard in a loop of your own"
+            )
         if self.args.world_size > 1:
             with torch.no_grad():
                 for tensor in (*model.parameters(), *model.buffers()):
@@ -183,8 +195,9 @@ class SPZOTrainerMixin:
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         batches, self._micro_batches = self._micro_batches, []
-        shares = self._micro_batch_shares(batches, num_items_in_batch)
-        loss_of = partial(self._micro_batch_loss, model, items=num_items_in_batch)
+        items = self._items_of_losses(model, batches, num_items_in_batch)
+        shares = self._micro_batch_shares(batches, items)
+        loss_of = partial(self._micro_batch_loss, model, items=items)
         evaluate = weighted_sum([partial(loss_of, batch) for batch in batches], shares)
         calls = 0
 
@@ -209,6 +222,37 @@ class SPZOTrainerMixin:
             )
         return loss
 
+    def _items_of_losses(
+        self, model: nn.Module, batches: Sequence[Batch], items: Tensor | int | None
+    ) -> Tensor | int | None:
+        """Return the number of labels that losses are divided by; None if they are means.
+
+        transformers passes the number to every model that takes any keywords, and many return a
+        mean all the same. So one loss is computed with two numbers, once, where it matters.
+
+        Args:
+            model: the model.
+            batches: the step's micro-batches.
+            items: number of labels in all of them; None if it was not counted.
+        """
+        if items is None or getattr(self, "loss_is_scaled_for_ga", None) is not None:
+            return items
+        if not (self.model_accepts_loss_kwargs or self.compute_loss_func):  # type: ignore[attr-defined]
+            return None
+        counts = self._label_counts(batches)
+        most = max(range(len(batches)), key=counts.__getitem__)
+        alone = len(batches) == 1 and self.args.world_size == 1
+        if self._spzo_divides is None and counts[most] and not alone:
+            once = self._metrics_kept_once(first=False)
+            with torch.no_grad(), evaluating(model), once:
+                one, other = (
+                    self._micro_batch_loss(model, batches[most], number).item()
+                    for number in (items, 2 * items)
+                )
+            if math.isfinite(one):
+                self._spzo_divides = one != other
+        return None if self._spzo_divides is False else items
+
     def _micro_batch_shares(
         self, batches: Sequence[Batch], items: Tensor | int | None
     ) -> list[float]:
@@ -219,21 +263,25 @@ class SPZOTrainerMixin:
 
         Args:
             batches: the step's micro-batches.
-            items: number of labels in all of them; None if it was not counted.
+            items: the number of labels that losses are divided by; None if they are means.
         """
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
-            takes = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
-            scaled = takes or self.compute_loss_func is not None  # type: ignore[attr-defined]
+            custom = self.compute_loss_func is not None  # type: ignore[attr-defined]
+            scaled = items is not None or (custom and self._spzo_divides is not False)
         if scaled:
             return [1.0] * len(batches)
-        labels = [batch.get("labels") for batch in batches]
-        if getattr(self, "_loss_shifts_labels", False):  # nothing predicts a row's first label
-            labels = [x[..., 1:] if isinstance(x, Tensor) else x for x in labels]
-        counts = [int((x != -100).sum()) if isinstance(x, Tensor) else 0 for x in labels]
+        counts = self._label_counts(batches)
         if not any(counts):
             counts = [1] * len(batches)
         return [count / sum(counts) for count in counts]
+
+    def _label_counts(self, batches: Sequence[Batch]) -> list[int]:
+        """Return the number of labels in each micro-batch."""
+        labels = [batch.get("labels") for batch in batches]
+        if getattr(self, "_loss_shifts_labels", False):  # nothing predicts a row's first label
+            labels = [x[..., 1:] if isinstance(x, Tensor) else x for x in labels]
+        return [int((x != -100).sum()) if isinstance(x, Tensor) else 0 for x in labels]
 
     @contextmanager
     def _metrics_kept_once(self, *, first: bool) -> Iterator[None]:
