@@ -134,7 +134,9 @@ def _coefficient_tensor(coeffs: Tensor | Sequence[float]) -> Tensor:
     if not isinstance(coeffs, Tensor):
         rounded = array("f", coeffs)
         _check_finite(rounded)
-        return torch.frombuffer(rounded, dtype=torch.float32) if rounded else torch.zeros(0)
+        if not rounded:  # an empty buffer has no address
+            return torch.zeros(0, dtype=torch.float32)
+        return torch.frombuffer(rounded, dtype=torch.float32)
     if coeffs.dtype != torch.float32 or coeffs.dim() != 1:
         raise TypeError(
             f"coeffs is a {coeffs.dtype} tensor of shape {tuple(coeffs.shape)};"

@@ -179,6 +179,6 @@ def noise(
     Returns:
         A float32 tensor (numel,).
     """
-    z = torch.zeros(numel, device=device)
+    z = torch.zeros(numel, dtype=torch.float32, device=device)
     perturb_([z], [key], [seed], [1.0], offsets=[offset], stream=stream)
     return z

@@ -167,11 +167,17 @@ def test_bytes_that_are_no_text_are_one_line(folder: Path) -> None:
     assert_refused(done, "test.csv, line 3", "0xff is not UTF-8")
 
 
-@pytest.mark.parametrize("arguments", [["run", "caf\udce9.toml"], ["report", "runs/caf\udce9"]])
-def test_a_path_that_is_not_utf_8_is_one_line(folder: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "caf\udce9.toml"],
+        ["run", "run.toml", "--output", "caf\udce9"],
+        ["run", "--resume", "caf\udce9"],
+    ],
+)
+def test_a_path_that_is_no_text_is_one_line(folder: Path, arguments: list[str]) -> None:
     (folder / "caf\udce9.toml").write_text((folder / "run.toml").read_text())
-    (folder / "runs" / "caf\udce9").mkdir(parents=True)
-    assert_refused(fedspzo(folder, *arguments), "is no path in UTF-8", "rename it")
+    assert_refused(fedspzo(folder, *arguments), "is no text in the encoding", "rename it")
 
 
 def test_a_config_may_begin_with_a_byte_order_mark(folder: Path) -> None:

@@ -13,7 +13,7 @@ from kernel_backends import CAPABILITIES, Op, capability, compiled, same_bits, w
 from test_perturb import DTYPES, OFFSETS, SIZES, TERMS, expected, values
 from torch import Tensor
 
-from fedspzo_kernels import Perturber, perturb, perturb_, perturb_rows, reference
+from fedspzo_kernels import Perturber, noise, perturb, perturb_, perturb_rows, reference
 
 MANY = torch.Generator().manual_seed(3)
 # none, 3 as in test_perturb, and more than a backend keeps at hand
@@ -169,6 +169,18 @@ def test_threads_do_not_change_bits(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    weight, right = torch.zeros(4), noise(4, key=1, seed=2)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(noise(4, key=1, seed=2), right)
+        assert torch.equal(perturb([weight], [1], [], [])[0], weight)
+        assert torch.equal(perturb([weight], [1], [2], [1.0])[0], right)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_opcheck() -> None:
     ops = torch.ops.fedspzo
     for dtype, random in itertools.product(DTYPES, (None, torch.tensor(3))):

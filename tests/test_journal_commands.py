@@ -36,6 +36,7 @@ def test_replay_verify_and_show(
     assert main(["verify", "net", "done/mezo.fspz", "--round", "0"]) == 0
     refused(["verify", "gone", journal], capsys, "'gone': there is no such folder")
     refused(["replay", "net", journal, "-o", out], capsys, "is there already; name a new folder")
+    refused(["replay", "net", journal, "-o", f"{tmp_path}/caf\udce9"], capsys, "is no text in the")
     (tmp_path / "link").symlink_to(tmp_path)
     refused(["replay", "net", journal, "-o", str(tmp_path / "link")], capsys, "is a link; name a")
     refused(["replay", out, journal, "-o", "x"], capsys, "the journal starts from", "give the base")

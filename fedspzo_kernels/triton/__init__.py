@@ -37,9 +37,9 @@ def signed_table(device: torch.device) -> Tensor:
     rows = torch.tensor(noise_table.ROWS).to(torch.int32).view(torch.float32)
     places = (torch.arange(len(rows)) + (127 << bits)) % len(rows)
     positive = rows[places]
-    table = torch.zeros((383 << bits) + len(rows), 4)
+    table = torch.zeros((383 << bits) + len(rows), 4, dtype=torch.float32)
     table[127 << bits :][: len(rows)] = positive
-    table[383 << bits :] = positive * torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    table[383 << bits :] = positive * torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float32)
     return table.view(torch.int64).to(device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,18 +29,30 @@ def name(text: str) -> str:
     try:
         if not text.strip():
             raise ValueError("it is empty")
-        Path(text).absolute().as_posix().encode()
         os.path.lexists(text)
         Path(text).exists()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(
-            f"{text[:60]!r} is no path in UTF-8, which files of a run are written in; rename it, or"
-            " the folder that it starts from"
-        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is no path ({reason})") from None
     return text
+
+
+def check_unicode(what: str, path: Path) -> None:
+    """Raise InputError if a path, from the root on, has bytes that are no text.
+
+    Such a path cannot be written into a config or a journal, nor do tokenizers read it.
+
+    Args:
+        what: what the path is of, for the message.
+        path: the path.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{what} {str(path)!r} is no text in the encoding of this system"
+            f" ({sys.getfilesystemencoding()}), from the root on; rename it, or set LC_ALL=C.UTF-8"
+        ) from None
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from fedspzo.errors import InputError
 from fedspzo.federated.settings import FederationConfig, OptimizerConfig
 from fedspzo.privacy import Privacy, public_setting
 
+from .arguments import check_unicode
 from .data_section import DataConfig
 from .model_section import ADAPTER_CONFIG, ModelConfig
 from .sections import DEMO, EngineConfig, MezoConfig, OutputConfig, TaskConfig
@@ -155,6 +156,7 @@ def load(
     """
     path = Path(path)
     document = read_toml(path)
+    check_unicode("config", path)
     check_keys(path, "", document, SECTIONS, [n for n, (_, need) in SECTIONS.items() if need])
     sections: dict[str, Any] = {}
     for name, (cls, needed) in SECTIONS.items():

@@ -22,6 +22,8 @@ from fedspzo.errors import InputError
 from fedspzo.files import Closing, folder_atomic, make_folder, sync, write_atomic
 from fedspzo.journal.salvage import salvage_in_place
 
+from .arguments import check_unicode
+
 METRICS, CONFIG, FIGURE, MODEL = "metrics.jsonl", "config.toml", "results.png", "model"
 MEZO_METRICS = "mezo.jsonl"
 JOURNAL, MEZO_JOURNAL = "journal.fspz", "mezo.fspz"
@@ -75,6 +77,7 @@ class RunFolder(Closing):
         self.resume = resume
         self.extended = False
         self._lock: int | None = None
+        check_unicode("output", path)
         if path.exists() and not path.is_dir():
             raise InputError(f"output '{path}' is no folder; name another with --output")
         if (path / LOCK).exists():
