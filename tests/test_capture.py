@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedspzo.blocks.activation_replay import ActivationReplay
 from fedspzo.blocks.cost_shares import measure
 from fedspzo.blocks.evaluation_mode import evaluating
+from fedspzo.blocks.flop_count import flop_counter
 from fedspzo.blocks.touched import Touched
 
 
@@ -391,10 +392,20 @@ def test_layers_of_one_operation_are_counted(layer):
 def test_nested_tensors_are_named_with_the_remedy():
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
     x, padding = torch.randn(2, 4, 16), torch.tensor([[False] * 4, [False, False, True, True]])
-    with ActivationReplay(encoder.eval().layers, (1,)) as replay:
-        replay.capture()
-        with pytest.warns(UserWarning, match=r"given a nested Tensor.*enable_nested_tensor=False"):
-            replay.evaluated(lambda: encoder(x, src_key_padding_mask=padding).sum())
+    later = dict(encoder.layers[1].named_parameters())
+    told = pytest.warns(UserWarning, match=r"given a nested Tensor.*enable_nested_tensor=False")
+    with ActivationReplay(encoder.eval().layers, (1,)) as replay, told:
+        shares = measure(replay, [later], lambda: encoder(x, src_key_padding_mask=padding).sum())
+    assert shares == (1.0,)  # nothing is replayed
+
+
+@torch.no_grad()
+def test_a_recurrent_layer_costs_its_weights_at_every_place_of_a_large_batch():
+    layer, x = Recurrent(16, 8, batch_first=True), torch.randn(64, 4, 16)
+    with flop_counter() as counter:
+        layer(x)
+    weights = layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel()
+    assert counter.get_total_flops() == 2 * 64 * 4 * weights
 
 
 class Residual(nn.Module):

@@ -159,6 +159,15 @@ def test_a_model_that_looks_at_its_output_layers_weight_is_taken() -> None:
     torch.testing.assert_close(model(IDS).logits, before)
 
 
+@pytest.mark.parametrize("make", [llama, untied_llama])
+def test_weights_may_be_tied_again(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    before = model(IDS).logits
+    untie_rows(model, TOKENS)
+    model.tie_weights()
+    torch.testing.assert_close(model(IDS).logits, before)
+
+
 def test_merging_a_model_without_rows_does_nothing() -> None:
     model = llama()
     before = model.get_output_embeddings().weight

@@ -116,6 +116,16 @@ def test_parameters_that_lie_between_one_anothers_elements_are_apart():
         SPZO([{"params": [nn.Parameter(flat[0])]}, {"params": [nn.Parameter(flat[0, :2])]}])
 
 
+def test_parameters_are_told_apart_whatever_torchs_default_device_and_flat_strides_are():
+    flat = torch.zeros(1, 8)
+    tied = [nn.Parameter(flat[:, :4]), nn.Parameter(flat[0, :4].unsqueeze(0))]
+    assert tied[0].stride() != tied[1].stride()  # of a dimension of one element
+    halves = torch.zeros(4, 6)
+    with torch.device("meta"):
+        assert len(SPZO(tied).param_groups[0]["params"]) == 1
+        SPZO([nn.Parameter(halves[:, :3]), nn.Parameter(halves[:, 3:])])
+
+
 def test_a_wrong_split_is_found_in_the_first_step():
     """A parameter of block 2 that the first block uses, which registration order cannot know."""
 

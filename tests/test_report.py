@@ -135,6 +135,18 @@ def test_files_of_something_else_are_not_removed(tmp_path: Path, name: str) -> N
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_link_that_leads_nowhere_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "gone")
+    with RunFolder(tmp_path) as folder:
+        assert not folder.resumes
+        folder.create()
+    assert not (tmp_path / "gone").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/journal.fspz").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"holds 'journal.fspz', but no run"):
+        RunFolder(tmp_path / "other")
+
+
 def test_a_lock_that_no_run_wrote_stays(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("important")
     with pytest.raises(InputError, match=r"holds '.lock', which no run wrote"):

@@ -13,7 +13,7 @@ from fedspzo.errors import InputError
 from . import examples
 from .examples import MOST_LINES, Found, Reading
 from .naming import Naming
-from .rows import UTF_8, content, table, text_of
+from .rows import UTF_8, content, table, text_of, unpacked
 from .saved_task import SavedTask
 from .sources import ENDINGS, SUFFIXES, format_of
 from .streams import say
@@ -114,7 +114,7 @@ def _read(
 ) -> Found:
     """Make examples of a data file's content, in the run's encoding unless one is given."""
     if encoding is None:
-        encoding = saved.data.encoding
+        encoding, data = saved.data.encoding, unpacked(path, data)
         # in an encoding of single bytes any bytes are a text, so that nobody is told of a wrong one
         if encoding not in (UTF_8, "utf-16") and _is_utf_8(data):
             say(

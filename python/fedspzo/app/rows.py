@@ -85,8 +85,7 @@ def table(
     Raises:
         InputError: it has another format; one line names the remedy.
     """
-    if data.startswith(_GZIP):
-        data = _unpacked(path, data)
+    data = unpacked(path, data)
     if data.startswith(_PARQUET) or format_of(path) == ".parquet":
         return Table(path, "row", parquet_rows(path, data, wanted))
     if data.startswith(_ZIP):
@@ -136,7 +135,14 @@ def text_of(path: Path, data: bytes, encoding: str, naming: Naming = IN_CONFIG) 
         ) from None
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
+def unpacked(path: Path, data: bytes) -> bytes:
+    """Return a file's content, unpacked if it is compressed by gzip.
+
+    Raises:
+        InputError: the compressed content is damaged.
+    """
+    if not data.startswith(_GZIP):
+        return data
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:

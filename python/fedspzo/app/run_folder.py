@@ -91,7 +91,7 @@ class RunFolder(Closing):
     def _inspect(self) -> None:
         path = self.path
         found = [name for name in WRITTEN if os.path.lexists(path / name)]
-        begun = JOURNAL in found
+        begun = (path / JOURNAL).exists()
         self.finished = self._has_summary() and not self.extended
         self.resumes = begun and not self.finished and not self.overwrite
         if self.resume:
@@ -102,7 +102,7 @@ class RunFolder(Closing):
             raise InputError(
                 f"output '{path}' holds {found[0]!r}, but no run; name another with --output"
             )
-        rows = METRICS in found and (path / METRICS).stat().st_size > 0
+        rows = (path / METRICS).exists() and (path / METRICS).stat().st_size > 0
         if self.finished or (rows and not begun):
             if self.overwrite:
                 return

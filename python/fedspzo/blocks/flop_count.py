@@ -34,9 +34,18 @@ class _NoModules(ModuleTracker):
         pass
 
 
+class _Counter(FlopCounterMode):
+    """Takes operations on nested tensors, which have no shape, for free."""
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if any(isinstance(x, torch.Tensor) and x.is_nested for x in args):
+            return out
+        return super()._count_flops(func_packet, out, args, kwargs)
+
+
 def flop_counter() -> FlopCounterMode:
     """Return a context that counts the operations inside it: `get_total_flops()` tells them."""
-    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter = _Counter(display=False, custom_mapping=_formulas())
     counter.mod_tracker = _NoModules()
     return counter
 
@@ -50,8 +59,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         products.append(torch.ops.transformers.grouped_mm_fallback)
     return {
         **dict.fromkeys(products, _product),
-        aten.mkldnn_rnn_layer: _layer,
-        aten._cudnn_rnn: _layer,
+        aten.mkldnn_rnn_layer: _recurrent_layer,
+        aten._cudnn_rnn: _recurrent_layers,
         aten._native_multi_head_attention: _attention,
         aten._transformer_encoder_layer_fwd: _encoder_layer,
     }
@@ -66,6 +75,16 @@ def _layer(x: Shape, *args: Any, **kwargs: Any) -> int:
     """Each matrix among the operands is applied at each position of x, (..., features)."""
     shapes = [shape for arg in args if isinstance(arg, Sequence) for shape in _shapes(arg)]
     return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+
+
+def _recurrent_layer(x: Shape, *args: Any, **kwargs: Any) -> int:
+    """The 4 operands after x are weights; states come later, and may be matrices too."""
+    return _layer(x, *args[:4])
+
+
+def _recurrent_layers(x: Shape, weights: Sequence[Shape], *args: Any, **kwargs: Any) -> int:
+    """All layers' weights are one list."""
+    return _layer(x, weights)
 
 
 def _attention(x: Shape, *args: Any, **kwargs: Any) -> int:

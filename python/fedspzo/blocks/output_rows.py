@@ -48,6 +48,13 @@ class OutputRows(nn.Module):
         """The base's weight, whose dtype some models (Mamba) look up; the rows are not in it."""
         return self.base.weight
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter. A weight is the base's, as where `tie_weights` ties it anew."""
+        if name == "weight":
+            self.base.register_parameter(name, param)
+        else:
+            super().register_parameter(name, param)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return all logits, (..., vocabulary), of hidden states (..., D)."""
         logits: Tensor = self.base(hidden)

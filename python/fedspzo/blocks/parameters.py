@@ -18,7 +18,9 @@ def storage(tensor: Tensor) -> tuple[Any, ...]:
     part = local(tensor)
     if part.device.type == "meta" or part.numel() == 0:
         return (id(tensor),)
-    return (part.device, part.data_ptr(), part.shape, part.stride())
+    # of a dimension of one element the stride means nothing
+    strides = (s for n, s in zip(part.shape, part.stride(), strict=True) if n > 1)
+    return (part.device, part.data_ptr(), part.shape, *strides)
 
 
 def trainable(named: Iterable[tuple[str, nn.Parameter]]) -> Named:
@@ -66,7 +68,9 @@ def _share_elements(part: Tensor, following: Tensor) -> bool:
     start, rest = divmod(following.data_ptr() - part.data_ptr(), part.element_size())
     if rest or following.element_size() != part.element_size():
         return True
-    taken = torch.zeros(max(_extent(part), start + _extent(following)), dtype=torch.bool)
+    taken = torch.zeros(
+        max(_extent(part), start + _extent(following)), dtype=torch.bool, device="cpu"
+    )
     taken.as_strided(part.shape, part.stride()).fill_(True)
     return bool(taken.as_strided(following.shape, following.stride(), start).any())
 

@@ -24,6 +24,7 @@ from transformers import Trainer
 from fedspzo.blocks.cut import split
 from fedspzo.blocks.evaluation_mode import evaluating
 from fedspzo.blocks.layer_stack import At
+from fedspzo.blocks.repeats import TOLERANCE
 from fedspzo.blocks.shards import is_sharded
 from fedspzo.evaluation.accumulation import weighted_sum
 from fedspzo.evaluation.closures import Closure
@@ -242,16 +243,26 @@ class SPZOTrainerMixin:
         counts = self._label_counts(batches)
         most = max(range(len(batches)), key=counts.__getitem__)
         alone = len(batches) == 1 and self.args.world_size == 1
-        if self._spzo_divides is None and counts[most] and not alone:
+        # all processes evaluate or none, as a loss may gather metrics, and all decide alike
+        if self._spzo_divides is None and not alone and self._everywhere(counts[most] > 0):
             once = self._metrics_kept_once(first=False)
             with torch.no_grad(), evaluating(model), once:
                 one, other = (
                     self._micro_batch_loss(model, batches[most], number).item()
                     for number in (items, 2 * items)
                 )
-            if math.isfinite(one):
-                self._spzo_divides = one != other
+            if self._everywhere(math.isfinite(one) and one != 0):
+                # off the CPU a mean may be rounded otherwise the second time
+                same = math.isclose(one, other, rel_tol=TOLERANCE)
+                self._spzo_divides = not self._everywhere(same)
         return None if self._spzo_divides is False else items
+
+    def _everywhere(self, fact: bool) -> bool:
+        """Tell whether something holds in all processes."""
+        known = torch.tensor(fact, dtype=torch.int32, device=self.args.device)
+        if self.args.world_size > 1:
+            dist.all_reduce(known, dist.ReduceOp.MIN)
+        return bool(known)
 
     def _micro_batch_shares(
         self, batches: Sequence[Batch], items: Tensor | int | None
