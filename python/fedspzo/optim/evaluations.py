@@ -60,6 +60,11 @@ class Evaluations:
         """The warning of a step whose losses are all equal has been given."""
         return self._checks.told
 
+    @property
+    def must_meet(self) -> bool:
+        """The processes have to `meet` before the next step."""
+        return self._processes.must_meet
+
     def restart(self, *, checked: bool, told: bool) -> None:
         """Begin anew from a state that was loaded.
 
@@ -76,7 +81,7 @@ class Evaluations:
         reshard(self._gathering)
 
     def meet(self, groups: Sequence[Group], settings: Mapping[str, Any]) -> None:
-        """Check before the first step what the processes share, and watch the closure in that step.
+        """Check before a step that `must_meet` what the processes share, and watch its closure.
 
         Args:
             groups: the optimizer's param groups.
@@ -95,13 +100,14 @@ class Evaluations:
 
     @contextmanager
     def of(
-        self, closure: Closure, interrupts: HeldInterrupts, *, single: bool
+        self, closure: Closure, interrupts: HeldInterrupts, *, number: int, single: bool
     ) -> Iterator[Callable[[], Tensor]]:
         """Let the model be evaluated inside the `with` block, and replayed.
 
         Args:
             closure: the step's closure.
             interrupts: are held, but while the closure runs.
+            number: the step's number.
             single: the closure returns one loss; else one an example, (B,).
 
         Yields:
@@ -126,7 +132,7 @@ class Evaluations:
         bare = self._model is None
         kept = kept_running_statistics() if bare else nullcontext()
         try:
-            with evaluating(self._model), kept, self._replay:
+            with self._processes.step(number), evaluating(self._model), kept, self._replay:
                 yield evaluate
         finally:
             reshard(self._gathering)

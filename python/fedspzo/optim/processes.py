@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,15 +19,23 @@ class Processes:
     Args:
         group: their process group; None: this process takes its steps by itself, unless it shares
             its model with others, which is found out.
+
+    Attributes:
+        must_meet: the processes have to `meet` before the next step, as it is the first one, or
+            as the last one failed.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
         self._sharing: dist.ProcessGroup | None = None
         self._device = torch.device("cpu")
+        self._step, self._evaluation = 0, 0
+        self.must_meet = True
 
     def meet(self, parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-        """Check before the first step that all have the same weights and settings.
+        """Check before the first step, and after one that failed, that all can take the same step.
+
+        They need the same weights and settings.
 
         Args:
             parameters: the model's parameters by name, or the trained ones.
@@ -82,6 +90,26 @@ class Processes:
         finally:
             hook.remove()
 
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Take a step inside the `with` block. If it fails in one process, it fails in all.
+
+        Args:
+            number: the step's number, which has to be the same in all.
+        """
+        self._step, self._evaluation = number, 0
+        met, self.must_meet = self.must_meet, False
+        try:
+            yield
+        except BaseException:
+            if self._group is None:
+                self.must_meet = met
+            elif not self.must_meet:  # this process knows of the failure alone
+                # the others wait for a loss, and would take one of a later step for it
+                with suppress(Exception):  # they may have ended, and the error to raise says more
+                    self._exchanged(torch.zeros(()), failed=True)
+            raise
+
     def joined(self, loss: Tensor) -> Tensor:
         """Return the mean of the processes' losses, a scalar, in float32 at least.
 
@@ -89,14 +117,16 @@ class Processes:
         of the processes that share the model.
 
         Raises:
-            RuntimeError: they differ, and would lead to other weights on every process.
+            RuntimeError: they differ, and would lead to other weights on every process. Or the step
+                failed in another process, or that one is at another evaluation.
         """
         if self._group is not None:
-            every = _gathered(loss, self._group, self._device)
+            every = self._exchanged(loss)
             mean = every.sum() / len(every)
             return mean.to(torch.promote_types(loss.dtype, torch.float32))
         if self._sharing is not None and loss.dim() == 0:
-            every, self._sharing = _gathered(loss, self._sharing, self._device), None
+            mine = self._on_device(loss)
+            every, self._sharing = _gathered(mine, self._sharing).flatten(), None
             if (every != every[0]).any():
                 raise RuntimeError(
                     f"the processes that share the model have losses {every.tolist()}, and would"
@@ -104,6 +134,46 @@ class Processes:
                     " which averages them"
                 )
         return loss
+
+    def _exchanged(self, loss: Tensor, *, failed: bool = False) -> Tensor:
+        """Return every process's loss, in float64, (processes,): the same bits on all.
+
+        Args:
+            loss: this process's loss, a scalar.
+            failed: the step has failed in this process, which has no loss.
+
+        Raises:
+            RuntimeError: it has failed in a process, or the processes are at different evaluations.
+                All of them raise this.
+        """
+        assert self._group is not None
+        self.must_meet = True  # unless all is well
+        place = torch.tensor([float(self._step), self._evaluation, failed], dtype=torch.float64)
+        mine = torch.cat([self._on_device(loss), place.to(self._device, non_blocking=True)])
+        every = _gathered(mine, self._group)
+        places = [tuple(row) for row in every[:, 1:].tolist()]
+        broken = [process for process, (*_, flag) in enumerate(places) if flag]
+        if broken:
+            step, where = places[broken[0]][0], ", ".join(map(str, broken))
+            raise RuntimeError(
+                f"step {step:.0f} failed in process {where}, whose own error says why, and is not"
+                " taken. To go on with the next batch, catch this error as well as that one, in all"
+                " processes: `except RuntimeError` catches a torch.OutOfMemoryError too"
+            )
+        if len(set(places)) > 1:
+            pairs = [f"{step:.0f}, {evaluation:.0f}" for step, evaluation, _ in places]
+            found = "; ".join(f"process {process}: {at}" for process, at in enumerate(pairs))
+            raise RuntimeError(
+                f"the processes are at different evaluations (step, evaluation in it: {found}), so"
+                " that their losses have no mean. Call `step` as often in every process: a batch"
+                " that one leaves out, all leave out"
+            )
+        self._evaluation += 1
+        self.must_meet = False
+        return every[:, 0].contiguous()  # as a sum over a strided column may round otherwise
+
+    def _on_device(self, loss: Tensor) -> Tensor:
+        return loss.detach().to(self._device, torch.float64).reshape(1)
 
     def agreed(self, value: Any) -> Any:
         """Return the first process's value on all of them."""
@@ -114,12 +184,12 @@ def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _gathered(value: Tensor, group: dist.ProcessGroup, device: torch.device) -> Tensor:
-    """Return every process's scalar, in float64, (processes,): the same bits on all."""
-    every = torch.empty(dist.get_world_size(group), dtype=torch.float64, device=device)
-    mine = value.detach().to(device, torch.float64).reshape(1)
+def _gathered(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return every process's numbers, (processes, numbers): the same bits on all."""
+    processes = dist.get_world_size(group)
+    every = mine.new_empty(processes * len(mine))
     dist.all_gather_into_tensor(every, mine, group=group)
-    return every
+    return every.view(processes, len(mine))
 
 
 def _objects(value: Any, group: dist.ProcessGroup) -> list[Any]:

@@ -254,7 +254,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         Raises:
             ValueError: there is no closure.
             RuntimeError: the model does not work as it was split, or the loss changes from call to
-                call. The first step finds this out.
+                call. The first step finds this out. Or with a `process_group` the step failed in
+                another process, or that one is at another step.
             Exception: whatever the closure raises. The weights are put back: bit for bit if
                 evaluation is layerwise, otherwise to the rounding of in-place arithmetic.
         """
@@ -267,14 +268,15 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
         self._told.of_unused_rates(self.auto, self.param_groups)
         self._evaluations.reshard()
         self._held.check(self.param_groups)
-        if self.last_step is None:
+        if self._evaluations.must_meet:
             self._evaluations.meet(self.param_groups, settings_of(self))
         blocks = self._in_place_blocks()
         with HeldInterrupts() as interrupts, ExitStack() as ways_back:
             for block in blocks:
                 ways_back.callback(block.restore)
             single = self.privacy is None
-            evaluations = self._evaluations.of(closure, interrupts, single=single)
+            number = self.steps
+            evaluations = self._evaluations.of(closure, interrupts, number=number, single=single)
             with evaluations as evaluate, self._unlearned_if_it_fails():
                 report = self._estimate(blocks, evaluate)
             if self.auto is not None:
