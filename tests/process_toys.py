@@ -67,6 +67,24 @@ def loss_of(model: nn.Module, step: int, rank: int) -> Tensor:
     return model(input_ids=ids, labels=ids).loss
 
 
+def eager() -> nn.Module:
+    """A model of which a long text takes another share of the cost in the layers."""
+    model = llama()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def loss_of_length(model: nn.Module, rank: int) -> Tensor:
+    """Return the loss of a batch whose length differs from process to process."""
+    ids = torch.arange(2 * (4 + 56 * rank)).reshape(2, -1) % 32
+    return model(input_ids=ids, labels=ids).loss
+
+
+def averaged(loss: Tensor) -> Tensor:
+    dist.all_reduce(loss)
+    return loss / PROCESSES
+
+
 def opt() -> nn.Module:
     """A model that registers its last norm before its layers, and whose head is tied.
 
@@ -173,18 +191,23 @@ def shared_data(rank: int) -> dict[str, Any]:
     found["ddp"] = raised(lambda: optimizer.step(lambda: loss_of(wrapped, 0, rank)))
     found["ddp changed nothing"] = digest(wrapped.module.named_parameters()) == before
 
-    def reduced() -> Tensor:
-        loss = loss_of(wrapped, 0, rank)
-        dist.all_reduce(loss)
-        return loss / PROCESSES
-
-    found["reduced"] = raised(lambda: optimizer.step(reduced))
+    found["reduced"] = raised(lambda: optimizer.step(lambda: averaged(loss_of(wrapped, 0, rank))))
     found["reduced digest"] = digest(wrapped.module.named_parameters())
     optimizer = SPZO(split(wrapped), lr=1e-2, **FEW, process_group=group)
     found["joined"] = raised(lambda: optimizer.step(lambda: loss_of(wrapped, 1, rank)))
     found["joined digest"] = digest(wrapped.module.named_parameters())
 
     found["inside"] = raised(DistributedDataParallel(TakesSteps(rank)))
+
+    model = eager()
+    optimizer = SPZO(split(model), lr="auto")
+    optimizer.step(lambda: loss_of_length(model, rank))
+    found["own shares"] = optimizer.cost_shares
+    wrapped = DistributedDataParallel(eager())
+    optimizer = SPZO(split(wrapped), lr="auto")
+    for _ in range(STEPS):
+        optimizer.step(lambda: averaged(loss_of_length(wrapped, rank)))
+    found["agreed"] = [digest(wrapped.module.named_parameters()), optimizer.cost_shares]
 
     model = llama()
     with torch.no_grad():

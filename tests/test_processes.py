@@ -52,6 +52,12 @@ def test_ddp_with_a_reduced_loss_or_a_process_group_is_taken(sharing):
         assert len({process[f"{name} digest"] for process in sharing}) == 1
 
 
+def test_ddp_with_a_reduced_loss_agrees_on_cost_shares(sharing):
+    """Else batches of other lengths give other numbers of directions, and the processes hang."""
+    assert sharing[0]["own shares"] != sharing[1]["own shares"]
+    assert sharing[0]["agreed"] == sharing[1]["agreed"]
+
+
 def test_other_weights_or_settings_are_named(sharing):
     for process in sharing:
         assert "differ in weights of 'lm_head.weight'." in process["other weights"]

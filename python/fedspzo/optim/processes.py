@@ -27,7 +27,9 @@ class Processes:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
+        # the processes that share the model without a process group, once that is found out
         self._sharing: dist.ProcessGroup | None = None
+        self._compared = False
         self._device = torch.device("cpu")
         self._step, self._evaluation = 0, 0
         self.must_meet = True
@@ -48,6 +50,7 @@ class Processes:
         self._device = next(iter(parameters.values())).device
         if self._group is None:
             self._sharing = mesh_group(parameters.values()) if _several() else None
+            self._compared = False
             return
         if dist.get_rank(self._group) < 0:
             raise ValueError(
@@ -124,9 +127,9 @@ class Processes:
             every = self._exchanged(loss)
             mean = every.sum() / len(every)
             return mean.to(torch.promote_types(loss.dtype, torch.float32))
-        if self._sharing is not None and loss.dim() == 0:
-            mine = self._on_device(loss)
-            every, self._sharing = _gathered(mine, self._sharing).flatten(), None
+        if self._sharing is not None and not self._compared and loss.dim() == 0:
+            self._compared = True
+            every = _gathered(self._on_device(loss), self._sharing).flatten()
             if (every != every[0]).any():
                 raise RuntimeError(
                     f"the processes that share the model have losses {every.tolist()}, and would"
@@ -176,8 +179,9 @@ class Processes:
         return loss.detach().to(self._device, torch.float64).reshape(1)
 
     def agreed(self, value: Any) -> Any:
-        """Return the first process's value on all of them."""
-        return value if self._group is None else _objects(value, self._group)[0]
+        """Return the first process's value on all of them, also of those that share the model."""
+        group = self._group or self._sharing
+        return value if group is None else _objects(value, group)[0]
 
 
 def _several() -> bool:

@@ -73,7 +73,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             "auto" finds a rate for each block from losses. When training diverges, it takes the
             last steps back and halves the rates. At first the last block moves alone, and the
             others may wait for their turns (`fedspzo.auto_lr.central`). In several processes pass
-            `process_group` or `cost_shares`, so that all decide alike.
+            `process_group`, or `cost_shares` if the closure averages the loss, so that all decide
+            alike.
         estimator: "anchored" (default for several blocks, and for one after frozen layers),
             "balanced", "coupled", "mezo" (default for one block), or one of your own
             (`estimators.register`).
