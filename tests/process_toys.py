@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,25 @@ class TakesSteps(nn.Module):
         self.optimizer.step(lambda: loss_of(self.model, 0, self.rank))
 
 
+def other_lengths(rank: int) -> dict[str, Any]:
+    """Whole models, apart and in a wrapper, on batches of other lengths in every process."""
+    found: dict[str, Any] = {}
+    model = eager()
+    optimizer = SPZO(split(model), lr="auto")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            optimizer.step(lambda: loss_of_length(model, rank))
+    found["apart"] = [str(warning.message) for warning in told if warning.filename == __file__]
+    found["own shares"] = optimizer.cost_shares
+    wrapped = DistributedDataParallel(eager())
+    optimizer = SPZO(split(wrapped), lr="auto")
+    for _ in range(STEPS):
+        optimizer.step(lambda: averaged(loss_of_length(wrapped, rank)))
+    found["agreed"] = [digest(wrapped.module.named_parameters()), optimizer.cost_shares]
+    return found
+
+
 def shared_data(rank: int) -> dict[str, Any]:
     """Whole models in every process."""
     group = dist.group.WORLD
@@ -191,7 +211,11 @@ def shared_data(rank: int) -> dict[str, Any]:
     found["ddp"] = raised(lambda: optimizer.step(lambda: loss_of(wrapped, 0, rank)))
     found["ddp changed nothing"] = digest(wrapped.module.named_parameters()) == before
 
-    found["reduced"] = raised(lambda: optimizer.step(lambda: averaged(loss_of(wrapped, 0, rank))))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        reduced = raised(lambda: optimizer.step(lambda: averaged(loss_of(wrapped, 0, rank))))
+    found["reduced"] = reduced
+    found["told one model"] = [str(w.message) for w in told if "process_group" in str(w.message)]
     found["reduced digest"] = digest(wrapped.module.named_parameters())
     optimizer = SPZO(split(wrapped), lr=1e-2, **FEW, process_group=group)
     found["joined"] = raised(lambda: optimizer.step(lambda: loss_of(wrapped, 1, rank)))
@@ -199,15 +223,7 @@ def shared_data(rank: int) -> dict[str, Any]:
 
     found["inside"] = raised(DistributedDataParallel(TakesSteps(rank)))
 
-    model = eager()
-    optimizer = SPZO(split(model), lr="auto")
-    optimizer.step(lambda: loss_of_length(model, rank))
-    found["own shares"] = optimizer.cost_shares
-    wrapped = DistributedDataParallel(eager())
-    optimizer = SPZO(split(wrapped), lr="auto")
-    for _ in range(STEPS):
-        optimizer.step(lambda: averaged(loss_of_length(wrapped, rank)))
-    found["agreed"] = [digest(wrapped.module.named_parameters()), optimizer.cost_shares]
+    found |= other_lengths(rank)
 
     model = llama()
     with torch.no_grad():

@@ -52,6 +52,17 @@ def test_ddp_with_a_reduced_loss_or_a_process_group_is_taken(sharing):
         assert len({process[f"{name} digest"] for process in sharing}) == 1
 
 
+def test_processes_with_a_model_each_are_told_once(sharing):
+    for process in sharing:
+        (told,) = process["apart"]
+        assert "2 processes, but SPZO has no process_group" in told
+        assert "pass process_group=torch.distributed.group.WORLD, and read it after" in told
+
+
+def test_processes_that_train_one_model_are_told_nothing(sharing):
+    assert [process["told one model"] for process in sharing] == [[], []]
+
+
 def test_ddp_with_a_reduced_loss_agrees_on_cost_shares(sharing):
     """Else batches of other lengths give other numbers of directions, and the processes hang."""
     assert sharing[0]["own shares"] != sharing[1]["own shares"]

@@ -65,6 +65,11 @@ class Evaluations:
         """The processes have to `meet` before the next step."""
         return self._processes.must_meet
 
+    @property
+    def processes_apart(self) -> bool:
+        """There are several processes, and each seems to train a model of its own."""
+        return self._processes.apart
+
     def restart(self, *, checked: bool, told: bool) -> None:
         """Begin anew from a state that was loaded.
 

@@ -23,6 +23,7 @@ class Processes:
     Attributes:
         must_meet: the processes have to `meet` before the next step, as it is the first one, or
             as the last one failed.
+        apart: the first evaluation has shown no sign that the processes train one model.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -33,6 +34,7 @@ class Processes:
         self._device = torch.device("cpu")
         self._step, self._evaluation = 0, 0
         self.must_meet = True
+        self.apart = False
 
     def meet(self, parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Check before the first step, and after one that failed, that all can take the same step.
@@ -127,8 +129,11 @@ class Processes:
             every = self._exchanged(loss)
             mean = every.sum() / len(every)
             return mean.to(torch.promote_types(loss.dtype, torch.float32))
-        if self._sharing is not None and not self._compared and loss.dim() == 0:
-            self._compared = True
+        if self._compared or loss.dim():
+            return loss
+        self._compared = True
+        self.apart = self._sharing is None and _several()
+        if self._sharing is not None:
             every = _gathered(self._on_device(loss), self._sharing).flatten()
             if (every != every[0]).any():
                 raise RuntimeError(

@@ -288,6 +288,8 @@ class SPZO(RefusesFirstOrderLoops, Optimizer):
             self.forwards += report.forwards + self._evaluations.spent
             self._evaluations.spent = 0.0
             self.last_step = report
+        if self._evaluations.processes_apart:
+            self._told.of_processes_apart()
         if report.skipped:
             self.skipped += 1
             self._told.of_skip(report, self.skipped)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch.distributed as dist
+
 from fedspzo.auto_lr.central import CentralPolicy
 from fedspzo.auto_lr.constants import START
 from fedspzo.estimators.step_report import StepReport
@@ -16,7 +18,7 @@ class Told:
     """Gives an optimizer's warnings, each of them once."""
 
     def __init__(self) -> None:
-        self._of_rates = False
+        self._of_rates = self._of_processes = False
 
     def of_unused_rates(self, auto: CentralPolicy | None, groups: Sequence[Group]) -> None:
         """Warn if something else than lr="auto" has set the rates that it finds."""
@@ -31,6 +33,20 @@ class Told:
                 f" {rates}. Leave the scheduler out, or pass a rate as lr",
                 stacklevel=5,
             )
+
+    def of_processes_apart(self) -> None:
+        """Warn that each of several processes seems to train a model of its own."""
+        if self._of_processes:
+            return
+        self._of_processes = True
+        warnings.warn(
+            f"torch.distributed has {dist.get_world_size()} processes, but SPZO has no"
+            " process_group, and the model is neither in DistributedDataParallel nor sharded:"
+            " unless the closure averages the loss over the processes, each of them trains a model"
+            " of its own. To train one model, pass process_group=torch.distributed.group.WORLD, and"
+            " read it after init_process_group, as it is None before",
+            stacklevel=5,
+        )
 
     def of_skip(self, report: StepReport, skipped: int) -> None:
         """Warn of the first step that was skipped.
