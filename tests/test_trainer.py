@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,18 @@ from spzo_toys import llama, same, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
-from trainer_toys import FEW, arguments, bits, in_a_group, logged, loss_of, rows, trainer
+from trainer_toys import (
+    FEW,
+    VOCAB,
+    arguments,
+    bits,
+    in_a_group,
+    logged,
+    loss_of,
+    rows,
+    tagger,
+    trainer,
+)
 
 from fedspzo import SPZO, split
 from fedspzo.integrations.transformers import SPZOTrainer, SPZOTrainerMixin
@@ -77,14 +89,8 @@ def bert() -> nn.Module:
     return MeansOfBatches(hf.BertConfig(**BERT_LIKE, num_labels=32))
 
 
-def unsaid_bert() -> nn.Module:
-    """As transformers has it: it is given the number of all labels, and returns its own mean."""
-    torch.manual_seed(0)
-    return hf.BertForTokenClassification(hf.BertConfig(**BERT_LIKE, num_labels=32))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [llama, bert, unsaid_bert])
+@pytest.mark.parametrize("build", [llama, bert, tagger])
 def test_micro_batches_are_one_step_that_counts_every_label_alike(tmp_path, build):
     """The step of 3 micro-batches is that of one batch; a mean of their means is another loss."""
     settings = {"max_steps": 2, "lr_scheduler_type": "constant"}
@@ -117,7 +123,7 @@ def test_a_loss_function_of_ones_own_may_be_a_mean_or_divide(tmp_path):
     losses = []
     for function in (mean_of_labels, sum_by_all_labels):
         settings = {"max_steps": 2, "gradient_accumulation_steps": 3}
-        made = trainer(tmp_path, unsaid_bert(), compute_loss_func=function, **settings)
+        made = trainer(tmp_path, tagger(), compute_loss_func=function, **settings)
         made.train()
         losses.append(logged(made, "loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -130,7 +136,7 @@ def test_a_step_whose_first_micro_batch_has_no_labels_is_taken(tmp_path):
         row["labels"] = torch.full((8,), -100)
     settings = {"max_steps": 1, "gradient_accumulation_steps": 2}
     settings["train_sampling_strategy"] = "sequential"
-    made = trainer(tmp_path, unsaid_bert(), train_dataset=data, **settings)
+    made = trainer(tmp_path, tagger(), train_dataset=data, **settings)
     made.train()
     assert made.optimizer.optimizer.skipped == 0
 
@@ -182,6 +188,9 @@ def test_processes_share_a_step_as_micro_batches_do(python, tmp_path):
         assert process["losses"] == pytest.approx(logged(one, "loss"), rel=1e-5)
         assert process["head"] == pytest.approx(one.model.lm_head.weight[0].tolist(), abs=1e-4)
         assert process["wrapped"] == "LlamaForCausalLM"  # not DistributedDataParallel
+        # a mean of means, where transformers' Trainer logs their sum
+        assert process["means"] == pytest.approx([math.log(VOCAB)] * 2, abs=0.3)
+    assert len({process["digest of means"] for process in processes}) == 1
 
 
 @pytest.mark.slow

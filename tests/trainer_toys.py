@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from families import BERT_LIKE
 from spzo_toys import llama
 from torch import Tensor, nn
 
@@ -76,6 +77,12 @@ def logged(made: hf.Trainer, name: str) -> list[float]:
     return [entry[name] for entry in made.state.log_history if name in entry]
 
 
+def tagger() -> nn.Module:
+    """It is given the number of all labels, and returns its own batch's mean all the same."""
+    torch.manual_seed(0)
+    return hf.BertForTokenClassification(hf.BertConfig(**BERT_LIKE, num_labels=VOCAB))
+
+
 def in_a_group(rank: int) -> dict[str, Any]:
     """Train in one of two processes, which begin with other weights and draw other rows."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -86,7 +93,11 @@ def in_a_group(rank: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp())
     made = trainer(folder, model, max_steps=3, lr_scheduler_type="constant")
     made.train()
+    means = trainer(folder, tagger(), max_steps=2, lr_scheduler_type="constant")
+    means.train()
     return {
+        "means": logged(means, "loss"),
+        "digest of means": bits(means.model),
         "digest": bits(made.model),
         "losses": logged(made, "loss"),
         "wrapped": type(made.model_wrapped).__name__,
