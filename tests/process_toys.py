@@ -159,7 +159,7 @@ def shard(model: nn.Module, shape: tuple[int, ...] = (PROCESSES,)) -> nn.Module:
 def raised(function: Callable[[], object]) -> str:
     try:
         function()
-    except Exception as error:
+    except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked_python import ForkedPython
-from process_toys import STEPS, in_processes, loss_of, settings_of
+from process_toys import STEPS, in_processes, loss_of, raised, settings_of
 from torch import Tensor, nn
 
 from fedspzo import SPZO
@@ -38,14 +38,6 @@ def optimizer_of(name: str) -> tuple[nn.Module, SPZO]:
     case, more = RUNS[name]
     model, cut, settings = settings_of(case)
     return model, SPZO(cut(model), **settings, **more, process_group=dist.group.WORLD)
-
-
-def raised(function: Callable[[], object]) -> str:
-    try:
-        function()
-    except BaseException as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 @contextmanager

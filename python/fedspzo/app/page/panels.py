@@ -199,7 +199,7 @@ def privacy(runs: Sequence[RecordedRun]) -> list[Panel]:
         Panel(
             id="epsilon",
             title="Privacy spent",
-            caption="The largest epsilon of any client.",
+            caption="The largest finite epsilon of any client.",
             specification=figures.curves(lines, title="epsilon", format=".3~g"),
             table=tables.of_curves("Privacy spent", "Epsilon", lines, words.short),
         )
