@@ -91,6 +91,9 @@ class TestApp:
         (app / "mine.txt").write_text("mine")
         assert "is there already" in error(capsys, "flower", folder / "run.toml", "-o", app)
         assert [path.name for path in app.iterdir()] == ["mine.txt"]
+        (tmp_path / "link").symlink_to(app)
+        link = tmp_path / "link"
+        assert "is a link" in error(capsys, "flower", folder / "run.toml", "-o", link)
 
     def test_privacy_is_refused(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

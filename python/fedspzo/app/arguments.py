@@ -55,6 +55,15 @@ def check_unicode(what: str, path: Path) -> None:
         ) from None
 
 
+def check_new_folder(output: Path, remedy: str) -> None:
+    """Raise InputError unless `output` is no link, and does not exist or is an empty folder."""
+    check_unicode("output", output)
+    if output.is_symlink():
+        raise InputError(f"output '{output}' is a link; {remedy}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output '{output}' is there already; {remedy}")
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add the option --quiet."""
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")

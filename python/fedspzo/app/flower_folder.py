@@ -11,6 +11,7 @@ from pathlib import Path
 from fedspzo.errors import InputError
 from fedspzo.files import folder_atomic
 
+from .arguments import check_new_folder
 from .config import Config, to_toml
 from .data import check_clients, check_repeated, read_splits
 from .toml import dump_value
@@ -130,8 +131,7 @@ def write(config: Config, folder: Path) -> Iterator[str]:
             f"output '{folder}' is no name that Flower takes: letters, digits and hyphens, a letter"
             " first, 32 characters at most; name another with --output"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output '{folder}' is there already; name another with --output")
+    check_new_folder(folder, "name another with --output")
     splits = read_splits(config.data, config.task, config.federation.seed)
     check_repeated(config.data, splits)
     check_clients(config, splits)

@@ -15,7 +15,7 @@ from fedspzo.files import folder_atomic, make_folder
 from fedspzo.journal.records import Record, apply, digest, merged
 
 from . import weights
-from .arguments import check_unicode
+from .arguments import check_new_folder
 from .run_folder import MODEL
 from .saved_task import SavedTask
 from .weights import Weights, is_tensors
@@ -161,12 +161,8 @@ def save(replayed: Replayed, output: Path) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raise InputError if `output` exists and is not an empty folder."""
-    check_unicode("output", output)
-    if output.is_symlink():
-        raise InputError(f"output '{output}' is a link; name a new folder after -o")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output '{output}' is there already; name a new folder after -o")
+    """Raise InputError unless the weights can be written to a new folder `output`."""
+    check_new_folder(output, "name a new folder after -o")
 
 
 def rounds(log: DecodedJournal) -> int:
